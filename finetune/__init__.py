@@ -1,0 +1,1 @@
+"""What the three scripts share: config, data, model, training loop, checkpoints, captioning."""

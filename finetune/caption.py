@@ -1,0 +1,214 @@
+"""From a checkpoint and H5 files to captions and scores."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from .batching import encode_text, pad_tiles
+from .checkpoint import load_checkpoint
+from .config import Config, GenerationOptions, expand, from_dict
+from .errors import UserError, printable
+from .generate import generate
+from .labels import load_labels
+from .metrics import distinct_share, exact_match, most_common_share, phrase_accuracy
+from .model import SlideCaptioner, build_model
+from .optim import Precision, resolve_device, resolve_precision
+from .tiles import BadSlide, SlideFile, find_files, inspect_slide, read_tiles
+from .tokenizer import VocabTokenizer
+
+_BATCH = 8  # slides decoded together
+
+
+@dataclass
+class Captioner:
+    """A trained model that scores and captions slides."""
+
+    model: SlideCaptioner
+    tokenizer: VocabTokenizer
+    config: Config
+    precision: Precision
+    validation_ids: list[str]
+
+    @classmethod
+    def load(cls, checkpoint: str | Path, prism: str | None = None, device: str = "auto") -> Captioner:
+        """Rebuild the model of a checkpoint from that one file and Prism's weights.
+
+        prism: where Prism's weights are, if not where they were in training; they must be the same weights (SHA-256).
+        """
+        content = load_checkpoint(expand(str(checkpoint)))
+        config = from_dict(content["config"], str(checkpoint))
+        tokenizer = VocabTokenizer.from_dict(content["tokenizer"], str(checkpoint))
+        config.prism.weights = prism or config.prism.weights
+        model = build_model(config, tokenizer, None if config.prism.freeze else content["prism"]["architecture"])
+        if config.prism.freeze and model.prism.sha256 != content["prism"]["sha256"]:
+            raise UserError(checkpoint, f"was trained with other Prism weights ({content['prism']['source']}, sha256 "
+                            f"{content['prism']['sha256'][:12]}; {config.prism.weights} has {model.prism.sha256[:12]})",
+                            "give the same weights with --prism")
+        model.load_saved_state(content["model"], str(checkpoint))
+        where = resolve_device(device)
+        return cls(model.to(where).eval(), tokenizer, config, resolve_precision("auto", where),
+                   content["data"]["validation_ids"])
+
+    @torch.no_grad()
+    def describe(self, slides: list[SlideFile], texts: list[str], options: GenerationOptions) -> list[dict[str, Any]]:
+        """One record per slide: caption, cosine similarity to each text, and with several texts their probabilities."""
+        coca, device = self.model.coca, self.precision.device
+        tiles, mask = pad_tiles([read_tiles(s) for s in slides])
+        with self.precision.autocast():
+            image_tokens = self.model.image_tokens(tiles.to(device), mask.to(device))
+            captions = generate(coca, image_tokens, options, bos_id=self.tokenizer.bos_id,
+                                eos_id=self.tokenizer.eos_id, pad_id=self.tokenizer.pad_id)
+            image_embeds, _ = coca.embed_image(image_tokens=image_tokens)
+            cosines = coca.similarity(self._embed(texts), image_embeds).T.float() if texts else None  # (B, texts)
+        records = []
+        for i, (slide, ids) in enumerate(zip(slides, captions, strict=True)):
+            record = _record(slide.slide_id, caption=self.tokenizer.decode(ids))
+            if cosines is not None:
+                record["similarity"] = dict(zip(texts, cosines[i].tolist(), strict=True))
+                if len(texts) > 1:
+                    odds = (cosines[i] * coca.logit_scale.float()).softmax(0)
+                    record["probability"] = dict(zip(texts, odds.tolist(), strict=True))
+            records.append(record)
+        return records
+
+    def _embed(self, texts: list[str]) -> torch.Tensor:
+        """Text embeddings (texts, dim), as in training: with the begin, without the end token."""
+        ids = [torch.tensor(encode_text(self.tokenizer, t, self.config.data.max_seq_len)[0][:-1]) for t in texts]
+        text = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=self.tokenizer.pad_id)
+        mask = torch.arange(text.shape[1]) < torch.tensor([[len(i)] for i in ids])
+        return self.model.coca.embed_text(text.to(self.precision.device), mask.to(self.precision.device))[0]
+
+
+def caption_slides(captioner: Captioner, paths: dict[str, str], texts: list[str],
+                   options: GenerationOptions) -> Iterator[dict[str, Any]]:
+    """Records of {slide id: path}, in order; a slide that cannot be used has its reason in `error`, the others go on."""
+    group: list[SlideFile] = []
+    bar = tqdm(paths.items(), "captioning", unit="slide", leave=False, disable=None if len(paths) > 1 else True)
+    for slide_id, path in bar:
+        try:
+            group.append(inspect_slide(path, captioner.config.data.h5_key, captioner.config.data.image_dim))
+        except BadSlide as bad:
+            yield _record(slide_id, error=f"{path}: {bad.what}; {bad.fix}")
+        if len(group) == _BATCH:
+            yield from _describe_each(captioner, group, texts, options)
+            group = []
+    yield from _describe_each(captioner, group, texts, options)
+
+
+def select_slides(captioner: Captioner, embeddings_file: str | None, embeddings_dir: str | None,
+                  labels: dict[str, str] | None, split: str) -> dict[str, str]:
+    """{slide id: path} of one file, or of a folder: all its slides, those with a label, or the held-out ones."""
+    if embeddings_file is not None:
+        path = expand(embeddings_file)
+        return {path.stem: str(path)}
+    files = find_files(embeddings_dir or "")
+    wanted = list(files)
+    if labels is not None:
+        wanted = [i for i in labels if i in files]
+    if split == "val":
+        held_out = set(captioner.validation_ids)
+        wanted = [i for i in wanted if i in held_out]
+    if not wanted:
+        raise UserError(embeddings_dir, f"no slide to caption (split {split})", "check the ids in the labels file")
+    return {i: files[i][0] for i in wanted}
+
+
+def summary(records: Iterable[dict[str, Any]], labels: dict[str, str]) -> dict[str, Any]:
+    """Scores of the captions that have a label: exact match, its dullest baseline, phrases by place, distinct share."""
+    pairs = [(r["caption"], labels[r["id"]]) for r in records if r["error"] is None and r["id"] in labels]
+    if not pairs:
+        return {"slides": 0}
+    captions, references = zip(*pairs, strict=True)
+    return {"slides": len(pairs), "exact_match": exact_match(captions, references),
+            "most_common_text": most_common_share(references), "distinct_share": distinct_share(captions),
+            "phrase_accuracy": phrase_accuracy(captions, references)}
+
+
+def write_records(records: list[dict[str, Any]], path: Path) -> None:
+    """Write records as .jsonl, .json or .csv, by the ending."""
+    if path.suffix == ".csv":
+        texts = list(records[0]["similarity"]) if records else []
+        rows = [[r["id"], r["caption"], r["error"], *(r["similarity"].get(t) for t in texts)] for r in records]
+        with open(path, "w", newline="", encoding="utf-8-sig") as file:  # Excel takes UTF-8 only with the mark
+            csv.writer(file).writerows([["id", "caption", "error", *(f"similarity: {t}" for t in texts)],
+                                        *([_cell(c) for c in row] for row in rows)])
+    else:
+        lines = [json.dumps(r, ensure_ascii=False) for r in records]
+        text = "[\n" + ",\n".join(lines) + "\n]\n" if path.suffix == ".json" else "".join(f"{line}\n" for line in lines)
+        path.write_text(text, encoding="utf-8")
+
+
+def run_inference(args: argparse.Namespace, options: GenerationOptions) -> int:
+    """What inference.py does after parsing: caption, print, write, score; 2 if a slide failed, else 0."""
+    output = _output_path(args.output)
+    labels = load_labels(args.labels_file)[0] if args.labels_file else None
+    captioner = Captioner.load(args.checkpoint, args.prism, args.device)
+    paths = select_slides(captioner, args.embeddings_file, args.embeddings_dir, labels, args.split)
+    records = []
+    for record in caption_slides(captioner, paths, args.text, options):
+        records.append(record)
+        _print_record(record)
+    if output:
+        write_records(records, output)
+    if labels:
+        print("summary:", json.dumps(summary(records, labels), ensure_ascii=False))
+    failed = [r for r in records if r["error"] is not None]
+    if failed:
+        raise UserError(failed[0]["error"].split(":")[0], f"{len(failed)} of {len(records)} slides could not be captioned",
+                        "their records say why", [r["error"] for r in failed[:20]])
+    return 0
+
+
+def _print_record(record: dict[str, Any]) -> None:
+    if record["error"] is not None:
+        return  # told at the end, on stderr
+    print(f"{printable(record['id'])}\tcaption: {printable(record['caption'])}")
+    for text, cosine in record["similarity"].items():
+        probability = record["probability"].get(text)
+        print(f"\tsimilarity {cosine:.4f}" + (f"  probability {probability:.4f}" if probability is not None else "")
+              + f"  {printable(text)}")
+
+
+def _output_path(path: str | None) -> Path | None:
+    """The output path, before any work is done for it. Raises UserError for another ending or a missing folder."""
+    if path is None:
+        return None
+    target = expand(path)
+    if target.suffix not in (".jsonl", ".json", ".csv"):
+        raise UserError(target, f"ending {target.suffix!r} is unknown", "use .jsonl, .json or .csv")
+    if not target.parent.is_dir():
+        raise UserError(target.parent, "no such folder", "make it first")
+    return target
+
+
+def _describe_each(captioner: Captioner, group: list[SlideFile], texts: list[str],
+                   options: GenerationOptions) -> Iterator[dict[str, Any]]:
+    """Describe a group together; if one of its files turns out to be unreadable, each alone."""
+    if not group:
+        return
+    try:
+        yield from captioner.describe(group, texts, options)
+    except UserError as error:
+        if len(group) == 1:
+            yield _record(group[0].slide_id, error=error.line())
+        else:
+            for slide in group:
+                yield from _describe_each(captioner, [slide], texts, options)
+
+
+def _record(slide_id: str, caption: str | None = None, error: str | None = None) -> dict[str, Any]:
+    return {"id": slide_id, "caption": caption, "similarity": {}, "probability": {}, "error": error}
+
+
+def _cell(value: Any) -> Any:
+    """A spreadsheet runs a cell that starts like this as a formula."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t") else value

@@ -1,0 +1,105 @@
+"""Command-line flags shared by the scripts. Flags are a skin over config keys: no defaults, no logic of their own."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+
+from .config import Config, GenerationOptions, apply_overrides
+from .errors import UserError
+
+TRAIN_FLAGS = {  # the flags users know -> the config key each one sets
+    "--embeddings_dir": "data.embeddings_dir",
+    "--labels_file": "data.labels_file",
+    "--output_dir": "training.output_dir",
+    "--batch_size": "training.batch_size",
+    "--epochs": "training.epochs",
+    "--lr": "training.learning_rate",
+    "--max_seq_len": "data.max_seq_len",
+    "--val_split": "data.val_split",
+    "--save_every": "training.save_every",
+    "--prism": "prism.weights",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose mistakes are a `UserError` (one line), and which takes `--batch-size` for `--batch_size`."""
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: None = None) -> argparse.Namespace:  # type: ignore[override]
+        args = sys.argv[1:] if args is None else args
+        return super().parse_args([_underscored(a) for a in args], namespace)
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise UserError(self.prog, message, f"see python {self.prog} --help")
+
+
+def add_common_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="section.key=value",
+                        help="set any config key, for example --set training.seed=1 model.dim=256")
+    parser.add_argument("--resume", metavar="PATH|auto",
+                        help="go on from this checkpoint; auto: from last_model.pth in the run folder if there is one")
+    add_debug_flag(parser)
+
+
+def add_debug_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+def add_train_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of train_finetune.py, with the help and default of the config key behind each."""
+    config = Config()
+    for flag, key in TRAIN_FLAGS.items():
+        section, name = key.split(".")
+        values = getattr(config, section)
+        default = getattr(values, name)
+        text = type(values).__dataclass_fields__[name].metadata["help"]
+        parser.add_argument(flag, metavar=name.upper(), required=default == "",
+                            help=text.replace("%", "%%") + (f" (default {default})" if default != "" else ""))
+
+
+def config_from_flags(args: argparse.Namespace) -> Config:
+    """defaults < flags < --set."""
+    config = Config()
+    for flag, key in TRAIN_FLAGS.items():
+        value = getattr(args, flag[2:])
+        if value is not None:
+            config.set(key, value, flag)
+    return apply_overrides(config, args.set)
+
+
+def add_inference_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of inference.py: what to caption, where the answers go, and how to decode (GenerationOptions)."""
+    parser.add_argument("--checkpoint", required=True, help="best_model.pth or any other .pth of a run")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--embeddings_file", help="H5 tile embeddings of one slide")
+    source.add_argument("--embeddings_dir", help="folder of H5 files: caption them all")
+    parser.add_argument("--text", nargs="+", action="extend", default=[],
+                        help="texts to score: cosine similarity, and of several texts the probability of each")
+    parser.add_argument("--labels_file", help="JSON {id: text}: caption only these slides, and score the captions")
+    parser.add_argument("--split", choices=("all", "val"), default="all",
+                        help="val: only the slides held out when the checkpoint was trained")
+    parser.add_argument("--output", metavar="FILE", help="write a record per slide: .jsonl, .json or .csv")
+    parser.add_argument("--prism", metavar="WEIGHTS", help="where Prism's weights are, if not where they were in training")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    for field in dataclasses.fields(GenerationOptions):
+        switch = {"nargs": "?", "const": "true"} if isinstance(field.default, bool) else {}
+        parser.add_argument(f"--{field.name}", metavar=field.name.upper(), **switch,
+                            help=f"{field.metadata['help']} (default {field.default})".replace("%", "%%"))
+    add_debug_flag(parser)
+
+
+def options_from_flags(args: argparse.Namespace) -> GenerationOptions:
+    options = GenerationOptions()
+    for field in dataclasses.fields(options):
+        if (value := getattr(args, field.name)) is not None:
+            options.set(field.name, value)
+    return options.check()
+
+
+def _underscored(arg: str) -> str:
+    if not arg.startswith("--"):
+        return arg
+    name, equals, value = arg.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value

@@ -1,0 +1,303 @@
+"""Every setting of a run: one typed schema, defaults < YAML < flags. The only module that reads YAML.
+
+YAML scalars are parsed by the schema's type, not by YAML's guess: to PyYAML `1e-4` is a string, `010` is 8 and `on` is
+true; here `learning_rate: 1e-4` is 0.0001, and a value that does not fit its type is refused with the line it is on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import re
+import types
+import typing
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .errors import UserError
+
+_MAX_YAML_BYTES = 1_000_000
+
+
+def _key(default: Any, help: str, low: float | None = None, high: float | None = None, *, open_low: bool = False,
+         choices: tuple[str, ...] = ()) -> Any:
+    """A config field: its default, a help line, and the allowed range (`low` itself excluded if `open_low`)."""
+    return field(default=default, metadata={"help": help, "low": low, "high": high, "open_low": open_low,
+                                            "choices": choices})
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    embeddings_dir: str = _key("", "folder of H5 tile embeddings, flat or nested; the file name is the slide id")
+    labels_file: str = _key("", "JSON file {slide id: text}")
+    max_seq_len: int = _key(128, "longest text in tokens, begin and end token included; longer texts are cut", 4)
+    image_dim: int = _key(2560, "width of a tile embedding", 1)
+    val_split: float = _key(0.1, "share of the slides held out for validation; 0 = none", 0, 0.9)
+    h5_key: str | None = _key(None, "dataset inside the H5 file; null = found by its usual names")
+    max_tiles: int | None = _key(None, "at most so many tiles of a slide, sampled anew each epoch; null = all", 1)
+    on_bad: str = _key("error", "a label or H5 file that cannot be used: stop with the list, or skip it with a warning",
+                       choices=("error", "skip"))
+    max_bad_fraction: float = _key(0.1, "with on_bad skip: stop if more than this share of the slides is bad", 0, 1)
+
+
+@dataclass(kw_only=True)
+class PrismConfig:
+    weights: str = _key("paige-ai/Prism", "hub id, local folder or file, or random / random-tiny")
+    revision: str | None = _key(None, "hub revision (a commit hash is safest); null = main")
+    freeze: bool = _key(True, "true: Prism is a fixed feature extractor; false: it is trained and saved too")
+    image_tokens: str = _key("latents", "what CoCa sees of a slide: all latents and the slide embedding, or only it",
+                             choices=("latents", "embedding"))
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    dim: int = _key(512, "width of the captioner", 1)
+    unimodal_depth: int = _key(6, "text layers that do not see the image", 1)
+    multimodal_depth: int = _key(6, "text layers with cross-attention to the image", 1)
+    dim_latents: int = _key(512, "width of the contrastive space", 1)
+    image_dim: int = _key(1280, "width of Prism's output", 1)
+    caption_loss_weight: float = _key(1.0, "weight of the caption loss", 0)
+    contrastive_loss_weight: float = _key(1.0, "weight of the contrastive loss", 0)
+    num_img_queries: int = _key(256, "queries that pool the image tokens", 1)
+    heads: int = _key(8, "attention heads", 1)
+    dim_head: int = _key(64, "width of an attention head, an even number", 2)
+    ff_mult: int = _key(4, "feed-forward width as a multiple of dim", 1)
+
+
+@dataclass(kw_only=True)
+class TrainingConfig:
+    batch_size: int = _key(4, "slides per process and micro-step", 1)
+    epochs: int = _key(50, "passes over the training slides", 1)
+    learning_rate: float = _key(1e-4, "peak learning rate", 0, open_low=True)
+    weight_decay: float = _key(0.01, "AdamW decay of weight matrices", 0)
+    save_every: int = _key(5, "epochs between checkpoint_epoch_N.pth files; 0 = none", 0)
+    output_dir: str = _key("./checkpoints", "run folder")
+    log_dir: str = _key("./logs", "folder of training.log")
+    seed: int = _key(42, "seed of split, weights, order and sampling", 0, 2**32 - 1)
+    accum_freq: int = _key(1, "micro-steps per optimizer step", 1)
+    warmup: float = _key(0.03, "warm-up: below 1 a share of all steps, else a number of steps", 0)
+    grad_clip_norm: float | None = _key(1.0, "gradient norm above which gradients are scaled down; null = off", 0,
+                                        open_low=True)
+    precision: str = _key("auto", "auto: fp16 on CUDA, bf16 on CPUs that have it, else fp32",
+                          choices=("auto", "fp16", "bf16", "fp32"))
+    device: str = _key("auto", "auto (CUDA if there is one), cpu, cuda or cuda:N")
+    workers: int = _key(2, "processes that read slides; 0 = read in the training process", 0, 256)
+
+
+@dataclass(kw_only=True)
+class GenerationOptions:
+    """How to write a caption; names and meanings as in Hugging Face's GenerationConfig. Flags of inference.py only."""
+
+    max_length: int = _key(100, "longest caption in tokens, begin and end token included", 2)
+    num_beams: int = _key(1, "beams of beam search; 1 = greedy or sampling", 1, 64)
+    do_sample: bool = _key(False, "sample instead of taking the most probable token")
+    temperature: float = _key(1.0, "sampling: logits are divided by it", 0, open_low=True)
+    top_k: int = _key(0, "sampling: among the k most probable tokens; 0 = all", 0)
+    top_p: float = _key(1.0, "sampling: among the fewest tokens that hold this probability; 1 = all", 0, 1, open_low=True)
+    repetition_penalty: float = _key(1.0, "above 1: tokens already there become less probable", 0, open_low=True)
+    no_repeat_ngram_size: int = _key(0, "no n-gram of this size twice; 0 = off", 0)
+    length_penalty: float = _key(1.0, "beams: scores are divided by length to this power", -10, 10)
+    seed: int = _key(0, "seed of sampling", 0, 2**32 - 1)
+
+    def set(self, name: str, text: str) -> None:
+        """Set an option from the text of its flag. Raises UserError."""
+        _set_field(self, name, name, text, f"--{name}")
+
+    def check(self) -> GenerationOptions:
+        if self.do_sample and self.num_beams > 1:
+            raise UserError("--do_sample", "sampling over beams is not supported", "use --num_beams 1")
+        return self
+
+
+@dataclass(kw_only=True)
+class Config:
+    """All settings of a run. `data`, `model` and `training` carry the keys users know; see config.yaml."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    prism: PrismConfig = field(default_factory=PrismConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        return dataclasses.asdict(self)
+
+    def set(self, key: str, text: str | None, where: str) -> None:
+        """Set `section.key` from text (None = null). Raises UserError naming `where`, key, value and allowed range."""
+        section_name, _, name = key.partition(".")
+        section = getattr(self, _known(section_name, [f.name for f in dataclasses.fields(self)], where, "section"))
+        names = [f.name for f in dataclasses.fields(section)]
+        if not name:
+            raise UserError(where, f"{key} is a section", f"write {key}.KEY=VALUE; keys: {', '.join(names)}")
+        _set_field(section, _known(name, names, where, f"key in section {section_name}"), key, text, where)
+
+    def check(self, where: str) -> Config:
+        """Checks that need more than one key, just before a run. Returns self; raises UserError."""
+        for key in ("embeddings_dir", "labels_file"):
+            if not getattr(self.data, key):
+                raise UserError(where, f"data.{key} is not set", f"give --{key} or write it under data:")
+        weights = (self.model.caption_loss_weight, self.model.contrastive_loss_weight)
+        if max(weights) == 0:
+            raise UserError(where, "both loss weights are 0", "set model.caption_loss_weight above 0")
+        if self.training.batch_size == 1 and weights[1] > 0:
+            raise UserError(where, "training.batch_size is 1, where the contrastive loss is always 0",
+                            "use 2 or more, or model.contrastive_loss_weight=0")
+        if self.model.dim_head % 2:
+            raise UserError(where, f"model.dim_head is {self.model.dim_head}", "rotary positions need an even number")
+        return self
+
+
+def load_yaml(path: str | Path, config: Config) -> Config:
+    """Write the keys of a YAML file into `config` and return it.
+
+    Raises UserError `FILE:LINE: ...` for anything but one plain mapping of sections: unknown or repeated keys, wrong
+    types, tags such as !!python/object, aliases, several documents, wrong encoding.
+    """
+    seen: dict[str, int] = {}
+    for section_node, body in _mapping(_yaml_root(path), str(path)):
+        section = section_node.value
+        where = f"{path}:{section_node.start_mark.line + 1}"
+        if isinstance(body, yaml.ScalarNode) and _is_null(body):
+            _known(section, [f.name for f in dataclasses.fields(config)], where, "section")
+            continue  # a section whose keys are all commented out
+        for key_node, value_node in _mapping(body, where):
+            key, line = f"{section}.{key_node.value}", key_node.start_mark.line + 1
+            where = f"{path}:{line}"
+            if key in seen:
+                raise UserError(where, f"{key} stands twice (also in line {seen[key]})", "keep one of them")
+            seen[key] = line
+            if not isinstance(value_node, yaml.ScalarNode):
+                raise UserError(where, f"{key} is a {value_node.id}", "write a single value")
+            config.set(key, None if _is_null(value_node) else value_node.value, where)
+    return config
+
+
+def apply_overrides(config: Config, pairs: Iterable[str]) -> Config:
+    """Apply `section.key=value` strings, as given to --set, to `config` and return it."""
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals:
+            raise UserError("--set", f"{pair!r} has no '='", "write --set section.key=value")
+        config.set(key.strip(), None if text.strip() in ("null", "~", "") else text.strip(), "--set")
+    return config
+
+
+def from_dict(values: dict[str, dict[str, Any]], where: str) -> Config:
+    """The config stored in a checkpoint. Raises UserError for unknown keys and wrong values."""
+    config = Config()
+    for section, keys in values.items():
+        for name, value in keys.items():
+            config.set(f"{section}.{name}", None if value is None else _as_text(value), where)
+    return config
+
+
+def dump_yaml(config: Config) -> str:
+    """The resolved config as YAML text, readable by `load_yaml`."""
+    plain = {s: {k: _as_text(v) if isinstance(v, float) else v for k, v in keys.items()}
+             for s, keys in config.to_dict().items()}
+    return yaml.safe_dump(plain, allow_unicode=True, sort_keys=False)
+
+
+def expand(path: str) -> Path:
+    """`path` with `~` and environment variables expanded, absolute."""
+    import os.path
+
+    return Path(os.path.abspath(os.path.expandvars(os.path.expanduser(path))))
+
+
+def _as_text(value: Any) -> str:
+    return {True: "true", False: "false"}[value] if isinstance(value, bool) else str(value)
+
+
+def _known(name: str, known: Iterable[str], where: str, kind: str) -> str:
+    known = list(known)
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        raise UserError(where, f"unknown {kind}: {name}",
+                        f"did you mean {near[0]}?" if near else f"one of: {', '.join(known)}")
+    return name
+
+
+def _set_field(owner: Any, name: str, key: str, text: str | None, where: str) -> None:
+    """Parse `text` by the type of the dataclass field, check its range and set it; `key` is its name in messages."""
+    limits = type(owner).__dataclass_fields__[name].metadata
+    value = _parse(key, text, typing.get_type_hints(type(owner))[name], limits["choices"], where)
+    _check_range(key, value, limits, where)
+    setattr(owner, name, value)
+
+
+def _parse(key: str, text: str | None, kind: Any, choices: tuple[str, ...], where: str) -> Any:
+    if isinstance(kind, types.UnionType):  # X | None
+        if text is None:
+            return None
+        kind = next(k for k in typing.get_args(kind) if k is not types.NoneType)
+    if text is None:
+        raise UserError(where, f"{key} is empty", f"give a {kind.__name__} or leave the key out")
+    try:
+        if kind is bool:
+            return {"true": True, "false": False}[text.lower()]
+        if kind is int:
+            # no leading zero, no `1:30`: YAML would read them as octal and sexagesimal, people would not
+            return int(re.fullmatch(r"[+-]?(0|[1-9]\d{0,17})", text)[0])  # type: ignore[index]
+        if kind is float:
+            return float(re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?\.?(inf|nan)", text)[0])  # type: ignore[index]
+    except (KeyError, TypeError, ValueError):
+        wanted = {bool: "true or false", int: "a whole number such as 8", float: "a number such as 1e-4"}[kind]
+        raise UserError(where, f"{key} is {text!r}", f"it must be {wanted}") from None
+    if choices and text not in choices:
+        raise UserError(where, f"{key} is {text!r}", f"it must be one of {', '.join(choices)}")
+    return text
+
+
+def _check_range(key: str, value: Any, limits: Any, where: str) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return
+    low, high = limits["low"], limits["high"]
+    too_low = low is not None and (value <= low if limits["open_low"] else value < low)
+    if not math.isfinite(value) or too_low or (high is not None and value > high):
+        sign = "above" if limits["open_low"] else "at least"
+        upper = f" and at most {high:g}" if high is not None else ""
+        raise UserError(where, f"{key} is {value}", f"it must be {sign} {low:g}{upper}")
+
+
+def _is_null(node: yaml.ScalarNode) -> bool:
+    return node.style is None and node.value in ("null", "Null", "NULL", "~", "")
+
+
+def _yaml_root(path: str | Path) -> yaml.Node:
+    """The root node of the only document in a YAML file, with tags, aliases and odd encodings refused."""
+    try:
+        raw = expand(str(path)).read_bytes()
+    except OSError as error:
+        raise UserError(expand(str(path)), f"cannot be read ({error.strerror})", "give the path of a YAML file") from None
+    if len(raw) > _MAX_YAML_BYTES:
+        raise UserError(path, f"{len(raw)} bytes is no config file", "give the path of a YAML file")
+    try:
+        text = raw.decode("utf-8-sig")
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None):
+                raise UserError(f"{path}:{event.start_mark.line + 1}", "tags and aliases are not allowed here",
+                                "write plain values")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except UnicodeDecodeError as error:
+        raise UserError(path, f"not UTF-8 (byte {error.start})", "save it as UTF-8") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else path
+        raise UserError(place, f"not valid YAML ({getattr(error, 'problem', None) or 'unreadable'})",
+                        "compare with config.yaml") from None
+    except RecursionError:
+        raise UserError(path, "nested too deeply", "compare with config.yaml") from None
+    if root is None:
+        raise UserError(path, "empty", "compare with config.yaml")
+    return root
+
+
+def _mapping(node: yaml.Node, where: str) -> list[tuple[yaml.ScalarNode, yaml.Node]]:
+    if not isinstance(node, yaml.MappingNode) or not all(isinstance(k, yaml.ScalarNode) for k, _ in node.value):
+        raise UserError(where, "expected 'key: value' lines", "compare with config.yaml")
+    return node.value

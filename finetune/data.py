@@ -1,0 +1,121 @@
+"""From the user's folder and JSON to samples: match, check, split, build the vocabulary. Reads headers, no tiles."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from .batching import Sample, encode_text
+from .config import DataConfig
+from .errors import UserError
+from .labels import load_labels, split_ids
+from .runlog import logger
+from .tiles import BadSlide, SlideFile, find_files, index_slides, read_tiles
+from .tokenizer import VocabTokenizer
+
+_MAX_UNKNOWN = 0.3  # above this share of unknown tokens a vocabulary was made for other texts
+
+
+@dataclass
+class Data:
+    """What a run trains on. `fingerprint` covers ids, texts, tile counts and the split: equal data, equal value."""
+
+    train: list[Sample]
+    validation: list[Sample]
+    tokenizer: VocabTokenizer
+    fingerprint: str
+
+
+def prepare_data(config: DataConfig, seed: int, tokenizer: VocabTokenizer | None = None) -> Data:
+    """Match labels and H5 files by id, split, and encode the texts.
+
+    tokenizer: of the run that is resumed; None builds one from the training texts. Raises UserError listing all bad
+    labels and files at once, unless `data.on_bad` is skip and they are few.
+    """
+    labels, bad_labels = load_labels(config.labels_file)
+    files = find_files(config.embeddings_dir)
+    slides, bad_files = index_slides(files, list(labels), config.h5_key, config.image_dim)
+    problems = {f"{i!r} in {config.labels_file}": BadSlide(why, "correct the label") for i, why in bad_labels.items()}
+    _judge(problems | bad_files, len(slides), config)
+    if unlabelled := sorted(files.keys() - labels.keys() - bad_labels.keys()):
+        logger.warning("%d H5 files have no label, for example %s", len(unlabelled), ", ".join(unlabelled[:5]))
+    texts = {s.slide_id: labels[s.slide_id] for s in slides}
+    train_ids, val_ids = split_ids(list(texts), config.val_split, seed)
+    if not train_ids:
+        raise UserError(config.embeddings_dir, "no slide to train on", "check ids in the labels file against file names")
+    if not val_ids:
+        logger.warning("no validation slides (data.val_split is 0): best_model.pth is the last one")
+    tokenizer = tokenizer or VocabTokenizer.build(texts[i] for i in train_ids)
+    by_id = {s.slide_id: s for s in slides}
+    return Data(_samples(train_ids, by_id, texts, tokenizer, config.max_seq_len, "training"),
+                _samples(val_ids, by_id, texts, tokenizer, config.max_seq_len, "validation"),
+                tokenizer, _fingerprint(slides, texts, val_ids))
+
+
+def scan_contents(data: Data) -> None:
+    """Read every tile of every slide. Raises one UserError that lists all slides with unreadable or non-finite tiles."""
+    bad: list[UserError] = []
+    for sample in data.train + data.validation:
+        try:
+            read_tiles(sample.slide)
+        except UserError as error:
+            bad.append(error)
+    if bad:
+        raise UserError(bad[0].where, f"{bad[0].what} ({len(bad)} bad files in all)", bad[0].fix,
+                        [e.line() for e in bad[:20]])
+
+
+def _judge(problems: dict[str, BadSlide], usable: int, config: DataConfig) -> None:
+    """Stop with the whole list, or with `on_bad: skip` warn and go on if the bad share is small."""
+    if not problems:
+        return
+    details = [f"{name}: {p.what}; {p.fix}" for name, p in list(problems.items())[:20]]
+    details += [f"... and {len(problems) - 20} more"] * (len(problems) > 20)
+    name, first = next(iter(problems.items()))
+    count = f"{len(problems)} of {len(problems) + usable} slides cannot be used"
+    if config.on_bad == "error" or not usable:
+        raise UserError(name, first.what + (f" ({count})" if len(problems) > 1 else ""),
+                        first.fix + ", or data.on_bad=skip", details if len(problems) > 1 else ())
+    if len(problems) > config.max_bad_fraction * (len(problems) + usable):
+        raise UserError(config.embeddings_dir, f"{count}, more than data.max_bad_fraction {config.max_bad_fraction:g}",
+                        "mend the files or raise it", details)
+    for line in details:
+        logger.warning("skipped %s", line)
+    logger.warning("%s and are skipped", count)
+
+
+def _samples(ids: list[str], slides: dict[str, SlideFile], texts: dict[str, str], tokenizer: VocabTokenizer,
+             max_seq_len: int, split: str) -> list[Sample]:
+    encoded = [encode_text(tokenizer, texts[i], max_seq_len) for i in ids]
+    if cut := sum(was_cut for _, was_cut in encoded):
+        longest = max(len(tokenizer.encode(texts[i])) for i in ids) + 2
+        logger.warning("%d of %d %s texts are longer than data.max_seq_len %d and are cut (the longest has %d tokens)",
+                       cut, len(ids), split, max_seq_len, longest)
+    words = sum(len(token_ids) for token_ids, _ in encoded)
+    unknown = sum(token_ids.count(tokenizer.unk_id) for token_ids, _ in encoded) / max(words, 1)
+    if unknown > _MAX_UNKNOWN:
+        raise UserError("tokenizer", f"{unknown:.0%} of the {split} tokens are unknown to it",
+                        "are these texts in another language? use more training texts, or another split seed")
+    if unknown:
+        logger.warning("%.2f %% of the %s tokens are unknown to the vocabulary", 100 * unknown, split)
+    return [Sample(slides[i], token_ids) for i, (token_ids, _) in zip(ids, encoded)]
+
+
+def _fingerprint(slides: list[SlideFile], texts: dict[str, str], val_ids: list[str]) -> str:
+    digest = hashlib.sha256()
+    held_out = set(val_ids)
+    for slide in sorted(slides, key=lambda s: s.slide_id):
+        row = (slide.slide_id, texts[slide.slide_id], slide.num_tiles, slide.slide_id in held_out)
+        digest.update(repr(row).encode("utf-8", "backslashreplace"))
+    return digest.hexdigest()
+
+
+def slide_of(path: str | Path, h5_key: str | None, image_dim: int) -> SlideFile:
+    """One H5 file given by path. Raises UserError."""
+    from .tiles import inspect_slide
+
+    try:
+        return inspect_slide(path, h5_key, image_dim)
+    except BadSlide as problem:
+        raise UserError(path, problem.what, problem.fix) from None

@@ -1,0 +1,166 @@
+"""The training loop: `fit` and `train_step` say what happens, in order. What they call has names that say what it does."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from .batching import Batch, Batches
+from .errors import UserError
+from .model import SlideCaptioner
+from .optim import Precision, lr_at
+from .runlog import RunLog
+
+_MAX_SKIPS = 20  # fp16 steps skipped in a row: a loss scale that has halved 20 times will not recover
+
+
+@dataclass
+class TrainState:
+    """All that moves while training, besides the tensors. Saved whole; plain numbers only."""
+
+    epoch: int = 0  # epochs finished
+    batches_done: int = 0  # micro-batches of the running epoch already used
+    step: int = 0  # optimizer steps taken
+    skipped: int = 0  # steps skipped by the fp16 loss scaler, in all
+    skipped_in_row: int = 0
+    best_loss: float = math.inf
+    best_epoch: int = 0
+    metrics_bytes: int = 0  # length of metrics.jsonl that belongs to this state
+    sums: dict[str, float] = field(default_factory=dict)  # running sums of the epoch's losses and their weights
+
+
+@dataclass
+class Parts:
+    """What `fit` works with. `save(state, names)` writes checkpoints; `stop()` is true after SIGINT or SIGTERM."""
+
+    model: SlideCaptioner
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    precision: Precision
+    batches: Batches
+    validation: Batches | None
+    log: RunLog
+    save: Callable[[TrainState, bool], None]
+    stop: Callable[[], bool]
+    epochs: int
+    peak_lr: float
+    warmup: float
+    accum_freq: int
+    grad_clip_norm: float | None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(len(self.batches) / self.accum_freq)
+
+
+def fit(parts: Parts, state: TrainState) -> TrainState:
+    """Train until `parts.epochs` or a stop signal; the only function that moves `state`. Resumable after every step."""
+    parts.model.train()
+    total_steps = parts.steps_per_epoch * parts.epochs
+    while state.epoch < parts.epochs:
+        with parts.log.epoch_bar(state, len(parts.batches), parts.epochs) as bar:
+            for group in _groups(parts.batches.epoch(state.epoch, state.batches_done), parts.accum_freq):
+                lr = lr_at(state.step, total_steps, parts.peak_lr, parts.warmup)
+                report = train_step(parts, group, lr, state)
+                state.batches_done += len(group)
+                _add(state.sums, report)
+                parts.log.step(bar, report, len(group))
+                if parts.stop():
+                    parts.save(state, False)
+                    return state
+        losses, state.sums = _means(state.sums, parts.model), {}
+        state.epoch, state.batches_done = state.epoch + 1, 0
+        scores = validate(parts) if parts.validation else {}
+        is_best = _note_score(state, scores.get("val_loss"))
+        parts.log.epoch(state, losses | scores, parts.optimizer.param_groups[0]["lr"], is_best)
+        parts.save(state, is_best)
+        if parts.stop():
+            break
+    return state
+
+
+def train_step(parts: Parts, group: list[Batch], lr: float, state: TrainState) -> dict[str, float]:
+    """One optimizer step over `group` micro-batches. Raises UserError before the weights see a non-finite number.
+
+    Each micro-batch counts by its share of the group's words (caption) and slides (contrastive), so that the last,
+    smaller group of an epoch is a mean like any other.
+    """
+    for param_group in parts.optimizer.param_groups:
+        param_group["lr"] = lr
+    words, slides = sum(int(b.text_mask.sum()) for b in group), sum(len(b.ids) for b in group)
+    report = {"words": float(words), "slides": float(slides), "caption_loss": 0.0, "contrastive_loss": 0.0, "lr": lr}
+    for batch in group:
+        caption_share, contrastive_share = int(batch.text_mask.sum()) / words, len(batch.ids) / slides
+        with parts.precision.autocast():
+            losses = parts.model(batch.to(parts.precision.device))
+        loss = parts.model.weighted(losses.caption_loss * caption_share, losses.contrastive_loss * contrastive_share)
+        if not math.isfinite(loss.item()):
+            raise _not_finite("loss", state, [batch])
+        parts.scaler.scale(loss).backward()
+        report["caption_loss"] += losses.caption_loss.item() * caption_share
+        report["contrastive_loss"] += losses.contrastive_loss.item() * contrastive_share
+    parts.scaler.unscale_(parts.optimizer)
+    norm = torch.nn.utils.clip_grad_norm_(parts.model.trained_parameters(), parts.grad_clip_norm or math.inf).item()
+    if math.isfinite(norm):
+        state.step, state.skipped_in_row = state.step + 1, 0
+    elif parts.scaler.is_enabled() and state.skipped_in_row < _MAX_SKIPS:
+        state.skipped, state.skipped_in_row = state.skipped + 1, state.skipped_in_row + 1  # the schedule stays, too
+    else:
+        raise _not_finite("gradient", state, group)
+    parts.scaler.step(parts.optimizer)  # skips by itself when a gradient is not finite
+    parts.scaler.update()
+    parts.optimizer.zero_grad(set_to_none=True)
+    return report | {"loss": parts.model.weighted(report["caption_loss"], report["contrastive_loss"]), "grad_norm": norm}
+
+
+@torch.no_grad()
+def validate(parts: Parts) -> dict[str, float]:
+    """Mean losses over the validation slides: per word (caption) and per slide (contrastive), whatever the batching."""
+    assert parts.validation is not None
+    parts.model.eval()
+    sums: dict[str, float] = {}
+    for batch in parts.log.bar(parts.validation.epoch(0), len(parts.validation), "validation"):
+        with parts.precision.autocast():
+            losses = parts.model(batch.to(parts.precision.device))
+        # a batch of one slide has no negatives, hence no contrastive loss to count
+        _add(sums, {"words": float(batch.text_mask.sum()), "slides": float(len(batch.ids) if len(batch.ids) > 1 else 0),
+                    "caption_loss": losses.caption_loss.item(), "contrastive_loss": losses.contrastive_loss.item()})
+    parts.model.train()
+    return {f"val_{name}": value for name, value in _means(sums, parts.model).items()}
+
+
+def _groups(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
+    while group := list(itertools.islice(batches, size)):
+        yield group
+
+
+def _add(sums: dict[str, float], report: dict[str, float]) -> None:
+    """Add a step's mean losses to the running sums, each weighted by what it is a mean of."""
+    for name, weight in (("caption_loss", "words"), ("contrastive_loss", "slides")):
+        sums[name] = sums.get(name, 0.0) + report[name] * report[weight]
+        sums[weight] = sums.get(weight, 0.0) + report[weight]
+
+
+def _means(sums: dict[str, float], model: SlideCaptioner) -> dict[str, float]:
+    caption = sums["caption_loss"] / max(sums["words"], 1.0)
+    contrastive = sums["contrastive_loss"] / max(sums["slides"], 1.0)
+    return {"loss": model.weighted(caption, contrastive), "caption_loss": caption, "contrastive_loss": contrastive}
+
+
+def _note_score(state: TrainState, val_loss: float | None) -> bool:
+    """True if the epoch just finished is the best: the lowest validation loss; NaN never, without validation always."""
+    if val_loss is not None and not val_loss < state.best_loss:
+        return False
+    state.best_loss, state.best_epoch = state.best_loss if val_loss is None else val_loss, state.epoch
+    return True
+
+
+def _not_finite(what: str, state: TrainState, group: list[Batch]) -> UserError:
+    ids = [slide_id for batch in group for slide_id in batch.ids]
+    return UserError("training", f"{what} is not finite at epoch {state.epoch + 1}, step {state.step + 1}, "
+                     f"slides {', '.join(ids[:8])}", "look at these slides, lower the learning rate or use fp32; the last "
+                     "checkpoint is good")

@@ -1,0 +1,104 @@
+"""The captioner of a run: a frozen Prism slide encoder in front of a CoCa, and what of it trains and is saved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from coca_pytorch import CoCa, CoCaLosses
+from prism import PerceiverConfig, PrismSlideEncoder, PrismWeightsError, load_prism
+
+from .batching import Batch
+from .config import Config
+from .errors import UserError
+from .tokenizer import VocabTokenizer
+
+
+class SlideCaptioner(nn.Module):
+    """Tile embeddings and text -> caption and contrastive loss.
+
+    CoCa reads Prism's output as image tokens: the slide embedding, then (`image_tokens="latents"`) all image latents.
+    """
+
+    def __init__(self, prism: PrismSlideEncoder, coca: CoCa, image_tokens: str) -> None:
+        super().__init__()
+        self.prism, self.coca, self._image_tokens = prism, coca, image_tokens
+
+    def image_tokens(self, tile_embeddings: torch.Tensor, tile_mask: torch.Tensor) -> torch.Tensor:
+        """(B, N, tile width) tiles and their mask (B, N) -> image tokens (B, 1 + latents or 1, Prism width)."""
+        slide = self.prism.slide_representations(tile_embeddings, tile_mask)
+        embedding = slide["image_embedding"].unsqueeze(1)
+        return embedding if self._image_tokens == "embedding" else torch.cat([embedding, slide["image_latents"]], dim=1)
+
+    def forward(self, batch: Batch) -> CoCaLosses:
+        """Losses of a batch; a sample's part does not depend on the padding of its batch."""
+        return self.coca.compute_losses(batch.text, batch.labels, text_mask=batch.text_mask,
+                                        image_tokens=self.image_tokens(batch.tile_embeddings, batch.tile_mask))
+
+    def weighted(self, caption_loss, contrastive_loss):
+        """The training loss: floats in, a float out; tensors in, a tensor out."""
+        return caption_loss * self.coca.caption_loss_weight + contrastive_loss * self.coca.contrastive_loss_weight
+
+    def trained_parameters(self) -> Iterator[nn.Parameter]:
+        return (p for p in self.parameters() if p.requires_grad)
+
+    def saved_state(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint holds: CoCa, and Prism only if it is trained (its licence forbids copies of the original)."""
+        state = {f"coca.{k}": v for k, v in self.coca.state_dict().items()}
+        if not self.prism.frozen:
+            state |= {f"prism.{k}": v for k, v in self.prism.state_dict().items()}
+        return state
+
+    def load_saved_state(self, state: dict[str, torch.Tensor], where: str) -> None:
+        """Load what `saved_state` gave. Raises UserError for other keys, shapes, types or non-finite weights."""
+        expected = self.saved_state()
+        problems = [f"missing {k}" for k in expected if k not in state]
+        problems += [f"unexpected {k}" for k in state if k not in expected]
+        for key in expected.keys() & state.keys():
+            if state[key].shape != expected[key].shape or state[key].dtype != expected[key].dtype:
+                problems.append(f"{key} is {tuple(state[key].shape)} {state[key].dtype}, "
+                                f"here {tuple(expected[key].shape)} {expected[key].dtype}")
+            elif state[key].is_floating_point() and not torch.isfinite(state[key]).all():
+                problems.append(f"{key} is not finite")
+        if problems:
+            raise UserError(where, f"{len(problems)} weights do not fit this model: {'; '.join(problems[:3])}",
+                            "use the config the checkpoint was trained with")
+        self.coca.load_state_dict({k[5:]: v for k, v in state.items() if k.startswith("coca.")})
+        if not self.prism.frozen:
+            self.prism.load_state_dict({k[6:]: v for k, v in state.items() if k.startswith("prism.")})
+
+
+def build_model(config: Config, tokenizer: VocabTokenizer, trained_prism: dict[str, Any] | None = None) -> SlideCaptioner:
+    """Load Prism and make a fresh CoCa, seeded by `training.seed`. Raises UserError if the widths do not fit.
+
+    trained_prism: architecture of a Prism whose weights are in the checkpoint, so that nothing else need be loaded.
+    """
+    prism = PrismSlideEncoder(PerceiverConfig(**trained_prism)) if trained_prism else _load_prism(config)
+    for key, wanted, has in (("data.image_dim", config.data.image_dim, prism.tile_dim),
+                             ("model.image_dim", config.model.image_dim, prism.image_dim)):
+        if wanted != has:
+            raise UserError(key, f"{wanted}, but Prism {config.prism.weights!r} has {has}", f"set {key}={has}")
+    if config.prism.freeze:
+        prism.freeze()
+    else:
+        prism.unfreeze()
+    model = config.model
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.training.seed)
+        coca = CoCa(dim=model.dim, num_tokens=len(tokenizer), unimodal_depth=model.unimodal_depth,
+                    multimodal_depth=model.multimodal_depth, dim_latents=model.dim_latents, image_dim=model.image_dim,
+                    num_img_queries=model.num_img_queries, dim_head=model.dim_head, heads=model.heads,
+                    ff_mult=model.ff_mult, caption_loss_weight=model.caption_loss_weight,
+                    contrastive_loss_weight=model.contrastive_loss_weight, pad_id=tokenizer.pad_id)
+    return SlideCaptioner(prism, coca, config.prism.image_tokens)
+
+
+def _load_prism(config: Config) -> PrismSlideEncoder:
+    try:
+        return load_prism(config.prism.weights, config.prism.revision)
+    except PrismWeightsError as error:
+        what, _, fix = str(error).partition("; ")
+        raise UserError("prism.weights", what, fix or "give the published weights") from None

@@ -1,0 +1,82 @@
+"""Optimizer, learning-rate schedule and precision: each a choice made in one place, with its reason."""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from .errors import UserError
+
+_BETAS = (0.9, 0.98)  # CLIP's for contrastive training (arXiv 2103.00020, table 19)
+
+
+def build_optimizer(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW over what trains; weight decay on matrices only: not on norms, biases and the temperature (all below 2-D)."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [{"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
+              {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=_BETAS, fused=True)
+
+
+def lr_at(step: int, total_steps: int, peak: float, warmup: float) -> float:
+    """Learning rate of optimizer step `step` (from 0): linear warm-up, then a cosine to 0 at `total_steps`.
+
+    warmup: below 1 a share of all steps, else their number. A pure function: nothing to save, nothing to restore.
+    """
+    warm = round(warmup * total_steps) if warmup < 1 else int(warmup)
+    if step < warm:
+        return peak * (step + 1) / warm
+    progress = (step - warm) / max(1, total_steps - warm)
+    return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The resolved number format of the forward pass, and why it was chosen."""
+
+    name: str
+    device: torch.device
+    reason: str
+
+    def autocast(self) -> AbstractContextManager:
+        dtype = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": None}[self.name]
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """Loss scaling for fp16, whose gradients underflow without it; a no-op otherwise."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.name == "fp16")
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto`: CUDA if there is one, else the CPU. Raises UserError for a device that is not here."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError("training.device", f"{name!r} is no device", "use auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError("training.device", f"{name!r} is not supported", "use auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError("training.device", f"{name!r} asked for, {torch.cuda.device_count()} CUDA devices found",
+                        "use auto or cpu, or install a CUDA build of torch")
+    return device
+
+
+def resolve_precision(name: str, device: torch.device) -> Precision:
+    """`auto`: fp16 on CUDA, bf16 on a CPU with bf16 instructions, else fp32. Unsupported wishes fall back, with a reason."""
+    if device.type == "cuda":
+        if name == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+            return Precision("fp32", device, "bf16 was asked for, this GPU lacks it")
+        return Precision("fp16" if name == "auto" else name, device, "auto on CUDA" if name == "auto" else "as configured")
+    has_bf16 = bool(torch.cpu.get_capabilities().get("avx512_bf16") or torch.cpu.get_capabilities().get("amx_bf16"))
+    best = "bf16" if has_bf16 else "fp32"
+    if name == "fp16":
+        return Precision(best, device, "fp16 was asked for, it needs CUDA")
+    if name == "auto":
+        return Precision(best, device, f"auto on a CPU with{'' if has_bf16 else 'out'} bf16 instructions")
+    return Precision(name, device, "as configured")

@@ -1,0 +1,184 @@
+"""Puts a training run together from its config: data, model, optimizer, log, checkpoints; then calls the loop."""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import threading
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .batching import Batches
+from .checkpoint import LAST, Saver, find_resume, load_checkpoint
+from .config import Config, dump_yaml, expand, from_dict
+from .data import Data, prepare_data, scan_contents
+from .errors import UserError
+from .loop import Parts, TrainState, fit
+from .model import SlideCaptioner, build_model
+from .optim import Precision, build_optimizer, resolve_device, resolve_precision
+from .runlog import RunLog, log_to_console, log_to_file, logger
+from .tokenizer import VocabTokenizer
+
+# What may differ when a run is resumed. `epochs` stretches the learning-rate schedule from there on.
+_MAY_CHANGE = {"data.embeddings_dir", "data.labels_file", "data.on_bad", "data.max_bad_fraction", "prism.weights",
+               "prism.revision", "training.epochs", "training.save_every", "training.output_dir", "training.log_dir",
+               "training.device", "training.workers"}
+
+
+def train(config: Config, resume: str | None = None) -> int:
+    """Train as `config` says, from the beginning or from a checkpoint; returns the exit code (0, or 128 + signal).
+
+    resume: path of a checkpoint, or "auto". Raises UserError before anything is written if an input cannot be used.
+    """
+    memory = log_to_console()
+    config.check("config")
+    folder = expand(config.training.output_dir)
+    checkpoint = find_resume(resume, folder)
+    content = load_checkpoint(checkpoint) if checkpoint else None
+    tokenizer = VocabTokenizer.from_dict(content["tokenizer"], str(checkpoint)) if content else None
+    data = prepare_data(config.data, config.training.seed, tokenizer)
+    device = resolve_device(config.training.device)
+    precision = resolve_precision(config.training.precision, device)
+    model = build_model(config, data.tokenizer).to(device)
+    about = _about(config, data, model)
+    if content:
+        _check_same_run(content, about, str(checkpoint))
+    parts, saver = _assemble(config, data, model, precision, about, folder)
+    state = TrainState(**saver.restore(content, checkpoint)) if content else TrainState()
+
+    _open_folder(folder)
+    log_to_file(memory, expand(config.training.log_dir))
+    (folder / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
+    (folder / "tokenizer.json").write_text(data.tokenizer.to_json(), encoding="utf-8")
+    parts.log.truncate(state.metrics_bytes)
+    _announce(config, data, model, precision, parts, checkpoint)
+    with _Signals() as signals:
+        parts.stop = lambda: signals.received is not None
+        state = fit(parts, state)
+    if signals.received is not None and state.epoch < parts.epochs:
+        logger.warning("stopped by %s after step %d; go on with --resume auto",
+                       signal.Signals(signals.received).name, state.step)
+        return 128 + signals.received
+    logger.info("finished: best epoch %d, files in %s", state.best_epoch, folder)
+    return 0
+
+
+def check(config: Config) -> int:
+    """Look at all labels, headers and tiles, train nothing, write nothing. Raises UserError with the list of faults."""
+    log_to_console()
+    data = prepare_data(config.check("config").data, config.training.seed)
+    scan_contents(data)
+    _announce_data(data)
+    logger.info("all files are good")
+    return 0
+
+
+def _assemble(config: Config, data: Data, model: SlideCaptioner, precision: Precision, about: dict[str, Any],
+              folder: Path) -> tuple[Parts, Saver]:
+    training = config.training
+    contrastive = config.model.contrastive_loss_weight > 0
+    shared = {"pad_id": data.tokenizer.pad_id, "max_tiles": config.data.max_tiles, "seed": training.seed,
+              "workers": training.workers, "pin_memory": precision.device.type == "cuda"}
+    batches = Batches(data.train, training.batch_size, shuffle=True, drop_single=contrastive, **shared)
+    if not len(batches):
+        raise UserError("training.batch_size", f"0 steps per epoch with {len(data.train)} training slides",
+                        "the contrastive loss needs 2 slides in a batch; add slides or lower data.val_split")
+    if contrastive and len(data.train) % training.batch_size == 1:
+        logger.warning("the last batch of an epoch would have one slide and no contrastive loss: it is left out")
+    validation = Batches(data.validation, training.batch_size, shuffle=False, **shared) if data.validation else None
+    optimizer = build_optimizer(model, training.learning_rate, training.weight_decay)
+    scaler = precision.scaler()
+    saver = Saver(folder, training.save_every, model, optimizer, scaler, about)
+    parts = Parts(model, optimizer, scaler, precision, batches, validation, RunLog(folder), saver.save, lambda: False,
+                  training.epochs, training.learning_rate, training.warmup, training.accum_freq, training.grad_clip_norm)
+    return parts, saver
+
+
+def _about(config: Config, data: Data, model: SlideCaptioner) -> dict[str, Any]:
+    """What every checkpoint says about its run."""
+    prism = model.prism
+    return {
+        "config": config.to_dict(),
+        "tokenizer": data.tokenizer.to_dict(),
+        "prism": {"source": prism.source, "revision": prism.revision, "sha256": prism.sha256,
+                  "architecture": asdict(prism.config)},
+        "data": {"fingerprint": data.fingerprint, "validation_ids": [s.slide.slide_id for s in data.validation]},
+        "versions": {"torch": str(torch.__version__), "python": platform.python_version(),
+                     "threads": torch.get_num_threads()},
+    }
+
+
+def _check_same_run(content: dict[str, Any], about: dict[str, Any], where: str) -> None:
+    """Raises UserError if the checkpoint belongs to other settings, data or Prism weights than this run."""
+    before, now = from_dict(content["config"], where).to_dict(), about["config"]
+    for section, keys in now.items():
+        for key, value in keys.items():
+            if before[section][key] != value and f"{section}.{key}" not in _MAY_CHANGE:
+                raise UserError(where, f"was trained with {section}.{key}={before[section][key]}, this run has {value}",
+                                "use the same value, or start anew in another --output_dir")
+    if content["data"]["fingerprint"] != about["data"]["fingerprint"]:
+        raise UserError(where, "was trained on other data (slides, texts, tile counts or split changed)",
+                        "put the data back, or start anew in another --output_dir")
+    if content["prism"]["sha256"] != about["prism"]["sha256"]:
+        raise UserError(where, f"was trained with other Prism weights ({content['prism']['source']})",
+                        "give the same weights with prism.weights")
+    for name, value in content["versions"].items():
+        if about["versions"][name] != value:
+            logger.warning("%s was %s, now %s: the resumed run may differ in the last bits", name, value,
+                           about["versions"][name])
+
+
+def _open_folder(folder: Path) -> None:
+    """Make the run folder and try to write in it: better now than after the first epoch."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for stale in folder.glob("*.pth.tmp"):  # left by a run that was killed while saving
+            stale.unlink()
+        probe = folder / f".write_probe_{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(folder, f"cannot be written ({error.strerror})", "choose another --output_dir") from None
+
+
+def _announce(config: Config, data: Data, model: SlideCaptioner, precision: Precision, parts: Parts,
+              checkpoint: Path | None) -> None:
+    _announce_data(data)
+    trained = sum(p.numel() for p in model.trained_parameters())
+    logger.info("Prism %s (%s), sha256 %s; %.1f M parameters train", config.prism.weights,
+                "frozen" if config.prism.freeze else "trained", model.prism.sha256[:12], trained / 1e6)
+    logger.info("device %s, precision %s (%s), %d steps an epoch of %d x %d slides", precision.device, precision.name,
+                precision.reason, parts.steps_per_epoch, config.training.accum_freq, config.training.batch_size)
+    if checkpoint:
+        logger.info("resumed from %s", checkpoint)
+
+
+def _announce_data(data: Data) -> None:
+    tiles = [s.slide.num_tiles for s in data.train + data.validation]
+    logger.info("%d training and %d validation slides, %d to %d tiles each; vocabulary of %d", len(data.train),
+                len(data.validation), min(tiles), max(tiles), len(data.tokenizer))
+
+
+class _Signals:
+    """SIGINT and SIGTERM ask for a stop after the running step; the second one ends the process at once."""
+
+    def __enter__(self) -> _Signals:
+        self.received: int | None = None
+        self._before: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python does not allow handlers
+            self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: object) -> None:
+        if self.received is not None:
+            os._exit(128 + number)
+        self.received = number
+        logger.warning("%s: finishing the step, then saving to %s", signal.Signals(number).name, LAST)

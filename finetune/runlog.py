@@ -1,0 +1,109 @@
+"""What a run says: console and logs/training.log, progress bars, metrics.jsonl. Never a label text or a caption."""
+
+from __future__ import annotations
+
+import json
+import logging
+import logging.handlers
+import os
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from .errors import UserError, printable
+
+if TYPE_CHECKING:
+    from .loop import TrainState
+
+logger = logging.getLogger("prism_coca")
+
+
+class _Printable(logging.Formatter):
+    """One line per record, whatever a file name or an id holds."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+class _TqdmHandler(logging.Handler):
+    """Writes above a running progress bar instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def log_to_console() -> logging.handlers.MemoryHandler:
+    """Send log lines to stderr, and keep them until `log_to_file` knows the file."""
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+    console, memory = _TqdmHandler(), logging.handlers.MemoryHandler(100_000, flushLevel=logging.CRITICAL + 1,
+                                                                     flushOnClose=False)
+    console.setFormatter(_Printable("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.addHandler(console)
+    logger.addHandler(memory)
+    return memory
+
+
+def log_to_file(memory: logging.handlers.MemoryHandler, folder: Path) -> None:
+    """Append the kept and all further lines to `folder`/training.log."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = logging.FileHandler(folder / "training.log", encoding="utf-8")
+    except OSError as error:
+        raise UserError(folder, f"cannot be written ({error.strerror})", "set training.log_dir") from None
+    file.setFormatter(_Printable("%(asctime)s %(levelname)s %(message)s"))
+    memory.setTarget(file)
+    memory.flush()
+    logger.removeHandler(memory)
+    logger.addHandler(file)
+
+
+class RunLog:
+    """Progress bars, one console line and one metrics.jsonl line per epoch.
+
+    metrics.jsonl holds what a resumed run repeats bit for bit; times and rates go to the log only.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "metrics.jsonl"
+        self._started, self._slides = time.monotonic(), 0.0
+
+    def truncate(self, length: int) -> None:
+        """Drop the lines after the state that was resumed: they will be written again."""
+        if self.path.exists():
+            os.truncate(self.path, length)
+
+    def bar(self, items: Iterable, total: int, name: str) -> tqdm:
+        return tqdm(items, name, total, leave=False, unit="batch", disable=None)  # None: off when not a terminal
+
+    def epoch_bar(self, state: TrainState, total: int, epochs: int) -> tqdm:
+        self._started, self._slides = time.monotonic(), 0.0
+        return tqdm(desc=f"epoch {state.epoch + 1}/{epochs}", total=total, initial=state.batches_done, leave=False,
+                    unit="batch", disable=None)
+
+    def step(self, bar: tqdm, report: dict[str, float], batches: int) -> None:
+        self._slides += report["slides"]
+        bar.set_postfix(loss=f"{report['loss']:.3f}", lr=f"{report['lr']:.2e}", refresh=False)
+        bar.update(batches)
+
+    def epoch(self, state: TrainState, scores: dict[str, float], lr: float, is_best: bool) -> None:
+        """Log a finished epoch, append it to metrics.jsonl and note the new length of that file in `state`."""
+        record: dict[str, Any] = {"epoch": state.epoch, "step": state.step, "lr": lr, **scores, "best": is_best}
+        if state.skipped:
+            record["skipped_steps"] = state.skipped
+        seconds = time.monotonic() - self._started
+        values = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        logger.info("epoch %d  %s  lr %.2e  %.1f slides/s%s", state.epoch, values, lr,
+                    self._slides / max(seconds, 1e-9), "  best" if is_best else "")
+        with open(self.path, "ab") as file:
+            file.write(json.dumps(record).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+            state.metrics_bytes = file.tell()

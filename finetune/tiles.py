@@ -1,0 +1,208 @@
+"""Tile embeddings on disk: find the H5 file of each slide, check its header, read its tiles. The only user of h5py.
+
+Layouts: one 2-D float dataset (N tiles, D) per file, as TRIDENT, CLAM, STAMP and HistoGPT write it, (1, N, D) too.
+Handles are opened per read and never kept, so any number of loader processes, forked or spawned, may read.
+"""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import h5py
+import numpy as np
+from tqdm import tqdm
+
+from .config import expand
+from .errors import UserError
+
+KEYS = ("embeddings", "features", "feats", "patch_embeddings")  # our own, CLAM/TRIDENT, STAMP/HistoGPT, STAMP multiplex
+SUFFIXES = (".h5", ".hdf5")
+_PARALLEL_FROM = 512  # below so many files a process pool starts slower than the headers are read
+
+
+class BadSlide(Exception):
+    """Why the file of one slide cannot be used: `what`, and `fix`, as in UserError."""
+
+    def __init__(self, what: str, fix: str) -> None:
+        super().__init__(what, fix)
+        self.what, self.fix = what, fix
+
+
+@dataclass(frozen=True)
+class SlideFile:
+    """A checked H5 file: `key` names a float dataset of `num_tiles` tiles, (N, D) or (1, N, D)."""
+
+    slide_id: str
+    path: str
+    key: str
+    num_tiles: int
+
+
+def find_files(embeddings_dir: str | Path) -> dict[str, list[str]]:
+    """{slide id: paths} of all H5 files below a folder, flat or nested, sorted. Raises UserError if there are none."""
+    root = expand(str(embeddings_dir))
+    if not root.is_dir():
+        raise UserError(root, "no such folder", "give the folder of the H5 tile embeddings")
+    found: dict[str, list[str]] = {}
+    for folder, _, names in os.walk(root, followlinks=True):
+        for name in names:
+            stem, suffix = os.path.splitext(name)
+            if suffix.lower() in SUFFIXES:
+                found.setdefault(stem, []).append(os.path.join(folder, name))
+    if not found:
+        raise UserError(root, "no .h5 file in it", "give the folder of the H5 tile embeddings")
+    return {slide_id: sorted(found[slide_id]) for slide_id in sorted(found)}
+
+
+def index_slides(files: dict[str, list[str]], ids: Sequence[str], h5_key: str | None, image_dim: int,
+                 ) -> tuple[list[SlideFile], dict[str, BadSlide]]:
+    """Check the headers of the slides `ids`, in parallel when they are many; (usable, {path or id: problem}).
+
+    If every file that could be read is wrong in the same way the config is at fault: one UserError, not one per file.
+    """
+    bad = {i: BadSlide("no H5 file of this name", "add the file or remove its label") for i in ids if i not in files}
+    for i in ids:
+        if len(files.get(i, ())) > 1:
+            bad[i] = BadSlide(f"{len(files[i])} files have this name: {', '.join(files[i][:3])}", "keep one of them")
+    paths = [files[i][0] for i in ids if i not in bad]
+    slides: list[SlideFile] = []
+    inspect = partial(_try_inspect, h5_key=h5_key, image_dim=image_dim)
+    for path, result in zip(paths, tqdm(_map(inspect, paths), "indexing", len(paths), unit="file", leave=False)):
+        if isinstance(result, BadSlide):
+            bad[path] = result
+        else:
+            slides.append(result)
+    kinds = Counter((b.what, b.fix) for path, b in bad.items() if path in set(paths))
+    if not slides and len(paths) > 1 and len(kinds) == 1:
+        (what, fix), count = kinds.popitem()
+        raise UserError(f"{Path(paths[0]).parent}", f"all {count} files: {what}", fix)
+    return slides, bad
+
+
+def inspect_slide(path: str | Path, h5_key: str | None, image_dim: int) -> SlideFile:
+    """Check the header of one H5 file; reads no tile. Raises BadSlide."""
+    try:
+        with h5py.File(path, "r") as file:
+            key = _feature_key(file, h5_key)
+            num_tiles = _check_header(file[key], key, image_dim)
+    except (OSError, RuntimeError, KeyError) as error:  # h5py reports broken objects as any of the three
+        raise _explain(Path(path), error) from None
+    return SlideFile(Path(path).stem, str(path), key, num_tiles)
+
+
+def read_tiles(slide: SlideFile, rows: np.ndarray | None = None) -> np.ndarray:
+    """Tile embeddings (N, D) of a slide in native float16 or float32; `rows` (sorted indices) reads only those.
+
+    Raises UserError if the file cannot be read, has changed since it was checked, or holds NaN or infinity.
+    """
+    try:
+        with h5py.File(slide.path, "r") as file:
+            tiles = file[slide.key][()]
+    except (OSError, RuntimeError, KeyError) as error:
+        bad = _explain(Path(slide.path), error)
+        raise UserError(slide.path, bad.what, bad.fix) from None
+    tiles = tiles.reshape(-1, tiles.shape[-1])
+    if len(tiles) != slide.num_tiles:
+        raise UserError(slide.path, f"{len(tiles)} tiles, {slide.num_tiles} at the start of the run",
+                        "do not change the files while they are in use")
+    tiles = tiles if rows is None else tiles[rows]
+    tiles = tiles.astype(np.float16 if tiles.dtype.itemsize == 2 else np.float32, copy=False)
+    # the sum is finite if all rows are, at a tenth of the cost of isfinite; float32 sums overflow only past 1e38
+    if not np.isfinite(tiles.sum(dtype=np.float32)) and not (good := np.isfinite(tiles).all(axis=1)).all():
+        raise UserError(slide.path, f"NaN or infinity in {np.count_nonzero(~good)} of {len(tiles)} tiles",
+                        "extract the features of this slide again")
+    return tiles
+
+
+def _feature_key(file: h5py.File, h5_key: str | None) -> str:
+    found = [k for k in ((h5_key,) if h5_key else KEYS) if k in file or file.get(k, getlink=True) is not None]
+    if not found:
+        names = ", ".join(list(file)[:8]) or "nothing"
+        hint = "this looks like a patch file (coordinates only); features are in another folder" \
+            if set(file) <= {"coords", "imgs"} and len(file) else "name the dataset with data.h5_key"
+        raise BadSlide(f"no dataset {h5_key or ' / '.join(KEYS)}; the file has: {names}", hint)
+    key = found[0]
+    parts = key.strip("/").split("/")
+    for end in range(1, len(parts) + 1):  # a link may lead to another file: anyone's, not only this slide's
+        if not isinstance(file.get("/".join(parts[:end]), getlink=True), h5py.HardLink):
+            raise BadSlide(f"{key!r} is a link that may point outside the file", "store the data in the file itself")
+    return key
+
+
+def _check_header(dataset: object, key: str, image_dim: int) -> int:
+    """Number of tiles, from shape and type alone: a file that declares 20 TB is refused before any read."""
+    if not isinstance(dataset, h5py.Dataset):
+        raise BadSlide(f"{key!r} is a group", "name the dataset with data.h5_key")
+    if dataset.shape is None or dataset.dtype.kind != "f" or dataset.dtype.itemsize not in (2, 4, 8):
+        raise BadSlide(f"{key!r} has type {dataset.dtype}, expected floats", "name the dataset with data.h5_key")
+    if dataset.external or dataset.is_virtual:
+        raise BadSlide(f"{key!r} points outside the file", "store the data in the file itself")
+    shape = dataset.shape[1:] if dataset.ndim == 3 and dataset.shape[0] == 1 else dataset.shape
+    if len(shape) == 2 and shape[0] == image_dim != shape[1]:
+        raise BadSlide(f"{key!r} is {dataset.shape}, expected (N, {image_dim})", "it looks transposed: write tiles as rows")
+    if len(shape) == 1:
+        raise BadSlide(f"{key!r} is {dataset.shape}, expected (N, {image_dim})",
+                       "this is a slide-level file: give the folder of the tile features")
+    if len(shape) != 2:
+        raise BadSlide(f"{key!r} is {dataset.shape}, expected (N, {image_dim})", "store one (N, D) matrix")
+    if shape[1] != image_dim:
+        raise BadSlide(f"tiles are {shape[1]} wide, data.image_dim is {image_dim}",
+                       "use features of the right tile encoder (Prism: Virchow, 2560) or set data.image_dim")
+    if shape[0] == 0:
+        raise BadSlide("0 tiles", "extract the features of this slide again")
+    stored, declared = dataset.id.get_storage_size(), dataset.size * dataset.dtype.itemsize
+    if stored * 2000 < declared:  # gzip cannot shrink features like that: nothing or next to nothing was written
+        raise BadSlide(f"declares {declared / 1e9:.3g} GB, holds {stored} bytes", "extract the features of this slide again")
+    return shape[0]
+
+
+def _explain(path: Path, error: Exception) -> BadSlide:
+    """h5py's error in the words of somebody who can mend it."""
+    text = str(error)
+    if path.is_symlink() and not path.exists():
+        return BadSlide(f"not found (symlink to {os.readlink(path)})", "mend the link or copy the file")
+    if not path.exists():
+        return BadSlide("not found", "check the path")
+    if path.is_dir():
+        return BadSlide("is a folder", "give an H5 file")
+    if getattr(error, "errno", None) in (errno.EACCES, errno.EPERM) and not os.access(path, os.R_OK):
+        return BadSlide("permission denied", "make it readable")
+    if isinstance(error, BlockingIOError) or "unable to lock file" in text:
+        return BadSlide("locked: is another process still writing it?",
+                        "wait, or set HDF5_USE_FILE_LOCKING=FALSE on file systems without locks")
+    size = path.stat().st_size
+    if size == 0:
+        return BadSlide("empty file", "copy it again")
+    if "file signature not found" in text:
+        head = path.open("rb").read(40)
+        pull = "run git lfs pull" if head.startswith(b"version https://git-lfs") else "give an H5 file"
+        return BadSlide(f"not an HDF5 file (starts with {head[:24].decode('latin-1')!r})", pull)
+    if "truncated file" in text:
+        return BadSlide(f"truncated ({size} bytes): {text[text.find('eof'):][:60]}", "copy it again")
+    if "required filter" in text or "can't open directory" in text or "filter is not" in text:
+        return BadSlide("compressed with a filter that is not installed", "pip install hdf5plugin, or repack with gzip")
+    return BadSlide(f"cannot be read ({text[:120]})", "copy it again or extract its features again")
+
+
+def _try_inspect(path: str, h5_key: str | None, image_dim: int) -> SlideFile | BadSlide:
+    try:
+        return inspect_slide(path, h5_key, image_dim)
+    except BadSlide as problem:
+        return problem
+
+
+def _map(inspect: partial, paths: list[str]) -> Iterable[SlideFile | BadSlide]:
+    """Results in order. Processes, as HDF5 has one lock for all threads; spawned, as forking a threaded program hangs."""
+    if len(paths) < _PARALLEL_FROM:
+        yield from map(inspect, paths)
+        return
+    with ProcessPoolExecutor(min(8, os.cpu_count() or 1), multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(inspect, paths, chunksize=64)

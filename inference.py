@@ -1,0 +1,18 @@
+"""Caption and score slides with a trained checkpoint: python inference.py --checkpoint C --embeddings_file F --text T."""
+
+from finetune.cli import Parser, add_inference_flags, options_from_flags
+from finetune.errors import run_script
+
+
+def main() -> int:
+    parser = Parser(description=__doc__)
+    add_inference_flags(parser)
+    args = parser.parse_args()
+    options = options_from_flags(args)
+    from finetune.caption import run_inference  # torch: only once the arguments are good
+
+    return run_inference(args, options)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,115 @@
+"""From a hub id to a local folder, with a quick and clear answer where the hub cannot be had.
+
+`huggingface_hub` reads HF_ENDPOINT, HF_TOKEN, HF_HOME and HF_HUB_OFFLINE itself. It is imported on first use:
+who loads weights from disk need not have it.
+"""
+
+import os
+import threading
+from pathlib import Path
+
+from .files import WEIGHT_FILES, PrismWeightsError, shard_names
+
+# Left alone, huggingface_hub 2.4 tries a dead network six times, 23 s in all [measured], and a firewall that drops
+# packets costs its timeout for every address of the hub. One question with one deadline decides instead;
+# HF_HUB_ETAG_TIMEOUT, huggingface_hub's own setting, prolongs it for slow links.
+ANSWER_WITHIN_S = 4.0
+
+
+def fetch(repo_id: str, revision: str | None) -> Path:
+    """Folder with `config.json` (if the repository has one) and the weights; only these files are downloaded.
+
+    What is in the hub's cache on this machine is used where the hub does not answer.
+
+    Raises:
+        PrismWeightsError: no access, no network, no such repository or revision, no weights in it.
+    """
+    failure = _ask(repo_id, revision)
+    try:
+        folder = _download(repo_id, revision, cached_only=failure is not None)
+    except Exception as error:  # httpx, requests, OS and its own errors, by version; all mean: no file
+        raise _explain(repo_id, revision, error) from error
+    if folder is not None:
+        return folder
+    if failure is not None:
+        raise _explain(repo_id, revision, failure) from failure
+    raise PrismWeightsError(f"{repo_id}: the repository holds none of {', '.join(WEIGHT_FILES)}")
+
+
+def _ask(repo_id: str, revision: str | None) -> Exception | None:
+    """One request without retries: None if the hub would serve files of this repository, else why not."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import EntryNotFoundError
+
+    seconds = float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or ANSWER_WITHIN_S)
+    answer: list[Exception | None] = []
+
+    def ask() -> None:
+        try:
+            get_hf_file_metadata(hf_hub_url(repo_id, "config.json", revision=revision), timeout=seconds)
+            answer.append(None)
+        except EntryNotFoundError:  # no config.json, but the hub answers
+            answer.append(None)
+        except Exception as error:
+            answer.append(error)
+
+    # A thread, because timeouts of the HTTP client bound neither the name lookup nor the sum over addresses.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return answer[0] if answer else TimeoutError(f"no answer in {seconds:g} s; HF_HUB_ETAG_TIMEOUT=30 waits longer")
+
+
+def _download(repo_id: str, revision: str | None, cached_only: bool) -> Path | None:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    def get(name: str, commit: str | None) -> Path | None:
+        try:
+            return Path(hf_hub_download(repo_id, name, revision=commit, local_files_only=cached_only))
+        except EntryNotFoundError as error:
+            if isinstance(error, LocalEntryNotFoundError) and not cached_only:
+                raise  # the network went away in between: not the same as "the repository has no such file"
+            return None
+
+    config = get("config.json", revision)
+    commit = commit_of(config.parent) if config else None
+    revision = commit or revision  # all files of one commit, also if the branch moves meanwhile
+    for name in WEIGHT_FILES:
+        path = get(name, revision)
+        if path is None:
+            continue
+        if name.endswith(".index.json") and None in [get(shard, revision) for shard in shard_names(path)]:
+            continue
+        return path.parent
+    return None
+
+
+def commit_of(folder: Path) -> str | None:
+    """Commit hash of a folder in the hub's cache (`.../snapshots/<commit>`), None for any other folder."""
+    return folder.name if folder.parent.name == "snapshots" else None
+
+
+def _explain(repo_id: str, revision: str | None, error: Exception) -> PrismWeightsError:
+    from huggingface_hub import constants, errors
+
+    if isinstance(error, PrismWeightsError):  # a broken index of shards explains itself
+        return error
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, errors.HFValidationError):
+        cause = "not a valid hub id"
+    elif isinstance(error, errors.OfflineModeIsEnabled):
+        cause = "not in the local cache, and HF_HUB_OFFLINE is set"
+    elif isinstance(error, errors.RevisionNotFoundError):
+        cause = f"no revision {revision!r} in the repository"
+    elif isinstance(error, errors.GatedRepoError) or status in (401, 403):
+        cause = "access refused (the repository is gated, private or does not exist)"
+    elif isinstance(error, errors.RepositoryNotFoundError):
+        cause = "no such repository"
+    else:
+        reason = f"HTTP {status}" if status else str(error).split("\n")[0] or type(error).__name__
+        cause = f"{constants.ENDPOINT} cannot serve it ({reason})"
+    return PrismWeightsError(
+        f"{repo_id}: {cause}; request access at https://huggingface.co/{repo_id} and set HF_TOKEN (HF_ENDPOINT names "
+        "a mirror), or download it elsewhere and give the local folder; 'random-tiny' is for demos only"
+    )

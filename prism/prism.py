@@ -1,0 +1,118 @@
+"""The slide encoder as the rest of the world sees it: checked inputs, a dict out, and freezing.
+
+Shapes: B slides, N tiles, C tile width (`tile_dim`), L image latents, D width of the output (`image_dim`).
+"""
+
+import hashlib
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from .perceiver import ImageResampler, PerceiverConfig
+
+
+class PrismSlideEncoder(nn.Module):
+    """Encodes the tile embeddings of slides. `load_prism` returns it with weights, frozen.
+
+    Attributes:
+        config: the architecture.
+        source: what `load_prism` was given ("paige-ai/Prism", a path, "random", ...); None if built by hand.
+        revision: commit hash on the hub where known, else None.
+        sha256: `fingerprint` of the weights as they were loaded; None if built by hand.
+    """
+
+    def __init__(self, config: PerceiverConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or PerceiverConfig()
+        self.image_resampler = ImageResampler(self.config)
+        self.source: str | None = None
+        self.revision: str | None = None
+        self.sha256: str | None = None
+        self.frozen = False
+
+    @property
+    def tile_dim(self) -> int:
+        """Width C of the tile embeddings it takes."""
+        return self.config.context_dim
+
+    @property
+    def image_dim(self) -> int:
+        """Width D of what it returns."""
+        return self.config.latent_dim
+
+    def slide_representations(self, tile_embeddings: Tensor, tile_mask: Tensor | None = None) -> dict[str, Tensor]:
+        """Encode slides. What stands in padded tiles, even NaN, never reaches a result.
+
+        Args:
+            tile_embeddings: (B, N, C), any float type; cast to the type of the weights.
+            tile_mask: bool (B, N), True = a tile, False = padding; None = all are tiles.
+
+        Returns:
+            {"image_embedding": (B, D), "image_latents": (B, L, D)}
+
+        Raises:
+            ValueError: wrong shape or width, a mask that is not bool, a slide without any tile.
+        """
+        self._check(tile_embeddings, tile_mask)
+        tiles = tile_embeddings.to(self.image_resampler.perceiver.latents.dtype)
+        if tile_mask is not None and tile_mask.all():
+            tile_mask = None
+        if tile_mask is not None:
+            # A weight of 0 does not silence NaN (0 * NaN = NaN), so padding is emptied as well as masked.
+            tiles = tiles.masked_fill(~tile_mask[..., None], 0)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            embedding, latents = self.image_resampler(tiles, tile_mask)
+        return {"image_embedding": embedding, "image_latents": latents}
+
+    def forward(self, tile_embeddings: Tensor, tile_mask: Tensor | None = None) -> dict[str, Tensor]:
+        """The same as `slide_representations`."""
+        return self.slide_representations(tile_embeddings, tile_mask)
+
+    def freeze(self) -> Self:
+        """No gradients, no graph, eval mode; `train()` does not undo it."""
+        self.frozen = True
+        self.requires_grad_(False)
+        return self.eval()
+
+    def unfreeze(self) -> Self:
+        """Undo `freeze`: all parameters trainable, train mode."""
+        self.frozen = False
+        self.requires_grad_(True)
+        return self.train()
+
+    def train(self, mode: bool = True) -> Self:
+        """Set train mode, unless frozen (a parent's `train()` reaches here too)."""
+        return super().train(mode and not self.frozen)
+
+    def _check(self, tiles: Tensor, mask: Tensor | None) -> None:
+        if tiles.ndim != 3:
+            raise ValueError(f"tile_embeddings have shape {tuple(tiles.shape)}; need (slides, tiles, {self.tile_dim})")
+        if tiles.shape[-1] != self.tile_dim:
+            raise ValueError(
+                f"tile_embeddings are {tiles.shape[-1]} wide, the encoder takes {self.tile_dim}; "
+                "were the tiles made by another tile encoder?"
+            )
+        if tiles.shape[1] == 0:
+            raise ValueError("tile_embeddings hold no tile")
+        if mask is None:
+            return
+        if mask.dtype != torch.bool:
+            raise ValueError(f"tile_mask is {mask.dtype}; need torch.bool, True = a tile")
+        if mask.shape != tiles.shape[:2]:
+            raise ValueError(f"tile_mask has shape {tuple(mask.shape)}; need {tuple(tiles.shape[:2])}")
+        empty = (~mask.any(dim=1)).nonzero().flatten().tolist()
+        if empty:
+            raise ValueError(f"tile_mask leaves no tile in slide {empty[0]} of the batch ({len(empty)} such)")
+
+
+def fingerprint(module: nn.Module) -> str:
+    """SHA-256 over name, type, shape and bytes of every parameter, sorted by name, each shared one once.
+
+    It does not depend on the file the weights came from nor on the device they are on.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in sorted(module.named_parameters()):
+        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
+        digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
