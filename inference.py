@@ -1,4 +1,4 @@
-"""Caption and score slides with a trained checkpoint: python inference.py --checkpoint C --embeddings_file F --text T."""
+"""Caption and score slides: python inference.py --checkpoint best_model.pth --embeddings_file F.h5 --text T ..."""
 
 from finetune.cli import Parser, add_inference_flags, options_from_flags
 from finetune.errors import run_script

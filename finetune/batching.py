@@ -14,7 +14,7 @@ from .errors import UserError
 from .tiles import SlideFile, read_tiles
 from .tokenizer import VocabTokenizer
 
-_READ_TIMEOUT = 300  # seconds until a loader process that hangs (a dead network drive) ends the run instead of stalling it
+_READ_TIMEOUT = 300  # seconds: a loader process that hangs (a dead network drive) ends the run, not stalls it
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class Collate:
         for item in items:
             if isinstance(item, UserError):
                 return item
-        samples, tiles = zip(*items)
+        samples, tiles = zip(*items, strict=True)
         tile_embeddings, tile_mask = pad_tiles(tiles)
         length = max(len(s.token_ids) for s in samples) - 1
         ids = torch.tensor([s.token_ids + [self.pad_id] * (length + 1 - len(s.token_ids)) for s in samples])
@@ -157,6 +157,6 @@ def pad_tiles(tiles: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
     counts = torch.tensor([[len(t)] for t in tiles])
     dtype = np.result_type(*tiles)
     padded = np.zeros((len(tiles), int(counts.max()), tiles[0].shape[1]), dtype)
-    for row, t in zip(padded, tiles):
+    for row, t in zip(padded, tiles, strict=True):
         row[: len(t)] = t
     return torch.from_numpy(padded), torch.arange(padded.shape[1]) < counts

@@ -90,7 +90,7 @@ class Captioner:
 
 def caption_slides(captioner: Captioner, paths: dict[str, str], texts: list[str],
                    options: GenerationOptions) -> Iterator[dict[str, Any]]:
-    """Records of {slide id: path}, in order; a slide that cannot be used has its reason in `error`, the others go on."""
+    """Records of {slide id: path}; a slide that cannot be used has its reason in `error`, the others go on."""
     group: list[SlideFile] = []
     bar = tqdm(paths.items(), "captioning", unit="slide", leave=False, disable=None if len(paths) > 1 else True)
     for slide_id, path in bar:
@@ -163,7 +163,7 @@ def run_inference(args: argparse.Namespace, options: GenerationOptions) -> int:
         print("summary:", json.dumps(summary(records, labels), ensure_ascii=False))
     failed = [r for r in records if r["error"] is not None]
     if failed:
-        raise UserError(failed[0]["error"].split(":")[0], f"{len(failed)} of {len(records)} slides could not be captioned",
+        raise UserError(failed[0]["error"].split(":")[0], f"{len(failed)} of {len(records)} slides failed",
                         "their records say why", [r["error"] for r in failed[:20]])
     return 0
 

@@ -1,7 +1,7 @@
 """Checkpoints: written so that a crash never harms a good file, read so that a bad file never runs code.
 
-A `.pth` holds plain types and tensors only. One file is enough to go on training or to caption a slide. All files of one
-save hold the same state; `last_model.pth` is replaced last and is the commit record.
+A `.pth` holds plain types and tensors only. One file is enough to go on training or to caption a slide. All files of
+one save hold the same state; `last_model.pth` is replaced last and is the commit record.
 """
 
 from __future__ import annotations
@@ -172,10 +172,10 @@ class Saver:
             "scaler": self.scaler.state_dict()})
 
     def restore(self, content: dict[str, Any], where: Path) -> dict[str, Any]:
-        """Put a checkpoint's tensors and random states back; returns its progress. Raises UserError if they do not fit."""
+        """Put a checkpoint's tensors and random states back; returns its progress. Raises UserError if unfit."""
         self.model.load_saved_state(content["model"], str(where))
         if bool(content["scaler"]) != self.scaler.is_enabled():
-            raise UserError(where, "the precision changed between fp16 and another one", "resume with the same precision")
+            raise UserError(where, "the precision changed from or to fp16", "resume with the same precision")
         self.scaler.load_state_dict(content["scaler"])
         self.optimizer.load_state_dict(content["optimizer"])
         set_random_states(content["random_states"])

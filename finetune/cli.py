@@ -81,7 +81,7 @@ def add_inference_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", choices=("all", "val"), default="all",
                         help="val: only the slides held out when the checkpoint was trained")
     parser.add_argument("--output", metavar="FILE", help="write a record per slide: .jsonl, .json or .csv")
-    parser.add_argument("--prism", metavar="WEIGHTS", help="where Prism's weights are, if not where they were in training")
+    parser.add_argument("--prism", metavar="WEIGHTS", help="where Prism's weights are, if moved since training")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     for field in dataclasses.fields(GenerationOptions):
         switch = {"nargs": "?", "const": "true"} if isinstance(field.default, bool) else {}

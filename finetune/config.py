@@ -98,7 +98,7 @@ class GenerationOptions:
     do_sample: bool = _key(False, "sample instead of taking the most probable token")
     temperature: float = _key(1.0, "sampling: logits are divided by it", 0, open_low=True)
     top_k: int = _key(0, "sampling: among the k most probable tokens; 0 = all", 0)
-    top_p: float = _key(1.0, "sampling: among the fewest tokens that hold this probability; 1 = all", 0, 1, open_low=True)
+    top_p: float = _key(1.0, "sampling: among the fewest tokens of this probability; 1 = all", 0, 1, open_low=True)
     repetition_penalty: float = _key(1.0, "above 1: tokens already there become less probable", 0, open_low=True)
     no_repeat_ngram_size: int = _key(0, "no n-gram of this size twice; 0 = off", 0)
     length_penalty: float = _key(1.0, "beams: scores are divided by length to this power", -10, 10)
@@ -273,7 +273,7 @@ def _yaml_root(path: str | Path) -> yaml.Node:
     try:
         raw = expand(str(path)).read_bytes()
     except OSError as error:
-        raise UserError(expand(str(path)), f"cannot be read ({error.strerror})", "give the path of a YAML file") from None
+        raise UserError(expand(str(path)), f"cannot be read ({error.strerror})", "give a YAML file") from None
     if len(raw) > _MAX_YAML_BYTES:
         raise UserError(path, f"{len(raw)} bytes is no config file", "give the path of a YAML file")
     try:

@@ -39,11 +39,11 @@ def prepare_data(config: DataConfig, seed: int, tokenizer: VocabTokenizer | None
     problems = {f"{i!r} in {config.labels_file}": BadSlide(why, "correct the label") for i, why in bad_labels.items()}
     _judge(problems | bad_files, len(slides), config)
     if unlabelled := sorted(files.keys() - labels.keys() - bad_labels.keys()):
-        logger.warning("%d H5 files have no label, for example %s", len(unlabelled), ", ".join(unlabelled[:5]))
+        logger.warning("%d H5 files have no label: %s ...", len(unlabelled), ", ".join(unlabelled[:5]))
     texts = {s.slide_id: labels[s.slide_id] for s in slides}
     train_ids, val_ids = split_ids(list(texts), config.val_split, seed)
     if not train_ids:
-        raise UserError(config.embeddings_dir, "no slide to train on", "check ids in the labels file against file names")
+        raise UserError(config.embeddings_dir, "no slide to train on", "compare the ids with the file names")
     if not val_ids:
         logger.warning("no validation slides (data.val_split is 0): best_model.pth is the last one")
     tokenizer = tokenizer or VocabTokenizer.build(texts[i] for i in train_ids)
@@ -54,7 +54,7 @@ def prepare_data(config: DataConfig, seed: int, tokenizer: VocabTokenizer | None
 
 
 def scan_contents(data: Data) -> None:
-    """Read every tile of every slide. Raises one UserError that lists all slides with unreadable or non-finite tiles."""
+    """Read every tile of every slide. Raises one UserError that lists all unreadable or non-finite ones."""
     bad: list[UserError] = []
     for sample in data.train + data.validation:
         try:
@@ -99,7 +99,7 @@ def _samples(ids: list[str], slides: dict[str, SlideFile], texts: dict[str, str]
                         "are these texts in another language? use more training texts, or another split seed")
     if unknown:
         logger.warning("%.2f %% of the %s tokens are unknown to the vocabulary", 100 * unknown, split)
-    return [Sample(slides[i], token_ids) for i, (token_ids, _) in zip(ids, encoded)]
+    return [Sample(slides[i], token_ids) for i, (token_ids, _) in zip(ids, encoded, strict=True)]
 
 
 def _fingerprint(slides: list[SlideFile], texts: dict[str, str], val_ids: list[str]) -> str:

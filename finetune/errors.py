@@ -45,7 +45,8 @@ def run_script(main: Callable[[], int | None]) -> None:
     except UserError as error:
         if "--debug" in sys.argv:
             raise
-        print(f"error: {error.line()}", *(f"  {printable(d)[:_MAX_LINE]}" for d in error.details), sep="\n", file=sys.stderr)
+        details = (f"  {printable(d)[:_MAX_LINE]}" for d in error.details)
+        print(f"error: {error.line()}", *details, sep="\n", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         code = 130

@@ -6,7 +6,6 @@ Own code on purpose: captioners built on another library's `generate` broke with
 from __future__ import annotations
 
 import torch
-
 from coca_pytorch import CoCa
 
 from .config import GenerationOptions
@@ -47,7 +46,7 @@ def _one_by_one(coca: CoCa, pooled: torch.Tensor, options: GenerationOptions, bo
 
 def _beam_search(coca: CoCa, pooled: torch.Tensor, options: GenerationOptions, bos_id: int, eos_id: int,
                  pad_id: int) -> list[list[int]]:
-    """Beam search with one cache for all beams of all slides: the sequence of highest log-probability / length ** penalty.
+    """Beam search, one cache for all beams of all slides: the sequence of highest log-probability / length ** penalty.
 
     A slide is done when its worst kept hypothesis beats the best its running beams stand for (Hugging Face's
     `early_stopping=False`). Length counts the generated tokens, the end token among them.

@@ -15,9 +15,9 @@ _SUFFIXES = (".h5", ".hdf5")
 
 
 def load_labels(path: str | Path) -> tuple[dict[str, str], dict[str, str]]:
-    """({slide id: text} in file order, {slide id: problem}); one `.h5` at the end of an id is dropped, texts are stripped.
+    """({slide id: text} in file order, {slide id: problem}); texts are stripped, one `.h5` at the end of an id dropped.
 
-    A problem is a text that is empty or no string. Raises UserError naming file and place for what no skipping can mend:
+    A problem is a text that is empty or no string. Raises UserError naming file and place for what no skipping mends:
     not UTF-8, not JSON, another shape, repeated ids, ids that are paths, no labels.
     """
     path = expand(str(path))

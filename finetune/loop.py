@@ -1,4 +1,4 @@
-"""The training loop: `fit` and `train_step` say what happens, in order. What they call has names that say what it does."""
+"""The training loop: `fit` and `train_step` say in order what happens; names say what the rest does."""
 
 from __future__ import annotations
 
@@ -114,12 +114,13 @@ def train_step(parts: Parts, group: list[Batch], lr: float, state: TrainState) -
     parts.scaler.step(parts.optimizer)  # skips by itself when a gradient is not finite
     parts.scaler.update()
     parts.optimizer.zero_grad(set_to_none=True)
-    return report | {"loss": parts.model.weighted(report["caption_loss"], report["contrastive_loss"]), "grad_norm": norm}
+    report["loss"] = parts.model.weighted(report["caption_loss"], report["contrastive_loss"])
+    return report | {"grad_norm": norm}
 
 
 @torch.no_grad()
 def validate(parts: Parts) -> dict[str, float]:
-    """Mean losses over the validation slides: per word (caption) and per slide (contrastive), whatever the batching."""
+    """Mean losses over the validation slides: per word (caption) and per slide (contrastive)."""
     assert parts.validation is not None
     parts.model.eval()
     sums: dict[str, float] = {}
@@ -152,7 +153,7 @@ def _means(sums: dict[str, float], model: SlideCaptioner) -> dict[str, float]:
 
 
 def _note_score(state: TrainState, val_loss: float | None) -> bool:
-    """True if the epoch just finished is the best: the lowest validation loss; NaN never, without validation always."""
+    """True if the epoch just finished is the best: lowest validation loss, never NaN; without validation always."""
     if val_loss is not None and not val_loss < state.best_loss:
         return False
     state.best_loss, state.best_epoch = state.best_loss if val_loss is None else val_loss, state.epoch
@@ -162,5 +163,5 @@ def _note_score(state: TrainState, val_loss: float | None) -> bool:
 def _not_finite(what: str, state: TrainState, group: list[Batch]) -> UserError:
     ids = [slide_id for batch in group for slide_id in batch.ids]
     return UserError("training", f"{what} is not finite at epoch {state.epoch + 1}, step {state.step + 1}, "
-                     f"slides {', '.join(ids[:8])}", "look at these slides, lower the learning rate or use fp32; the last "
-                     "checkpoint is good")
+                     f"slides {', '.join(ids[:8])}", "look at these slides, lower the learning rate or use fp32; "
+                     "the last checkpoint is good")

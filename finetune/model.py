@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from coca_pytorch import CoCa, CoCaLosses
 from torch import nn
 
-from coca_pytorch import CoCa, CoCaLosses
 from prism import PerceiverConfig, PrismSlideEncoder, PrismWeightsError, load_prism
 
 from .batching import Batch
@@ -46,7 +46,7 @@ class SlideCaptioner(nn.Module):
         return (p for p in self.parameters() if p.requires_grad)
 
     def saved_state(self) -> dict[str, torch.Tensor]:
-        """What a checkpoint holds: CoCa, and Prism only if it is trained (its licence forbids copies of the original)."""
+        """What a checkpoint holds: CoCa, and Prism only if it is trained (its licence forbids copies)."""
         state = {f"coca.{k}": v for k, v in self.coca.state_dict().items()}
         if not self.prism.frozen:
             state |= {f"prism.{k}": v for k, v in self.prism.state_dict().items()}
@@ -71,7 +71,8 @@ class SlideCaptioner(nn.Module):
             self.prism.load_state_dict({k[6:]: v for k, v in state.items() if k.startswith("prism.")})
 
 
-def build_model(config: Config, tokenizer: VocabTokenizer, trained_prism: dict[str, Any] | None = None) -> SlideCaptioner:
+def build_model(config: Config, tokenizer: VocabTokenizer,
+                trained_prism: dict[str, Any] | None = None) -> SlideCaptioner:
     """Load Prism and make a fresh CoCa, seeded by `training.seed`. Raises UserError if the widths do not fit.
 
     trained_prism: architecture of a Prism whose weights are in the checkpoint, so that nothing else need be loaded.

@@ -15,7 +15,7 @@ _BETAS = (0.9, 0.98)  # CLIP's for contrastive training (arXiv 2103.00020, table
 
 
 def build_optimizer(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW over what trains; weight decay on matrices only: not on norms, biases and the temperature (all below 2-D)."""
+    """AdamW over what trains; decay on matrices only: not on norms, biases and the temperature (all below 2-D)."""
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [{"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
               {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0}]
@@ -68,11 +68,11 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_precision(name: str, device: torch.device) -> Precision:
-    """`auto`: fp16 on CUDA, bf16 on a CPU with bf16 instructions, else fp32. Unsupported wishes fall back, with a reason."""
+    """`auto`: fp16 on CUDA, bf16 on a CPU that has it, else fp32. Unsupported wishes fall back, with a reason."""
     if device.type == "cuda":
         if name == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
             return Precision("fp32", device, "bf16 was asked for, this GPU lacks it")
-        return Precision("fp16" if name == "auto" else name, device, "auto on CUDA" if name == "auto" else "as configured")
+        return Precision("fp16", device, "auto on CUDA") if name == "auto" else Precision(name, device, "as configured")
     has_bf16 = bool(torch.cpu.get_capabilities().get("avx512_bf16") or torch.cpu.get_capabilities().get("amx_bf16"))
     best = "bf16" if has_bf16 else "fp32"
     if name == "fp16":

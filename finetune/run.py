@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
+import random
 import signal
 import threading
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from .batching import Batches
@@ -41,6 +43,7 @@ def train(config: Config, resume: str | None = None) -> int:
     content = load_checkpoint(checkpoint) if checkpoint else None
     tokenizer = VocabTokenizer.from_dict(content["tokenizer"], str(checkpoint)) if content else None
     data = prepare_data(config.data, config.training.seed, tokenizer)
+    _seed(config.training.seed)
     device = resolve_device(config.training.device)
     precision = resolve_precision(config.training.precision, device)
     model = build_model(config, data.tokenizer).to(device)
@@ -77,6 +80,13 @@ def check(config: Config) -> int:
     return 0
 
 
+def _seed(seed: int) -> None:
+    """Seed the global generators. Order, split and tile sampling have their own; this is for what a layer may draw."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
 def _assemble(config: Config, data: Data, model: SlideCaptioner, precision: Precision, about: dict[str, Any],
               folder: Path) -> tuple[Parts, Saver]:
     training = config.training
@@ -94,7 +104,8 @@ def _assemble(config: Config, data: Data, model: SlideCaptioner, precision: Prec
     scaler = precision.scaler()
     saver = Saver(folder, training.save_every, model, optimizer, scaler, about)
     parts = Parts(model, optimizer, scaler, precision, batches, validation, RunLog(folder), saver.save, lambda: False,
-                  training.epochs, training.learning_rate, training.warmup, training.accum_freq, training.grad_clip_norm)
+                  epochs=training.epochs, peak_lr=training.learning_rate, warmup=training.warmup,
+                  accum_freq=training.accum_freq, grad_clip_norm=training.grad_clip_norm)
     return parts, saver
 
 

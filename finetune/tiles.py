@@ -75,7 +75,8 @@ def index_slides(files: dict[str, list[str]], ids: Sequence[str], h5_key: str | 
     paths = [files[i][0] for i in ids if i not in bad]
     slides: list[SlideFile] = []
     inspect = partial(_try_inspect, h5_key=h5_key, image_dim=image_dim)
-    for path, result in zip(paths, tqdm(_map(inspect, paths), "indexing", len(paths), unit="file", leave=False)):
+    bar = tqdm(_map(inspect, paths), "indexing", len(paths), unit="file", leave=False, disable=None)
+    for path, result in zip(paths, bar, strict=True):
         if isinstance(result, BadSlide):
             bad[path] = result
         else:
@@ -147,7 +148,7 @@ def _check_header(dataset: object, key: str, image_dim: int) -> int:
         raise BadSlide(f"{key!r} points outside the file", "store the data in the file itself")
     shape = dataset.shape[1:] if dataset.ndim == 3 and dataset.shape[0] == 1 else dataset.shape
     if len(shape) == 2 and shape[0] == image_dim != shape[1]:
-        raise BadSlide(f"{key!r} is {dataset.shape}, expected (N, {image_dim})", "it looks transposed: write tiles as rows")
+        raise BadSlide(f"{key!r} is {dataset.shape}, expected (N, {image_dim})", "transposed? write tiles as rows")
     if len(shape) == 1:
         raise BadSlide(f"{key!r} is {dataset.shape}, expected (N, {image_dim})",
                        "this is a slide-level file: give the folder of the tile features")
@@ -160,7 +161,7 @@ def _check_header(dataset: object, key: str, image_dim: int) -> int:
         raise BadSlide("0 tiles", "extract the features of this slide again")
     stored, declared = dataset.id.get_storage_size(), dataset.size * dataset.dtype.itemsize
     if stored * 2000 < declared:  # gzip cannot shrink features like that: nothing or next to nothing was written
-        raise BadSlide(f"declares {declared / 1e9:.3g} GB, holds {stored} bytes", "extract the features of this slide again")
+        raise BadSlide(f"declares {declared / 1e9:.3g} GB, holds {stored} bytes", "extract its features again")
     return shape[0]
 
 
@@ -200,7 +201,7 @@ def _try_inspect(path: str, h5_key: str | None, image_dim: int) -> SlideFile | B
 
 
 def _map(inspect: partial, paths: list[str]) -> Iterable[SlideFile | BadSlide]:
-    """Results in order. Processes, as HDF5 has one lock for all threads; spawned, as forking a threaded program hangs."""
+    """Results in order. Processes, as HDF5 has one lock for all threads; spawned, as forking with threads may hang."""
     if len(paths) < _PARALLEL_FROM:
         yield from map(inspect, paths)
         return

@@ -17,7 +17,7 @@ from .perceiver import PerceiverConfig
 from .prism import PrismSlideEncoder, fingerprint
 
 # Small, with the widths of the published model, so that every default fits: for the demo and the tests.
-RANDOM_TINY = PerceiverConfig(latent_seq=16, perceiver_depth=2, transformer_depth=1)
+RANDOM_TINY = PerceiverConfig(latent_seq=32, perceiver_depth=1, transformer_depth=1)
 SEED = 0
 
 _log = logging.getLogger(__name__)

@@ -1,0 +1,24 @@
+# Each target works alone on a fresh machine: it makes the virtual environment first.
+VENV ?= .venv
+PYTHON := $(VENV)/bin/python
+
+.PHONY: setup demo test bench lint
+
+setup: $(VENV)/.done
+
+$(VENV)/.done: requirements.lock
+	python3 -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet --no-deps --requirement requirements.lock
+	touch $@
+
+demo: setup
+	$(PYTHON) -m finetune.demo
+
+test: setup
+	$(PYTHON) -m pytest
+
+bench: setup
+	$(PYTHON) -m benchmarks.full_size
+
+lint: setup
+	$(VENV)/bin/ruff check .

@@ -1,0 +1,88 @@
+"""One training step and one caption at the published sizes: seconds and peak memory on this machine.
+
+    python -m benchmarks.full_size [--precision fp32|bf16|fp16] [--tiles 1000]
+
+Prism's 99 M encoder with 512 latents and CoCa of dim 1024, 6 + 6 layers, latents 5120, 42384 words; random weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import resource
+import time
+
+import torch
+
+from coca_pytorch import CoCa
+from finetune.batching import Batch
+from finetune.config import GenerationOptions
+from finetune.generate import generate
+from finetune.model import SlideCaptioner
+from finetune.optim import Precision, build_optimizer, resolve_device, resolve_precision
+from prism import load_prism
+
+_SLIDES, _TOKENS, _WORDS, _PAD, _BOS = 4, 128, 42384, 0, 1
+_NO_END = -1  # never generated: the caption has its full length
+
+
+def random_batch(tiles: int) -> Batch:
+    """Four slides of `tiles` tiles each, with texts of 128 tokens."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(4, _WORDS, (_SLIDES, _TOKENS + 1), generator=generator)
+    return Batch([f"slide_{i}" for i in range(_SLIDES)], torch.randn(_SLIDES, tiles, 2560, generator=generator),
+                 torch.ones(_SLIDES, tiles, dtype=torch.bool), ids[:, :-1], ids[:, 1:],
+                 torch.ones(_SLIDES, _TOKENS, dtype=torch.bool))
+
+
+def timed(work, device: torch.device) -> tuple[float, object]:
+    """(seconds, result) of one call."""
+    start = time.perf_counter()
+    result = work()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start, result
+
+
+def train_step(model: SlideCaptioner, optimizer: torch.optim.Optimizer, batch: Batch, precision: Precision) -> None:
+    with precision.autocast():
+        losses = model(batch)
+    losses.loss.backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--precision", default="auto", choices=("auto", "fp16", "bf16", "fp32"))
+    parser.add_argument("--tiles", type=int, default=1000, help="tiles per slide (default 1000)")
+    args = parser.parse_args()
+    device = resolve_device("auto")
+    precision = resolve_precision(args.precision, device)
+    prism = load_prism("random")
+    coca = CoCa(dim=1024, num_tokens=_WORDS, unimodal_depth=6, multimodal_depth=6, dim_latents=5120, image_dim=1280,
+                pad_id=_PAD)
+    model = SlideCaptioner(prism, coca, "latents").to(device)
+    optimizer = build_optimizer(model, 1e-4, 0.01)
+    batch = random_batch(args.tiles).to(device)
+    name = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.processor()} CPU"
+    print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, {precision.name}; "
+          f"{sum(p.numel() for p in prism.parameters()) / 1e6:.1f} M + {sum(p.numel() for p in coca.parameters()) / 1e6:.1f} M "
+          "parameters")
+    for attempt in ("first step", "second step"):
+        seconds, _ = timed(lambda: train_step(model, optimizer, batch, precision), device)
+        print(f"{attempt}: encode {_SLIDES} x {args.tiles} tiles, {_SLIDES} x {_TOKENS} tokens, AdamW: {seconds:.1f} s")
+    model.eval()
+    with torch.no_grad(), precision.autocast():
+        seconds, tokens = timed(lambda: model.image_tokens(batch.tile_embeddings[:1], batch.tile_mask[:1]), device)
+        print(f"encode 1 slide of {args.tiles} tiles: {seconds:.2f} s")
+        seconds, _ = timed(lambda: generate(coca, tokens, GenerationOptions(max_length=101), bos_id=_BOS,
+                                            eos_id=_NO_END, pad_id=_PAD), device)
+    print(f"greedy caption of 100 tokens: {seconds:.2f} s")
+    print(f"peak memory of the process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.1f} GB")
+    if device.type == "cuda":
+        print(f"peak GPU memory: {torch.cuda.max_memory_allocated() / 1e9:.1f} GB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,278 @@
+"""CoCa: Contrastive Captioners (https://arxiv.org/abs/2205.01917), a drop-in for CoCa-pytorch 0.1.0.
+
+Constructor, `forward` and state-dict keys are those of https://github.com/lucidrains/CoCa-pytorch. What differs, all
+of it held by tests: image tokens can be masked; a sample's text embedding does not depend on the padding of its batch;
+the contrastive temperature follows CLIP and equal texts are no negatives; nothing is gathered over processes; decoding
+has a cache.
+
+Letters: b batch, t text tokens, n image tokens, q image queries, h heads, d width of a head.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from .decoding import DecoderCache
+from .layers import (
+    CrossAttention,
+    EmbedToLatents,
+    LayerNorm,
+    ParallelTransformerBlock,
+    Residual,
+    Rotary,
+    attention_bias,
+    rotary_table,
+)
+from .losses import CoCaLosses, caption_loss, contrastive_loss, cosine_similarity, equal_text_groups
+
+# CLIP (https://arxiv.org/abs/2103.00020) starts the logit scale at 1 / 0.07 and stops it at 100, which its authors
+# found necessary against instability
+_FIRST_TEMPERATURE = math.log(1 / 0.07)
+_LAST_TEMPERATURE = math.log(100)
+
+
+class CoCa(nn.Module):
+    """Image tokens and text -> next-word logits, embeddings of both, and their losses.
+
+    Texts are padded on the right. In every `text_mask` (b, t) true is a real token; the default is `text != pad_id`,
+    so give one if the end token equals `pad_id`. In every `image_mask` (b, n) true is a token; what stands in masked
+    places, even NaN, changes nothing. Token ids are not checked here (that would wait for the device at each step).
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        num_tokens: int,
+        unimodal_depth: int,
+        multimodal_depth: int,
+        dim_latents: int | None = None,
+        image_dim: int | None = None,
+        num_img_queries: int = 256,
+        dim_head: int = 64,
+        heads: int = 8,
+        ff_mult: int = 4,
+        img_encoder: nn.Module | None = None,
+        caption_loss_weight: float = 1.0,
+        contrastive_loss_weight: float = 1.0,
+        pad_id: int = 0,
+    ) -> None:
+        """dim: width of text and pooled image tokens. num_tokens: size of the vocabulary. dim_latents: width of the
+        contrastive space (default `dim`). image_dim: width of the image tokens (default `dim`). img_encoder: images ->
+        image tokens, needed only to pass `images`. A loss of weight 0 is not computed."""
+        super().__init__()
+        self.dim, self.image_dim, self.dim_head, self.pad_id = dim, image_dim or dim, dim_head, pad_id
+        self.caption_loss_weight, self.contrastive_loss_weight = caption_loss_weight, contrastive_loss_weight
+        head = {"dim_head": dim_head, "heads": heads}
+
+        self.token_emb = nn.Embedding(num_tokens, dim)
+        self.text_cls_token = nn.Parameter(torch.randn(dim))
+
+        self.img_encoder = img_encoder
+        self.img_queries = nn.Parameter(torch.randn(num_img_queries + 1, dim))  # the first one is for the embedding
+        self.img_attn_pool = CrossAttention(dim, context_dim=self.image_dim, norm_context=True, **head)
+
+        self.img_attn_pool_norm = LayerNorm(dim)
+        self.text_cls_norm = LayerNorm(dim)
+
+        self.img_to_latents = EmbedToLatents(dim, dim_latents or dim)
+        self.text_to_latents = EmbedToLatents(dim, dim_latents or dim)
+        self.temperature = nn.Parameter(torch.tensor([_FIRST_TEMPERATURE]))
+
+        def self_attention() -> Residual:
+            return Residual(ParallelTransformerBlock(dim, ff_mult=ff_mult, **head))
+
+        self.unimodal_layers = nn.ModuleList([self_attention() for _ in range(unimodal_depth)])
+        self.multimodal_layers = nn.ModuleList([
+            nn.ModuleList([self_attention(),
+                           Residual(CrossAttention(dim, parallel_ff=True, ff_mult=ff_mult, **head))])
+            for _ in range(multimodal_depth)
+        ])
+
+        self.to_logits = nn.Sequential(LayerNorm(dim), nn.Linear(dim, num_tokens, bias=False))
+        self.to_logits[1].weight = self.token_emb.weight
+        nn.init.normal_(self.token_emb.weight, std=0.02)
+
+    # what others ask for, in the order of a forward pass
+
+    def embed_text(self, text: Tensor, text_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """text (b, t) ids -> text embeddings (b, dim) and text tokens (b, t, dim).
+
+        Raises ValueError if text_mask has another shape than text.
+        """
+        return self._unimodal(text, *self._positions(self._mask(text, text_mask)))
+
+    def embed_image(self, images: Tensor | None = None, image_tokens: Tensor | None = None,
+                    image_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """images for `img_encoder`, or image tokens (b, n, image_dim) -> image embeddings (b, dim) and pooled image
+        tokens (b, q, dim), which is what the text attends to.
+
+        Raises ValueError unless exactly one of both is given, for images without an encoder, and for wrong shapes.
+        """
+        if (images is None) == (image_tokens is None):
+            raise ValueError("give either images or image_tokens")
+        if images is not None:
+            if self.img_encoder is None:
+                raise ValueError("images need an encoder: pass img_encoder= to CoCa, or give image_tokens")
+            image_tokens = self.img_encoder(images)
+        if image_tokens.ndim != 3 or image_tokens.shape[-1] != self.image_dim:
+            raise ValueError(f"image tokens are {tuple(image_tokens.shape)}, need (batch, tokens, {self.image_dim})")
+        bias = None
+        if image_mask is not None:
+            if image_mask.shape != image_tokens.shape[:2]:
+                raise ValueError(f"image_mask is {tuple(image_mask.shape)}, tokens are {tuple(image_tokens.shape)}")
+            image_tokens = image_tokens.masked_fill(~image_mask.unsqueeze(-1), 0.0)  # 0 * NaN would be NaN
+            bias = attention_bias(image_mask).unsqueeze(1)
+        # the queries are the same for each sample: kept as a batch of one up to the scores
+        pooled = self.img_attn_pool(self.img_queries.unsqueeze(0), *self.img_attn_pool.keys_values(image_tokens), bias)
+        pooled = self.img_attn_pool_norm(pooled)
+        return pooled[:, 0], pooled[:, 1:]
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """What cosines are multiplied with in the contrastive softmax: a float32 scalar, at most 100."""
+        return self.temperature.float().clamp(max=_LAST_TEMPERATURE).exp().squeeze(0)
+
+    def similarity(self, text_embeds: Tensor, image_embeds: Tensor) -> Tensor:
+        """Text embeddings (i, dim), image embeddings (j, dim) -> their cosines (i, j) in the contrastive space."""
+        return cosine_similarity(self.text_to_latents(text_embeds), self.img_to_latents(image_embeds))
+
+    def compute_losses(self, text: Tensor, labels: Tensor | None = None, *, images: Tensor | None = None,
+                       image_tokens: Tensor | None = None, text_mask: Tensor | None = None,
+                       image_mask: Tensor | None = None) -> CoCaLosses:
+        """Losses of a batch; neither depends on how far its texts are padded.
+
+        text: (b, t) ids. labels: (b, t), the word that follows each; without them text is cut into input and labels,
+        the last real token of *each* row being a label only. text_mask: over text, and over labels if these are given:
+        it alone then says which are learned; without it that is each label other than `pad_id`.
+        Raises ValueError for shapes that do not fit, and as `embed_image`.
+        """
+        text, labels, text_mask, label_mask = self._inputs_and_labels(text, labels, text_mask)
+        rotary, bias = self._positions(text_mask)
+        text_embeds, text_tokens = self._unimodal(text, rotary, bias)
+        image_embeds, pooled = self.embed_image(images, image_tokens, image_mask)
+        caption = contrastive = torch.zeros((), device=text.device)
+        if self.caption_loss_weight:
+            norm, to_words = self.to_logits
+            hidden = self._multimodal(text_tokens, pooled, rotary, bias)[label_mask]  # (real positions, dim)
+            caption = caption_loss(norm(hidden), to_words.weight, labels[label_mask])
+        if self.contrastive_loss_weight:
+            if self.training:
+                # on the parameter itself: a clamp in the graph would leave it stuck above with no gradient
+                with torch.no_grad():
+                    self.temperature.clamp_(max=_LAST_TEMPERATURE)
+            contrastive = contrastive_loss(self.text_to_latents(text_embeds), self.img_to_latents(image_embeds),
+                                           self.logit_scale, equal_text_groups(text, text_mask))
+        loss = self.caption_loss_weight * caption + self.contrastive_loss_weight * contrastive
+        return CoCaLosses(loss, caption, contrastive)
+
+    def forward(
+        self,
+        text: Tensor,
+        images: Tensor | None = None,
+        image_tokens: Tensor | None = None,
+        labels: Tensor | None = None,
+        return_loss: bool = False,
+        return_embeddings: bool = False,
+        *,
+        text_mask: Tensor | None = None,
+        image_mask: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits (b, t, num_tokens); or the loss, a scalar (`compute_losses`); or the embeddings of text and image,
+        each (b, dim), as in the original before `return_loss`. Raises ValueError as `compute_losses`."""
+        if return_loss and not return_embeddings:
+            return self.compute_losses(text, labels, images=images, image_tokens=image_tokens, text_mask=text_mask,
+                                       image_mask=image_mask).loss
+        if return_loss:
+            text, _, text_mask, _ = self._inputs_and_labels(text, labels, text_mask)
+        rotary, bias = self._positions(self._mask(text, text_mask))
+        text_embeds, text_tokens = self._unimodal(text, rotary, bias)
+        image_embeds, pooled = self.embed_image(images, image_tokens, image_mask)
+        if return_embeddings:
+            return text_embeds, image_embeds
+        return self.to_logits(self._multimodal(text_tokens, pooled, rotary, bias))
+
+    # decoding: text tokens never see the text CLS, so it has no part in this
+
+    @torch.no_grad()
+    def start_decoding(self, image_tokens: Tensor) -> DecoderCache:
+        """image_tokens: (b, q, dim), the second result of `embed_image`. Returns the cache for `decode_step`."""
+        cross = [cross_attention.fn.keys_values(image_tokens) for _, cross_attention in self.multimodal_layers]
+        return DecoderCache(cross, len(image_tokens), len(self.unimodal_layers) + len(self.multimodal_layers))
+
+    @torch.no_grad()
+    def decode_step(self, token_ids: Tensor, cache: DecoderCache) -> Tensor:
+        """token_ids (b, t), the tokens after those in the cache -> logits (b, num_tokens) of the word that follows.
+
+        First the whole prompt, then token by token; all rows have the same length. Adds the tokens to the cache.
+        Raises ValueError if the cache is for another number of sequences.
+        """
+        if len(token_ids) != cache.batch:
+            raise ValueError(f"{len(token_ids)} sequences of tokens for a cache of {cache.batch}")
+        total = cache.length + token_ids.shape[1]
+        positions = torch.arange(cache.length, total, device=token_ids.device).unsqueeze(0)
+        rotary, bias = rotary_table(positions, self.dim_head), None
+        if token_ids.shape[1] > 1:  # a single token may see all before it
+            bias = attention_bias(positions.unsqueeze(-1) >= torch.arange(total, device=token_ids.device))
+        x = self.token_emb(token_ids)
+        for layer, block in enumerate(self.unimodal_layers):
+            x = block(x, rotary, bias, partial(cache.append, layer))
+        blocks = enumerate(zip(self.multimodal_layers, cache.cross, strict=True), start=len(self.unimodal_layers))
+        for layer, ((block, cross_attention), keys_values) in blocks:
+            x = block(x, rotary, bias, partial(cache.append, layer))
+            x = cross_attention(x, *keys_values)
+        cache.advance(token_ids.shape[1])
+        return self.to_logits(x[:, -1])
+
+    # the parts of a forward pass
+
+    def _mask(self, text: Tensor, text_mask: Tensor | None) -> Tensor:
+        """The given mask, or the default one (b, t)."""
+        if text_mask is None:
+            return text != self.pad_id
+        if text_mask.shape != text.shape:
+            raise ValueError(f"text_mask is {tuple(text_mask.shape)}, text is {tuple(text.shape)}")
+        return text_mask
+
+    def _inputs_and_labels(self, text: Tensor, labels: Tensor | None,
+                           text_mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Input ids, labels, which inputs are real, which labels are learned; each (b, t)."""
+        mask = self._mask(text, text_mask)
+        if labels is None:  # shifted by one, the mask tells both: a token is an input if another one follows
+            return text[:, :-1], text[:, 1:], mask[:, 1:], mask[:, 1:]
+        if labels.shape != text.shape:
+            raise ValueError(f"labels are {tuple(labels.shape)}, text is {tuple(text.shape)}")
+        return text, labels, mask, labels != self.pad_id if text_mask is None else mask
+
+    def _positions(self, mask: Tensor) -> tuple[Rotary, Tensor]:
+        """mask (b, t) -> rotations and attention bias (b, t + 1, t + 1) of the text with its CLS behind it, for all
+        layers. The CLS stands right after the last real token of its own text and sees only real tokens."""
+        batch, length = mask.shape
+        positions = torch.arange(length, device=mask.device).expand(batch, -1)
+        positions = torch.cat([positions, mask.sum(1, keepdim=True)], dim=1)
+        causal = torch.ones(length + 1, length + 1, dtype=torch.bool, device=mask.device).tril()
+        allowed = causal.repeat(batch, 1, 1)
+        allowed[:, -1, :-1] = mask
+        return rotary_table(positions, self.dim_head), attention_bias(allowed)
+
+    def _unimodal(self, text: Tensor, rotary: Rotary, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """text (b, t) -> embeddings (b, dim), tokens (b, t, dim): the decoder's lower half, which sees no image."""
+        cls_tokens = self.text_cls_token.expand(len(text), 1, -1)
+        x = torch.cat([self.token_emb(text), cls_tokens], dim=1)
+        for block in self.unimodal_layers:
+            x = block(x, rotary, bias)
+        return self.text_cls_norm(x[:, -1]), x[:, :-1]
+
+    def _multimodal(self, x: Tensor, image_tokens: Tensor, rotary: Rotary, bias: Tensor) -> Tensor:
+        """Text tokens (b, t, dim), image tokens (b, q, dim) -> (b, t, dim): the upper half. The CLS is cut off, and
+        without it all rows have the same positions and may see the same."""
+        cos, sin = rotary
+        rotary, bias = (cos[:1, :-1], sin[:1, :-1]), bias[:1, :-1, :-1]
+        for block, cross_attention in self.multimodal_layers:
+            x = block(x, rotary, bias)
+            x = cross_attention(x, *cross_attention.fn.keys_values(image_tokens))
+        return x
