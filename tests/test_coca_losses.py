@@ -66,7 +66,7 @@ def test_the_model_leaves_equal_texts_out():
     text_embeds, image_embeds = model.embed_text(text[:, :-1])[0], ref["image_embeds"]
     text_latents, image_latents = model.text_to_latents(text_embeds), model.img_to_latents(image_embeds)
     expected = looped_contrastive_loss(text_latents.detach(), image_latents.detach(), math.e, [0, 1, 0])
-    assert float(found) == pytest.approx(expected, abs=1e-5)
+    assert found.item() == pytest.approx(expected, abs=1e-5)
 
 
 def test_temperature_starts_as_in_clip():
@@ -111,7 +111,7 @@ def test_a_mask_makes_an_end_token_that_equals_the_padding_learnable():
     picked = [-words[b, t, labels[b, t]] for b in range(3) for t in range(8) if mask[b, t]]
     torch.testing.assert_close(found, torch.stack(picked).mean(), **CLOSE)
     unmasked = model.compute_losses(text, labels, image_tokens=ref["image_tokens"]).caption_loss
-    assert abs(float(found - unmasked)) > 1e-3
+    assert abs((found - unmasked).item()) > 1e-3
 
 
 def test_without_labels_a_mask_over_the_whole_text_says_the_same():
