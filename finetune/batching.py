@@ -126,7 +126,7 @@ class Batches:
                     raise batch
                 yield batch
         except RuntimeError as error:
-            if "DataLoader" not in str(error):
+            if "DataLoader" not in str(error) or str(error).startswith("Caught "):  # a bug in a loader process
                 raise
             raise UserError("training.workers", f"a loader process died or hung ({str(error).splitlines()[0]})",
                             "out of memory? lower training.workers, training.batch_size or data.max_tiles") from None

@@ -6,10 +6,12 @@ one save hold the same state; `last_model.pth` is replaced last and is the commi
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
 import zipfile
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -38,7 +40,7 @@ def save_checkpoint(folder: Path, names: Sequence[str], content: dict[str, Any])
 
     Raises UserError if the disk is full or the folder cannot be written; the files that were there are then unharmed.
     """
-    _assert_plain(content)
+    content = _plain(content)
     temporary = folder / (names[-1] + ".tmp")
     try:
         with open(temporary, "wb") as file:
@@ -54,7 +56,8 @@ def save_checkpoint(folder: Path, names: Sequence[str], content: dict[str, Any])
         _sync_folder(folder)
     except (OSError, RuntimeError, zipfile.BadZipFile) as error:  # torch reports a full disk as RuntimeError
         for name in names:
-            (folder / (name + ".tmp")).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the folder may be gone, or be a file
+                (folder / (name + ".tmp")).unlink()
         raise UserError(folder / names[-1], f"could not be saved ({getattr(error, 'strerror', None) or error})",
                         "free some space or choose another output_dir, then --resume auto") from None
 
@@ -68,13 +71,13 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()  # torch itself does not check the sums: a flipped bit would load silently
-        if damaged:
-            raise UserError(path, f"damaged ({damaged} has a wrong checksum)", fix)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
     except zipfile.BadZipFile:
         raise UserError(path, f"truncated or no checkpoint ({path.stat().st_size} bytes)", fix) from None
     except Exception as error:  # the unpickler may fail in any way on a hostile file; none of its text is of use
         raise UserError(path, f"not a checkpoint of this project ({type(error).__name__})", fix) from None
+    if damaged:
+        raise UserError(path, f"damaged ({damaged} has a wrong checksum)", fix)
     version = content.get("format_version") if isinstance(content, dict) else None
     if version != FORMAT_VERSION:
         raise UserError(path, f"checkpoint format {version!r}, this version reads {FORMAT_VERSION}",
@@ -121,17 +124,16 @@ def set_random_states(states: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(states["cuda"])
 
 
-def _assert_plain(value: Any, where: str = "checkpoint") -> None:
-    """What is saved must load with weights_only=True: numpy scalars, paths and the like would not."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            _assert_plain(key, where)
-            _assert_plain(item, f"{where}.{key}")
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            _assert_plain(item, where)
-    else:
-        assert type(value) in _PLAIN or type(value) is torch.Tensor, f"{where} holds a {type(value)}"
+def _plain(value: Any, where: str = "checkpoint") -> Any:
+    """`value` as it is saved. Asserts that it will load with weights_only=True: numpy scalars, paths would not."""
+    if type(value) in (dict, OrderedDict):
+        return {_plain(key, where): _plain(item, f"{where}.{key}") for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_plain(item, where) for item in value)
+    assert type(value) in (*_PLAIN, torch.Tensor), f"{where} holds a {type(value)}"
+    if type(value) is torch.Tensor and value.untyped_storage().nbytes() > value.nbytes:
+        return value.clone()  # torch.save would write the whole storage behind a view
+    return value
 
 
 def _same_file(source: Path, target: Path) -> None:

@@ -20,8 +20,9 @@ class UserError(Exception):
         super().__init__(self.line())
 
     def line(self) -> str:
-        text = printable(f"{self.where}: {self.what}; {self.fix}")
-        return text if len(text) <= _MAX_LINE else text[: _MAX_LINE - 3] + "..."
+        text, fix = printable(f"{self.where}: {self.what}"), printable(f"; {self.fix}")
+        room = max(_MAX_LINE - len(fix), _MAX_LINE // 2)  # a long value must not push the fix out
+        return ((text if len(text) <= room else text[: room - 3] + "...") + fix)[:_MAX_LINE]
 
     def __reduce__(self):  # errors travel from loader processes by pickle
         return UserError, (self.where, self.what, self.fix, self.details)

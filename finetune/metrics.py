@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-_SEPARATORS = re.compile(r"[，。；、,;.\n]+")
+_SEPARATORS = re.compile(r"(?:[，。；、,;\n]|\.(?!\d))+")  # 3.5 cm is one number
 
 
 def exact_match(captions: Sequence[str], references: Sequence[str]) -> float:

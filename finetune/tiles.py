@@ -25,6 +25,7 @@ from .errors import UserError
 
 KEYS = ("embeddings", "features", "feats", "patch_embeddings")  # our own, CLAM/TRIDENT, STAMP/HistoGPT, STAMP multiplex
 SUFFIXES = (".h5", ".hdf5")
+_FILTER_FIX = "pip install hdf5plugin and set HDF5_PLUGIN_PATH to its plugins folder, or repack with gzip"
 _PARALLEL_FROM = 512  # below so many files a process pool starts slower than the headers are read
 
 
@@ -52,7 +53,12 @@ def find_files(embeddings_dir: str | Path) -> dict[str, list[str]]:
     if not root.is_dir():
         raise UserError(root, "no such folder", "give the folder of the H5 tile embeddings")
     found: dict[str, list[str]] = {}
-    for folder, _, names in os.walk(root, followlinks=True):
+    walked: set[str] = set()
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        if (real := os.path.realpath(folder)) in walked:  # a link back up would be followed for ever
+            subfolders.clear()
+            continue
+        walked.add(real)
         for name in names:
             stem, suffix = os.path.splitext(name)
             if suffix.lower() in SUFFIXES:
@@ -81,7 +87,7 @@ def index_slides(files: dict[str, list[str]], ids: Sequence[str], h5_key: str | 
             bad[path] = result
         else:
             slides.append(result)
-    kinds = Counter((b.what, b.fix) for path, b in bad.items() if path in set(paths))
+    kinds = Counter((bad[path].what, bad[path].fix) for path in paths if path in bad)
     if not slides and len(paths) > 1 and len(kinds) == 1:
         (what, fix), count = kinds.popitem()
         raise UserError(f"{Path(paths[0]).parent}", f"all {count} files: {what}", fix)
@@ -115,9 +121,11 @@ def read_tiles(slide: SlideFile, rows: np.ndarray | None = None) -> np.ndarray:
         raise UserError(slide.path, f"{len(tiles)} tiles, {slide.num_tiles} at the start of the run",
                         "do not change the files while they are in use")
     tiles = tiles if rows is None else tiles[rows]
-    tiles = tiles.astype(np.float16 if tiles.dtype.itemsize == 2 else np.float32, copy=False)
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is told below
+        tiles = tiles.astype(np.float16 if tiles.dtype.itemsize == 2 else np.float32, copy=False)
+        total = tiles.sum(dtype=np.float32)
     # the sum is finite if all rows are, at a tenth of the cost of isfinite; float32 sums overflow only past 1e38
-    if not np.isfinite(tiles.sum(dtype=np.float32)) and not (good := np.isfinite(tiles).all(axis=1)).all():
+    if not np.isfinite(total) and not (good := np.isfinite(tiles).all(axis=1)).all():
         raise UserError(slide.path, f"NaN or infinity in {np.count_nonzero(~good)} of {len(tiles)} tiles",
                         "extract the features of this slide again")
     return tiles
@@ -146,6 +154,10 @@ def _check_header(dataset: object, key: str, image_dim: int) -> int:
         raise BadSlide(f"{key!r} has type {dataset.dtype}, expected floats", "name the dataset with data.h5_key")
     if dataset.external or dataset.is_virtual:
         raise BadSlide(f"{key!r} points outside the file", "store the data in the file itself")
+    filters = dataset.id.get_create_plist()
+    if missing := [c for c in (filters.get_filter(i)[0] for i in range(filters.get_nfilters()))
+                   if not h5py.h5z.filter_avail(c)]:
+        raise BadSlide(f"compressed with filter {missing[0]}, which is not installed", _FILTER_FIX)
     shape = dataset.shape[1:] if dataset.ndim == 3 and dataset.shape[0] == 1 else dataset.shape
     if len(shape) == 2 and shape[0] == image_dim != shape[1]:
         raise BadSlide(f"{key!r} is {dataset.shape}, expected (N, {image_dim})", "transposed? write tiles as rows")
@@ -189,7 +201,7 @@ def _explain(path: Path, error: Exception) -> BadSlide:
     if "truncated file" in text:
         return BadSlide(f"truncated ({size} bytes): {text[text.find('eof'):][:60]}", "copy it again")
     if "required filter" in text or "can't open directory" in text or "filter is not" in text:
-        return BadSlide("compressed with a filter that is not installed", "pip install hdf5plugin, or repack with gzip")
+        return BadSlide("compressed with a filter that is not installed", _FILTER_FIX)
     return BadSlide(f"cannot be read ({text[:120]})", "copy it again or extract its features again")
 
 

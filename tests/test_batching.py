@@ -1,0 +1,275 @@
+"""Samples to batches, against plain loops; order and tile choice as pure functions; any number of loader processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from finetune import batching
+from finetune.batching import (
+    Batch,
+    Batches,
+    BatchOrder,
+    Collate,
+    Sample,
+    SlideDataset,
+    choose_tiles,
+    encode_text,
+    pad_tiles,
+)
+from finetune.errors import UserError
+from finetune.tiles import SlideFile, inspect_slide
+from finetune.tokenizer import VocabTokenizer
+from tests.conftest import random_tiles, refused, write_h5
+
+D, PAD = 5, 0
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory) -> list[Sample]:
+    """7 slides of 1 to 13 tiles in two types, with texts of 1 to 7 tokens."""
+    folder = tmp_path_factory.mktemp("slides")
+    rng = np.random.default_rng(1)
+    made = []
+    for i in range(7):
+        path = write_h5(folder / f"s{i}.h5", random_tiles(1 + 2 * i, D, i, "float16" if i % 2 else "float32"))
+        made.append(Sample(inspect_slide(path, None, D), [1, *rng.integers(4, 30, 1 + i).tolist(), 2]))
+    return made
+
+
+def batches_of(samples: list[Sample], **changes) -> Batches:
+    return Batches(samples, **{"batch_size": 2, "pad_id": PAD, "max_tiles": 6, "seed": 3, "workers": 0, "shuffle": True,
+                               **changes})
+
+
+def same(left: Batch, right: Batch) -> bool:
+    pairs = [(getattr(left, k), getattr(right, k)) for k in vars(left) if k != "ids"]
+    return left.ids == right.ids and all(a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs)
+
+
+def slide(count: int, slide_id: str = "s") -> SlideFile:
+    return SlideFile(slide_id, f"{slide_id}.h5", "embeddings", count)
+
+
+# --- texts -----------------------------------------------------------------------------------------------------------
+
+def test_T02_a_long_text_is_cut_but_keeps_its_begin_and_end():
+    tokenizer = VocabTokenizer.build(["abcd", "癌", "胃", "肠"])
+    text = "癌胃肠癌胃"
+    words = tokenizer.encode(text)
+    assert encode_text(tokenizer, text, 7) == ([1, *words, 2], False)
+    assert encode_text(tokenizer, text, 6) == ([1, *words[:4], 2], True)
+    assert encode_text(tokenizer, text, 4) == ([1, *words[:2], 2], True)
+
+
+# --- choice of tiles -------------------------------------------------------------------------------------------------
+
+def test_all_tiles_are_used_unless_there_are_too_many():
+    assert choose_tiles(slide(9), None, 0, 0) is None and choose_tiles(slide(9), 9, 0, 0) is None
+    assert choose_tiles(slide(9), 10, 0, 0) is None and len(choose_tiles(slide(9), 8, 0, 0)) == 8
+
+
+def test_H16_chosen_tiles_are_sorted_different_and_a_function_of_seed_epoch_and_id():
+    seen = set()
+    for seed in range(3):
+        for epoch in range(3):
+            for slide_id in ("a", "b", "切片"):
+                rows = choose_tiles(slide(1000, slide_id), 50, seed, epoch)
+                torch.manual_seed(epoch)
+                np.random.seed(seed)
+                assert np.array_equal(rows, choose_tiles(slide(1000, slide_id), 50, seed, epoch))
+                assert len(rows) == 50 and np.all(np.diff(rows) > 0) and 0 <= rows[0] and rows[-1] < 1000
+                seen.add(tuple(rows))
+    assert len(seen) == 27
+
+
+def test_chosen_tiles_never_change_between_versions():
+    rng = np.random.default_rng([7, 2, zlib.crc32(b"s")])
+    assert choose_tiles(slide(20), 4, 7, 2).tolist() == sorted(rng.choice(20, 4, replace=False)) == [5, 14, 16, 17], \
+        "golden value: runs that were stopped must go on the same"
+
+
+def test_every_tile_has_the_same_chance():
+    counts = np.bincount(np.concatenate([choose_tiles(slide(10), 3, 0, epoch) for epoch in range(3000)]), minlength=10)
+    assert np.all(np.abs(counts - 900) < 6 * np.sqrt(900 * 0.7))
+
+
+# --- order -----------------------------------------------------------------------------------------------------------
+
+def indices(order: BatchOrder, epoch: int, start: int = 0) -> list[list[int]]:
+    order.epoch, order.start = epoch, start
+    listed = list(order)
+    assert all(e == epoch for batch in listed for e, _ in batch)
+    return [[i for _, i in batch] for batch in listed]
+
+
+@pytest.mark.parametrize(("size", "batch_size"), [(1, 1), (7, 2), (8, 4), (9, 4), (3, 5), (50, 7)])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_an_epoch_holds_every_sample_once(size, batch_size, shuffle):
+    order = BatchOrder(size, batch_size, 42, shuffle=shuffle, drop_single=False)
+    for epoch in range(3):
+        listed = indices(order, epoch)
+        flat = [i for batch in listed for i in batch]
+        assert sorted(flat) == list(range(size)) and len(listed) == len(order) == -(-size // batch_size)
+        assert [len(b) for b in listed[:-1]] == [batch_size] * (len(listed) - 1)
+        assert shuffle or flat == list(range(size))
+
+
+def test_each_epoch_and_each_seed_has_its_own_order():
+    orders = [indices(BatchOrder(30, 4, seed, shuffle=True, drop_single=False), epoch)
+              for seed in (0, 1, 42) for epoch in range(4)]
+    assert all(a != b for i, a in enumerate(orders) for b in orders[:i])
+
+
+def test_an_order_ignores_the_global_random_state():
+    order = BatchOrder(30, 4, 42, shuffle=True, drop_single=False)
+    torch.manual_seed(0)
+    first = indices(order, 1)
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    assert indices(order, 1) == first and torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_resumed_epoch_goes_on_where_it_stopped():
+    order = BatchOrder(30, 4, 42, shuffle=True, drop_single=False)
+    whole = indices(order, 5)
+    for start in range(len(order) + 2):
+        assert indices(order, 5, start) == whole[start:]
+
+
+@pytest.mark.parametrize(("size", "kept"), [(8, 2), (9, 2), (10, 3), (1, 0), (2, 1), (4, 1), (5, 1)])
+def test_N04_a_last_batch_of_one_is_left_out_if_asked(size, kept):
+    order = BatchOrder(size, 4, 0, shuffle=True, drop_single=True)
+    assert len(order) == kept == len(indices(order, 0)) and all(len(b) > 1 for b in indices(order, 0))
+
+
+# --- padding ---------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("dtypes", "wanted"), [(("f2", "f2"), torch.float16), (("f4", "f4"), torch.float32),
+                                                (("f2", "f4"), torch.float32), (("f4", "f2"), torch.float32)])
+def test_tiles_are_padded_with_zeros_in_the_widest_type(dtypes, wanted):
+    tiles = [random_tiles(n, D, n, dtype) for n, dtype in zip((3, 1), dtypes, strict=True)]
+    padded, mask = pad_tiles(tiles)
+    assert padded.dtype is wanted and padded.shape == (2, 3, D)
+    for b in range(2):
+        for n in range(3):
+            present = n < len(tiles[b])
+            assert mask[b, n].item() is present
+            assert padded[b, n].tolist() == (tiles[b][n].tolist() if present else [0.0] * D)
+
+
+def test_a_batch_is_what_plain_loops_make(samples):
+    chosen = [samples[4], samples[0], samples[6]]
+    tiles = [random_tiles(s.slide.num_tiles, D) for s in chosen]
+    batch = Collate(PAD)(list(zip(chosen, tiles, strict=True)))
+    length = max(len(s.token_ids) for s in chosen) - 1
+    assert batch.ids == ["s4", "s0", "s6"] and batch.tile_embeddings.shape == (3, 13, D)
+    assert batch.text.dtype == batch.labels.dtype == torch.int64 and batch.text_mask.dtype == torch.bool
+    for b, sample in enumerate(chosen):
+        text, labels = sample.token_ids[:-1], sample.token_ids[1:]
+        padding = [PAD] * (length - len(text))
+        assert batch.text[b].tolist() == text + padding, "the end token is no input"
+        assert batch.labels[b].tolist() == labels + padding, "the end token is a label"
+        assert batch.text_mask[b].tolist() == [True] * len(text) + [False] * len(padding)
+
+
+def test_a_batch_moves_with_all_its_tensors(samples):
+    batch = next(batches_of(samples).epoch(0))
+    assert same(batch.to(torch.device("cpu")), batch)
+    moved = batch.to(torch.device("meta"))
+    assert moved.ids == batch.ids and all(v.device.type == "meta" for k, v in vars(moved).items() if k != "ids")
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+def plain_epoch(samples: list[Sample], epoch: int, max_tiles: int = 6) -> list[Batch]:
+    """The batches of `batches_of`, read with plain calls."""
+    order = indices(BatchOrder(len(samples), 2, 3, shuffle=True, drop_single=False), epoch)
+    out = []
+    for batch in order:
+        items = []
+        for i in batch:
+            path = samples[i].slide.path
+            data = random_tiles(1 + 2 * i, D, i, "float16" if i % 2 else "float32")
+            assert Path(path).stem == f"s{i}"
+            rows = choose_tiles(samples[i].slide, max_tiles, 3, epoch)
+            items.append((samples[i], data if rows is None else data[rows]))
+        out.append(Collate(PAD)(items))
+    return out
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_H19_any_number_of_loader_processes_gives_the_same_bits(samples, workers):
+    batches = batches_of(samples, workers=workers)
+    for epoch, start in [(0, 0), (1, 0), (1, 2), (0, 3), (2, 4)]:
+        got = list(batches.epoch(epoch, start))
+        wanted = plain_epoch(samples, epoch)[start:]
+        assert len(got) == len(wanted) and all(same(g, w) for g, w in zip(got, wanted, strict=True))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_epoch_that_was_left_in_the_middle_does_not_disturb_the_next(samples, workers):
+    batches = batches_of(samples, workers=workers)
+    unfinished = batches.epoch(0)
+    assert same(next(unfinished), plain_epoch(samples, 0)[0])
+    del unfinished
+    assert all(same(g, w) for g, w in zip(batches.epoch(1, 1), plain_epoch(samples, 1)[1:], strict=True))
+
+
+def test_H19_spawned_loader_processes_give_the_same_bits_too(samples):
+    batches = batches_of(samples, workers=1)
+    batches.loader.multiprocessing_context = "spawn"  # Windows and macOS have no fork
+    assert all(same(g, w) for g, w in zip(batches.epoch(4), plain_epoch(samples, 4), strict=True))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_reading_does_not_move_the_global_random_states(samples, workers):
+    torch.manual_seed(0)
+    np.random.seed(0)
+    states = torch.get_rng_state(), np.random.get_state()[1].copy()
+    list(batches_of(samples, workers=workers).epoch(0))
+    assert torch.equal(torch.get_rng_state(), states[0]) and np.array_equal(np.random.get_state()[1], states[1])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_slide_is_the_same_error_line_from_any_process(tmp_path, samples, workers):
+    data = random_tiles(4, D)
+    data[2] = np.nan
+    bad = Sample(inspect_slide(write_h5(tmp_path / "bad.h5", data), None, D), [1, 4, 2])
+    with refused(tmp_path / "bad.h5", "NaN or infinity in 1 of 4 tiles"):
+        list(batches_of([*samples, bad], workers=workers).epoch(0))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+def test_R01_a_loader_process_that_was_killed_ends_the_run_with_advice(samples):
+    batches = batches_of(samples * 20, workers=1)
+    running = batches.epoch(0)
+    next(running)
+    os.kill(batches.loader._iterator._workers[0].pid, signal.SIGKILL)
+    with refused("training.workers", "died or hung", "lower training.workers"):
+        list(running)
+
+
+def test_R02_a_loader_process_that_hangs_ends_the_run(samples, monkeypatch):
+    monkeypatch.setattr(batching, "_READ_TIMEOUT", 1)
+    monkeypatch.setattr(SlideDataset, "__getitem__", lambda self, key: signal.pause())
+    with refused("training.workers", "died or hung", "timed out after 1 seconds"):
+        list(batches_of(samples, workers=1).epoch(0))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bug_in_a_loader_process_stays_a_bug(samples, workers, monkeypatch):
+    def broken(self, key):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(SlideDataset, "__getitem__", broken)
+    with pytest.raises(RuntimeError, match="a bug") as caught:
+        list(batches_of(samples, workers=workers).epoch(0))
+    assert not isinstance(caught.value, UserError)
