@@ -44,6 +44,10 @@ def timed(work, device: torch.device) -> tuple[float, object]:
     return time.perf_counter() - start, result
 
 
+def millions(module: torch.nn.Module) -> float:
+    return sum(p.numel() for p in module.parameters()) / 1e6
+
+
 def train_step(model: SlideCaptioner, optimizer: torch.optim.Optimizer, batch: Batch, precision: Precision) -> None:
     with precision.autocast():
         losses = model(batch)
@@ -67,8 +71,7 @@ def main() -> None:
     batch = random_batch(args.tiles).to(device)
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.processor()} CPU"
     print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, {precision.name}; "
-          f"{sum(p.numel() for p in prism.parameters()) / 1e6:.1f} M + {sum(p.numel() for p in coca.parameters()) / 1e6:.1f} M "
-          "parameters")
+          f"{millions(prism):.1f} M + {millions(coca):.1f} M parameters")
     for attempt in ("first step", "second step"):
         seconds, _ = timed(lambda: train_step(model, optimizer, batch, precision), device)
         print(f"{attempt}: encode {_SLIDES} x {args.tiles} tiles, {_SLIDES} x {_TOKENS} tokens, AdamW: {seconds:.1f} s")

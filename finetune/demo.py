@@ -27,7 +27,8 @@ _SLIDES, _TILES, _WIDTH = 240, (20, 60), 2560
 CONFIG = """\
 data: {{embeddings_dir: {folder}/embeddings, labels_file: {folder}/labels.json, val_split: 0.15}}
 prism: {{weights: random-tiny}}
-model: {{dim: 128, unimodal_depth: 2, multimodal_depth: 2, dim_latents: 128, num_img_queries: 32, heads: 4, dim_head: 32}}
+model: {{dim: 128, unimodal_depth: 2, multimodal_depth: 2, dim_latents: 128, num_img_queries: 32, heads: 4,
+  dim_head: 32}}
 training: {{batch_size: 12, epochs: 24, learning_rate: 1e-3, save_every: 8, workers: 0,
   output_dir: {folder}/run, log_dir: {folder}/logs}}
 """
@@ -69,14 +70,15 @@ def main() -> int:
     config = folder / "demo.yaml"
     config.write_text(CONFIG.format(folder=folder.as_posix()), encoding="utf-8")
     train = [sys.executable, str(_ROOT / "train_with_config.py"), "--config", str(config), "--resume", "auto"]
-    print(f"2. $ python train_with_config.py --config {config} --resume auto     (killed after some epochs)", flush=True)
+    print(f"2. $ python train_with_config.py --config {config} --resume auto   (killed after some epochs)", flush=True)
     _kill_when(train, folder / "run" / "checkpoint_epoch_8.pth")
     print("3. the same command again: it goes on where the last checkpoint was written", flush=True)
     subprocess.run(train, check=True)
     print("4. captions of the slides that were held out, beside the truth", flush=True)
-    subprocess.run([sys.executable, str(_ROOT / "inference.py"), "--checkpoint", str(folder / "run" / "best_model.pth"),
-                    "--embeddings_dir", str(folder / "embeddings"), "--labels_file", str(folder / "labels.json"),
-                    "--split", "val", "--output", str(folder / "captions.jsonl")], check=True, stdout=subprocess.DEVNULL)
+    infer = [sys.executable, str(_ROOT / "inference.py"), "--checkpoint", str(folder / "run" / "best_model.pth"),
+             "--embeddings_dir", str(folder / "embeddings"), "--labels_file", str(folder / "labels.json"),
+             "--split", "val", "--output", str(folder / "captions.jsonl")]
+    subprocess.run(infer, check=True, stdout=subprocess.DEVNULL)
     return _report(folder, time.monotonic() - started)
 
 
@@ -99,7 +101,8 @@ def _report(folder: Path, seconds: float) -> int:
         truth = labels[record["id"]]
         print(f"  {'=' if record['caption'] == truth else '!'} {record['id']}  {record['caption']}   (truth: {truth})")
     right = sum(r["caption"] == labels[r["id"]] for r in records)
-    print(f"exactly right: {right} of {len(records)} held-out slides ({right / len(records):.0%}), {seconds:.0f} s in all")
+    share = f"{right} of {len(records)} held-out slides ({right / len(records):.0%})"
+    print(f"exactly right: {share}, {seconds:.0f} s in all")
     return 0 if right >= 0.9 * len(records) else 1
 
 

@@ -6,6 +6,7 @@ Own code on purpose: captioners built on another library's `generate` broke with
 from __future__ import annotations
 
 import torch
+
 from coca_pytorch import CoCa
 
 from .config import GenerationOptions

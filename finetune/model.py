@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from coca_pytorch import CoCa, CoCaLosses
 from torch import nn
 
+from coca_pytorch import CoCa, CoCaLosses
 from prism import PerceiverConfig, PrismSlideEncoder, PrismWeightsError, load_prism
 
 from .batching import Batch

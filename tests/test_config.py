@@ -110,7 +110,8 @@ def test_a_value_has_the_type_of_its_key(load, key, text, value):
         assert type(got) is type(value) and got == value
 
 
-@pytest.mark.parametrize("text", ["on", "010", "1:30", "2026-11-24", "1e-4", "yes", "'null'", "中文/切片 一", "'~'", "null.h5"])
+@pytest.mark.parametrize("text", ["on", "010", "1:30", "2026-11-24", "1e-4", "yes", "'null'", "中文/切片 一", "'~'",
+                                  "null.h5"])
 def test_C03_a_text_stays_the_text_it_is(load, text):
     assert load(f"data: {{embeddings_dir: {text}}}").data.embeddings_dir == text.strip("'")
 
@@ -127,7 +128,8 @@ def test_order_is_default_then_yaml_then_set(load):
 
 # --- what YAML files may not be --------------------------------------------------------------------------------------
 
-BOMB = "a: &a [x, x]\n" + "".join(f"{c}: &{c} [*{p}, *{p}, *{p}, *{p}]\n" for p, c in zip("abcdefgh", "bcdefghi", strict=True))
+BOMB = "a: &a [x, x]\n" + "".join(f"{c}: &{c} [*{p}, *{p}, *{p}, *{p}]\n"
+                                  for p, c in zip("abcdefgh", "bcdefghi", strict=True))
 NUMBER = "it must be a whole number"
 
 
@@ -333,8 +335,8 @@ def test_flags_yaml_and_set_with_equal_values_give_an_equal_config(load):
 
 
 def test_the_flags_are_the_ones_users_know():
-    assert set(TRAIN_FLAGS) == set("--embeddings_dir --labels_file --output_dir --batch_size --epochs --lr --max_seq_len "
-                                   "--val_split --save_every --prism".split())
+    assert set(TRAIN_FLAGS) == {"--embeddings_dir", "--labels_file", "--output_dir", "--batch_size", "--epochs", "--lr",
+                                "--max_seq_len", "--val_split", "--save_every", "--prism"}
 
 
 def test_set_wins_over_a_flag_and_dashes_are_fine():

@@ -6,7 +6,8 @@ import pytest
 
 from finetune.metrics import distinct_share, exact_match, most_common_share, phrase_accuracy, phrases
 
-REFERENCES = ["胃腺癌，低分化，可见坏死。", "胃腺癌，高分化，未见坏死。", "乳腺癌，高分化，未见坏死。", "胃腺癌，低分化，可见坏死。"]
+REFERENCES = ["胃腺癌，低分化，可见坏死。", "胃腺癌，高分化，未见坏死。",
+              "乳腺癌，高分化，未见坏死。", "胃腺癌，低分化，可见坏死。"]
 CAPTIONS = ["胃腺癌，低分化，可见坏死。", "胃腺癌，低分化，可见坏死。", "乳腺癌，高分化", ""]
 
 
