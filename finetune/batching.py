@@ -1,20 +1,30 @@
-"""Samples -> batches. The order is a pure function of (seed, epoch, step); so is the choice of tiles."""
+"""Samples -> batches. Which samples stand in which batch is a pure function of (seed, epoch)."""
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterator, Sequence
+import math
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
 
 from .errors import UserError
-from .tiles import SlideFile, read_tiles
+from .tiles import SlideFile
 from .tokenizer import VocabTokenizer
 
 _READ_TIMEOUT = 300  # seconds: a loader process that hangs (a dead network drive) ends the run, not stalls it
+_AHEAD = 2  # batches read ahead by each worker
+_POOL = 50  # batches among which an epoch sorts by size: enough for little padding, few enough to stay shuffled
+
+Reader = Callable[[SlideFile, int], np.ndarray]  # (slide, epoch) -> its tiles (N, D), or image tokens (n, D)
 
 
 @dataclass(frozen=True)
@@ -29,23 +39,22 @@ class Sample:
 class Batch:
     """B slides, padded to N tiles and T tokens.
 
-    tile_embeddings (B, N, D) float16 or float32; tile_mask (B, N) true = a tile; text (B, T) = [bos .. last word];
-    labels (B, T) = [first word .. eos]; text_mask (B, T) true = a token.
+    tile_embeddings (B, N, D) float16 or float32 and tile_mask (B, N) true = a tile; or, from the slide cache,
+    image_tokens (B, n, D) and neither. text (B, T) = [bos .. last word]; labels (B, T) = [first word .. eos];
+    text_mask (B, T) true = a token.
     """
 
     ids: list[str]
-    tile_embeddings: torch.Tensor
-    tile_mask: torch.Tensor
+    tile_embeddings: torch.Tensor | None
+    tile_mask: torch.Tensor | None
     text: torch.Tensor
     labels: torch.Tensor
     text_mask: torch.Tensor
+    image_tokens: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
-        moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if k != "ids"}
-        return Batch(ids=self.ids, **moved)
-
-    def pin_memory(self) -> Batch:  # called by the DataLoader
-        return Batch(self.ids, *(v.pin_memory() for k, v in vars(self).items() if k != "ids"))
+        return Batch(self.ids, *(None if v is None else v.to(device, non_blocking=True)
+                                 for k, v in vars(self).items() if k != "ids"))
 
 
 def encode_text(tokenizer: VocabTokenizer, text: str, max_seq_len: int) -> tuple[list[int], bool]:
@@ -54,102 +63,166 @@ def encode_text(tokenizer: VocabTokenizer, text: str, max_seq_len: int) -> tuple
     return [tokenizer.bos_id, *ids[: max_seq_len - 2], tokenizer.eos_id], len(ids) > max_seq_len - 2
 
 
-def choose_tiles(slide: SlideFile, max_tiles: int | None, seed: int, epoch: int) -> np.ndarray | None:
-    """Sorted indices of the tiles to use, or None for all: the same ones for the same (seed, epoch, slide id)."""
-    if max_tiles is None or slide.num_tiles <= max_tiles:
-        return None
-    rng = np.random.default_rng([seed, epoch, zlib.crc32(slide.slide_id.encode())])
-    return np.sort(rng.choice(slide.num_tiles, max_tiles, replace=False))
+class BatchOrder:
+    """Which samples stand in which batch of an epoch.
 
+    An epoch is shuffled, then sorted by rough size within pools of some batches, cut into batches of `batch_size` (or
+    of as many samples as fit in `max_tokens` padded text tokens, two at least), and the batches are shuffled. Samples
+    of a batch are so of about one size, and little is padding. Only about: texts of exactly one length tend to say the
+    same, and a batch of them would have easy or no negatives. The same (seed, epoch) gives the same batches.
+    """
 
-class SlideDataset(Dataset):
-    """Samples by (epoch, index). An unreadable slide comes back as the UserError itself: see `iterate`."""
+    def __init__(self, sizes: Sequence[tuple[int, int]], batch_size: int, seed: int, *, shuffle: bool,
+                 drop_single: bool = False, max_tokens: int | None = None) -> None:
+        """sizes: (tiles to pad, or 0; text tokens) of each sample."""
+        self.sizes, self.batch_size, self.seed = list(sizes), batch_size, seed
+        self.shuffle, self.drop_single, self.max_tokens = shuffle, drop_single, max_tokens
 
-    def __init__(self, samples: Sequence[Sample], max_tiles: int | None, seed: int) -> None:
-        self.samples, self.max_tiles, self.seed = list(samples), max_tiles, seed
+    def epoch(self, epoch: int) -> list[list[int]]:
+        """Batches of sample indices."""
+        if not self.shuffle:
+            return self._cut(range(len(self.sizes)))
+        rng = np.random.default_rng([self.seed, epoch])
+        order = rng.permutation(len(self.sizes)).tolist()
+        pool = _POOL * self._usual_batch()
+        order = [i for p in range(0, len(order), pool) for i in sorted(order[p:p + pool], key=self._rough_size)]
+        batches = self._cut(order)
+        return [batches[b] for b in rng.permutation(len(batches))]
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Sample, np.ndarray] | UserError:
-        epoch, index = key
-        sample = self.samples[index]
-        try:
-            return sample, read_tiles(sample.slide, choose_tiles(sample.slide, self.max_tiles, self.seed, epoch))
-        except UserError as error:  # raised in a loader process it would arrive as text with a traceback in it
-            return error
-
-
-class BatchOrder(Sampler):
-    """Batches of (epoch, index). Shuffled by (seed, epoch); `start` skips the batches that a resumed epoch has seen."""
-
-    def __init__(self, size: int, batch_size: int, seed: int, *, shuffle: bool, drop_single: bool) -> None:
-        self.size, self.batch_size, self.seed = size, batch_size, seed
-        self.shuffle, self.drop_single = shuffle, drop_single
-        self.epoch = self.start = 0
-
-    def __len__(self) -> int:
-        full, rest = divmod(self.size, self.batch_size)
+    def count(self, epoch: int) -> int:
+        """Number of batches of an epoch."""
+        if self.max_tokens is not None:
+            return len(self.epoch(epoch))
+        full, rest = divmod(len(self.sizes), self.batch_size)
         return full + (rest > (1 if self.drop_single else 0))
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = list(range(self.size))
-        if self.shuffle:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-            order = torch.randperm(self.size, generator=generator).tolist()
-        for b in range(self.start, len(self)):
-            yield [(self.epoch, i) for i in order[b * self.batch_size: (b + 1) * self.batch_size]]
+    def padding(self, epoch: int) -> float:
+        """Share of an epoch's text tokens that are padding."""
+        lengths = [[self.sizes[i][-1] for i in batch] for batch in self.epoch(epoch)]
+        padded = sum(max(batch) * len(batch) for batch in lengths)
+        return 1 - sum(map(sum, lengths)) / max(padded, 1)
+
+    def _rough_size(self, i: int) -> tuple[int, int]:
+        tiles, tokens = self.sizes[i]
+        return int(8 * math.log2(tiles + 1)), tokens // 4  # steps of 9 % of the tiles, of 4 tokens
+
+    def _usual_batch(self) -> int:
+        if self.max_tokens is None:
+            return self.batch_size
+        return max(2, self.max_tokens * len(self.sizes) // sum(size[-1] for size in self.sizes))
+
+    def _cut(self, order: Iterable[int]) -> list[list[int]]:
+        batches: list[list[int]] = []
+        longest = 0
+        for i in order:
+            longest = max(longest, self.sizes[i][-1])
+            if not batches or self._full(len(batches[-1]), longest):
+                batches.append([])
+                longest = self.sizes[i][-1]
+            batches[-1].append(i)
+        return [b for b in batches if len(b) > 1 or not self.drop_single]
+
+    def _full(self, count: int, longest: int) -> bool:
+        if self.max_tokens is None:
+            return count == self.batch_size
+        return count >= 2 and (count + 1) * longest > self.max_tokens
 
 
 class Batches:
-    """The batches of one split, read by `workers` processes.
+    """The batches of one split, read ahead by `workers`: processes for tiles, threads for `encoded` slides.
 
-    drop_single: leave out a last batch of one slide, which has no contrastive loss.
+    Image tokens from the slide cache are one plain copy from disk, which threads do as well.
+
+    Processes are started anew rather than forked (a fork of a process with threads may hang) and import no torch.
+    `concurrent.futures` notices a worker that was killed; torch's DataLoader can wait for it for ever.
     """
 
-    def __init__(self, samples: Sequence[Sample], batch_size: int, pad_id: int, *, max_tiles: int | None, seed: int,
-                 workers: int, shuffle: bool, drop_single: bool = False, pin_memory: bool = False) -> None:
-        self.samples = list(samples)
-        self.order = BatchOrder(len(samples), batch_size, seed, shuffle=shuffle, drop_single=drop_single)
-        self.loader = DataLoader(
-            SlideDataset(samples, max_tiles, seed), batch_sampler=self.order, collate_fn=Collate(pad_id),
-            num_workers=workers, persistent_workers=workers > 0, pin_memory=pin_memory,
-            timeout=_READ_TIMEOUT if workers else 0,
-            generator=torch.Generator())  # its own: else each epoch would draw from the global random state
-
-    def __len__(self) -> int:
-        return len(self.order)
+    def __init__(self, samples: Sequence[Sample], order: BatchOrder, read: Reader, pad_id: int, *, workers: int = 0,
+                 encoded: bool = False) -> None:
+        self.samples, self.order, self.collate = list(samples), order, Collate(pad_id, encoded=encoded)
+        self._read, self._workers = read, workers
+        self._pool: Executor | None = None
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Batches `start`.. of an epoch. Raises UserError for a slide that cannot be read or a loader that died."""
-        self.order.epoch, self.order.start = epoch, start
+        """Batches `start`.. of an epoch. Raises UserError for a slide that cannot be read or a worker that died."""
+        ahead = _AHEAD * self._workers
+        waiting: deque[tuple[list[Sample], list[Callable[[], np.ndarray]]]] = deque()
+        for indices in self.order.epoch(epoch)[start:]:
+            samples = [self.samples[i] for i in indices]
+            waiting.append((samples, [self._request(s.slide, epoch) for s in samples]))
+            if len(waiting) > ahead:
+                yield self._finish(*waiting.popleft())
+        while waiting:
+            yield self._finish(*waiting.popleft())
+
+    def count(self, epoch: int) -> int:
+        """Number of batches of an epoch."""
+        return self.order.count(epoch)
+
+    def close(self) -> None:
+        """End the workers; the next epoch starts new ones."""
+        if self._pool is not None:
+            for process in (getattr(self._pool, "_processes", None) or {}).values():
+                process.kill()  # one that hangs would be waited for at exit; before Python 3.14 there is no public way
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+
+    def _request(self, slide: SlideFile, epoch: int) -> Callable[[], np.ndarray]:
+        """Begin to read; calling the result waits for it."""
+        if not self._workers:
+            return lambda: self._read(slide, epoch)
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self._workers) if self.collate.encoded else ProcessPoolExecutor(
+                self._workers, multiprocessing.get_context("spawn"), _start_worker)
         try:
-            for batch in self.loader:
-                if isinstance(batch, UserError):
-                    raise batch
-                yield batch
-        except RuntimeError as error:
-            if "DataLoader" not in str(error) or str(error).startswith("Caught "):  # a bug in a loader process
-                raise
-            raise UserError("training.workers", f"a loader process died or hung ({str(error).splitlines()[0]})",
-                            "out of memory? lower training.workers, training.batch_size or data.max_tiles") from None
+            future = self._pool.submit(self._read, slide, epoch)
+        except BrokenProcessPool as error:
+            raise self._lost(error) from None
+        return lambda: future.result(_READ_TIMEOUT)
+
+    def _finish(self, samples: list[Sample], results: list[Callable[[], np.ndarray]]) -> Batch:
+        try:
+            return self.collate([(s, result()) for s, result in zip(samples, results, strict=True)])
+        except (BrokenProcessPool, TimeoutError) as error:
+            raise self._lost(error) from None
+
+    def _lost(self, error: Exception) -> UserError:
+        self.close()
+        what = "a loader process died" if isinstance(error, BrokenProcessPool) else \
+            f"reading a slide took more than {_READ_TIMEOUT} s"
+        return UserError("training.workers", what,
+                         "out of memory, or a dead network drive? lower training.workers or data.max_tiles")
+
+
+def _start_worker() -> None:
+    """In a loader process: Ctrl+C is the trainer's to handle, and when that is gone, however it died, so is this."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 class Collate:
-    """Pads samples to one Batch; hands a UserError among them on."""
+    """Pads samples and what was read of their slides, tiles or (`encoded`) image tokens, to one Batch."""
 
-    def __init__(self, pad_id: int) -> None:
-        self.pad_id = pad_id
+    def __init__(self, pad_id: int, *, encoded: bool = False) -> None:
+        self.pad_id, self.encoded = pad_id, encoded
 
-    def __call__(self, items: list[tuple[Sample, np.ndarray] | UserError]) -> Batch | UserError:
-        for item in items:
-            if isinstance(item, UserError):
-                return item
-        samples, tiles = zip(*items, strict=True)
-        tile_embeddings, tile_mask = pad_tiles(tiles)
+    def __call__(self, items: list[tuple[Sample, np.ndarray]]) -> Batch:
+        samples, images = zip(*items, strict=True)
         length = max(len(s.token_ids) for s in samples) - 1
         ids = torch.tensor([s.token_ids + [self.pad_id] * (length + 1 - len(s.token_ids)) for s in samples])
         text_mask = torch.arange(length) < torch.tensor([[len(s.token_ids) - 1] for s in samples])
         # the end token is a label but never an input, so that a text's embedding is the same in every batch
         text = ids[:, :-1].masked_fill(~text_mask, self.pad_id)
-        return Batch([s.slide.slide_id for s in samples], tile_embeddings, tile_mask, text, ids[:, 1:], text_mask)
+        slide_ids = [s.slide.slide_id for s in samples]
+        if self.encoded:
+            return Batch(slide_ids, None, None, text, ids[:, 1:], text_mask, torch.from_numpy(np.stack(images)))
+        return Batch(slide_ids, *pad_tiles(images), text, ids[:, 1:], text_mask)
 
 
 def pad_tiles(tiles: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:

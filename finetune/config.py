@@ -44,6 +44,8 @@ class DataConfig:
     on_bad: str = _key("error", "a label or H5 file that cannot be used: stop with the list, or skip it with a warning",
                        choices=("error", "skip"))
     max_bad_fraction: float = _key(0.1, "with on_bad skip: stop if more than this share of the slides is bad", 0, 1)
+    latents_cache: str | None = _key("auto", "folder for the output of the frozen Prism, computed once per slide; "
+                                     "auto: prism_latents beside the run folder; null = encode anew in each epoch")
 
 
 @dataclass(kw_only=True)
@@ -73,6 +75,8 @@ class ModelConfig:
 @dataclass(kw_only=True)
 class TrainingConfig:
     batch_size: int = _key(4, "slides per process and micro-step", 1)
+    max_batch_tokens: int | None = _key(None, "fill each batch up to so many padded text tokens, two slides at least, "
+                                        "instead of batch_size slides; null = off", 1)
     epochs: int = _key(50, "passes over the training slides", 1)
     learning_rate: float = _key(1e-4, "peak learning rate", 0, open_low=True)
     weight_decay: float = _key(0.01, "AdamW decay of weight matrices", 0)

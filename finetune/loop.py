@@ -52,17 +52,16 @@ class Parts:
     accum_freq: int
     grad_clip_norm: float | None
 
-    @property
-    def steps_per_epoch(self) -> int:
-        return math.ceil(len(self.batches) / self.accum_freq)
+    def steps_in(self, epoch: int) -> int:
+        return math.ceil(self.batches.count(epoch) / self.accum_freq)
 
 
 def fit(parts: Parts, state: TrainState) -> TrainState:
     """Train until `parts.epochs` or a stop signal; the only function that moves `state`. Resumable after every step."""
     parts.model.train()
-    total_steps = parts.steps_per_epoch * parts.epochs
+    total_steps = sum(parts.steps_in(epoch) for epoch in range(parts.epochs))
     while state.epoch < parts.epochs:
-        with parts.log.epoch_bar(state, len(parts.batches), parts.epochs) as bar:
+        with parts.log.epoch_bar(state, parts.batches.count(state.epoch), parts.epochs) as bar:
             for group in _groups(parts.batches.epoch(state.epoch, state.batches_done), parts.accum_freq):
                 lr = lr_at(state.step, total_steps, parts.peak_lr, parts.warmup)
                 report = train_step(parts, group, lr, state)
@@ -124,7 +123,7 @@ def validate(parts: Parts) -> dict[str, float]:
     assert parts.validation is not None
     parts.model.eval()
     sums: dict[str, float] = {}
-    for batch in parts.log.bar(parts.validation.epoch(0), len(parts.validation), "validation"):
+    for batch in parts.log.bar(parts.validation.epoch(0), parts.validation.count(0), "validation"):
         with parts.precision.autocast():
             losses = parts.model(batch.to(parts.precision.device))
         # a batch of one slide has no negatives, hence no contrastive loss to count

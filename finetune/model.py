@@ -35,8 +35,17 @@ class SlideCaptioner(nn.Module):
 
     def forward(self, batch: Batch) -> CoCaLosses:
         """Losses of a batch; a sample's part does not depend on the padding of its batch."""
+        image_tokens = batch.image_tokens
+        if image_tokens is None:
+            image_tokens = self.image_tokens(batch.tile_embeddings, batch.tile_mask)
         return self.coca.compute_losses(batch.text, batch.labels, text_mask=batch.text_mask,
-                                        image_tokens=self.image_tokens(batch.tile_embeddings, batch.tile_mask))
+                                        image_tokens=image_tokens.to(self.coca.img_queries.dtype))
+
+    @property
+    def image_tokens_shape(self) -> tuple[int, int]:
+        """(n, D) of one slide's image tokens."""
+        latents = 0 if self._image_tokens == "embedding" else self.prism.config.latent_seq
+        return 1 + latents, self.prism.image_dim
 
     def weighted(self, caption_loss, contrastive_loss):
         """The training loss: floats in, a float out; tensors in, a tensor out."""

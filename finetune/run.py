@@ -8,27 +8,30 @@ import random
 import signal
 import threading
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from .batching import Batches
+from .batching import Batches, BatchOrder, Sample
 from .checkpoint import LAST, Saver, find_resume, load_checkpoint
 from .config import Config, dump_yaml, expand, from_dict
 from .data import Data, prepare_data, scan_contents
 from .errors import UserError
+from .latents import SlideCache
 from .loop import Parts, TrainState, fit
 from .model import SlideCaptioner, build_model
 from .optim import Precision, build_optimizer, resolve_device, resolve_precision
 from .runlog import RunLog, log_to_console, log_to_file, logger
+from .tiles import TileReader
 from .tokenizer import VocabTokenizer
 
 # What may differ when a run is resumed. `epochs` stretches the learning-rate schedule from there on.
-_MAY_CHANGE = {"data.embeddings_dir", "data.labels_file", "data.on_bad", "data.max_bad_fraction", "prism.weights",
-               "prism.revision", "training.epochs", "training.save_every", "training.output_dir", "training.log_dir",
-               "training.device", "training.workers"}
+_MAY_CHANGE = {"data.embeddings_dir", "data.labels_file", "data.on_bad", "data.max_bad_fraction",
+               "data.latents_cache", "prism.weights", "prism.revision", "training.epochs", "training.save_every",
+               "training.output_dir", "training.log_dir", "training.device", "training.workers"}
 
 
 def train(config: Config, resume: str | None = None) -> int:
@@ -50,7 +53,8 @@ def train(config: Config, resume: str | None = None) -> int:
     about = _about(config, data, model)
     if content:
         _check_same_run(content, about, str(checkpoint))
-    parts, saver = _assemble(config, data, model, precision, about, folder)
+    cache = _slide_cache(config, data, model, precision)
+    parts, saver = _assemble(config, data, model, precision, about, folder, cache)
     state = TrainState(**saver.restore(content, checkpoint)) if content else TrainState()
 
     _open_folder(folder)
@@ -59,6 +63,9 @@ def train(config: Config, resume: str | None = None) -> int:
     (folder / "tokenizer.json").write_text(data.tokenizer.to_json(), encoding="utf-8")
     parts.log.truncate(state.metrics_bytes)
     _announce(config, data, model, precision, parts, checkpoint)
+    if cache:
+        cache.fill([s.slide for s in data.train + data.validation], partial(_encode, model, precision),
+                   config.training.workers)
     with _Signals() as signals:
         parts.stop = lambda: signals.received is not None
         state = fit(parts, state)
@@ -88,18 +95,18 @@ def _seed(seed: int) -> None:
 
 
 def _assemble(config: Config, data: Data, model: SlideCaptioner, precision: Precision, about: dict[str, Any],
-              folder: Path) -> tuple[Parts, Saver]:
+              folder: Path, cache: SlideCache | None) -> tuple[Parts, Saver]:
     training = config.training
     contrastive = config.model.contrastive_loss_weight > 0
-    shared = {"pad_id": data.tokenizer.pad_id, "max_tiles": config.data.max_tiles, "seed": training.seed,
-              "workers": training.workers, "pin_memory": precision.device.type == "cuda"}
-    batches = Batches(data.train, training.batch_size, shuffle=True, drop_single=contrastive, **shared)
-    if not len(batches):
+    batches = _batches(config, data.train, data.tokenizer.pad_id, cache, shuffle=True, drop_single=contrastive)
+    if not batches.count(0):
         raise UserError("training.batch_size", f"0 steps per epoch with {len(data.train)} training slides",
                         "the contrastive loss needs 2 slides in a batch; add slides or lower data.val_split")
-    if contrastive and len(data.train) % training.batch_size == 1:
-        logger.warning("the last batch of an epoch would have one slide and no contrastive loss: it is left out")
-    validation = Batches(data.validation, training.batch_size, shuffle=False, **shared) if data.validation else None
+    if left_out := len(data.train) - sum(map(len, batches.order.epoch(0))):
+        logger.warning("the last batch of an epoch would have %d slide, hence no contrastive loss: it is left out",
+                       left_out)
+    validation = _batches(config, data.validation, data.tokenizer.pad_id, cache, shuffle=False) \
+        if data.validation else None
     optimizer = build_optimizer(model, training.learning_rate, training.weight_decay)
     scaler = precision.scaler()
     saver = Saver(folder, training.save_every, model, optimizer, scaler, about)
@@ -107,6 +114,34 @@ def _assemble(config: Config, data: Data, model: SlideCaptioner, precision: Prec
                   epochs=training.epochs, peak_lr=training.learning_rate, warmup=training.warmup,
                   accum_freq=training.accum_freq, grad_clip_norm=training.grad_clip_norm)
     return parts, saver
+
+
+def _batches(config: Config, samples: list[Sample], pad_id: int, cache: SlideCache | None, *, shuffle: bool,
+             drop_single: bool = False) -> Batches:
+    data, training = config.data, config.training
+    sizes = [(0 if cache else min(s.slide.num_tiles, data.max_tiles or s.slide.num_tiles), len(s.token_ids) - 1)
+             for s in samples]
+    order = BatchOrder(sizes, training.batch_size, training.seed, shuffle=shuffle, drop_single=drop_single,
+                       max_tokens=training.max_batch_tokens)
+    return Batches(samples, order, cache or TileReader(data.max_tiles, training.seed), pad_id,
+                   workers=training.workers, encoded=cache is not None)
+
+
+def _slide_cache(config: Config, data: Data, model: SlideCaptioner, precision: Precision) -> SlideCache | None:
+    """The cache of this run, or None where the encoder's output changes from epoch to epoch, or none is wanted."""
+    where, most = config.data.latents_cache, config.data.max_tiles
+    if where is None or not config.prism.freeze:
+        return None
+    if most is not None and any(s.slide.num_tiles > most for s in data.train + data.validation):
+        return None
+    folder = expand(config.training.output_dir).parent / "prism_latents" if where == "auto" else expand(where)
+    return SlideCache.of(folder, model.prism.sha256, precision.name, *model.image_tokens_shape)
+
+
+@torch.no_grad()
+def _encode(model: SlideCaptioner, precision: Precision, tiles: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    with precision.autocast():
+        return model.image_tokens(tiles.to(precision.device), mask.to(precision.device))
 
 
 def _about(config: Config, data: Data, model: SlideCaptioner) -> dict[str, Any]:
@@ -162,8 +197,10 @@ def _announce(config: Config, data: Data, model: SlideCaptioner, precision: Prec
     trained = sum(p.numel() for p in model.trained_parameters())
     logger.info("Prism %s (%s), sha256 %s; %.1f M parameters train", config.prism.weights,
                 "frozen" if config.prism.freeze else "trained", model.prism.sha256[:12], trained / 1e6)
-    logger.info("device %s, precision %s (%s), %d steps an epoch of %d x %d slides", precision.device, precision.name,
-                precision.reason, parts.steps_per_epoch, config.training.accum_freq, config.training.batch_size)
+    order, training = parts.batches.order, config.training
+    logger.info("device %s, precision %s (%s), %d steps an epoch of %d x %s slides, %.1f %% of the text is padding",
+                precision.device, precision.name, precision.reason, parts.steps_in(0), training.accum_freq,
+                training.batch_size if training.max_batch_tokens is None else "some", 100 * order.padding(0))
     if checkpoint:
         logger.info("resumed from %s", checkpoint)
 

@@ -57,6 +57,9 @@ class ListBatches(list):
     def epoch(self, epoch: int, start: int = 0):
         return iter(self[start:])
 
+    def count(self, epoch: int) -> int:
+        return len(self)
+
 
 def parts_of(model, tmp_path, batches=(), validation=None, saved=None, **more) -> Parts:
     optimizer = build_optimizer(model, 1e-2, 0.1)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from finetune import tiles as tiles_module
-from finetune.tiles import BadSlide, SlideFile, find_files, index_slides, inspect_slide, read_tiles
+from finetune.tiles import BadSlide, find_files, index_slides, inspect_slide, read_tiles
 from tests.conftest import random_tiles, refused, write_h5, write_slides
 
 D = 6
@@ -56,7 +56,8 @@ def test_H10_every_layout_of_the_field_reads_as_native_floats(tmp_path, key, sha
     with h5py.File(path, "a") as file:
         file["coords"] = np.zeros((shape[-2], 2), "i8")
     slide = inspect_slide(path, None, D)
-    assert slide == SlideFile("s.1", str(path), key, shape[-2])
+    assert (slide.slide_id, slide.path, slide.key, slide.num_tiles) == ("s.1", str(path), key, shape[-2])
+    assert (slide.offset is not None) == (not options), "contiguous data are mapped, not read by HDF5"
     assert same(read_tiles(slide), data.astype(given).reshape(-1, D))
 
 
@@ -276,15 +277,36 @@ def test_H18_a_file_that_is_being_written_is_reported_as_locked(tmp_path):
 
 
 @pytest.mark.parametrize(("change", "words"), [
-    (lambda path: write_h5(path, random_tiles(4, D)), ["4 tiles, 3 at the start", "do not change"]),
-    (lambda path: write_h5(path, random_tiles(3, D), "other"), ["cannot be read"]),
-    (lambda path: path.unlink(), ["not found"]), (lambda path: path.write_bytes(b""), ["empty file"]),
-], ids=["H20 other number", "H20 other key", "H20 gone", "H20 emptied"])
+    (lambda path: write_h5(path, random_tiles(4, D)), ["changed since it was checked", "do not change"]),
+    (lambda path: write_h5(path, random_tiles(3, D, seed=9)), ["changed since it was checked", "do not change"]),
+    (lambda path: path.unlink(), ["not found"]),
+    (lambda path: path.write_bytes(b""), ["0 bytes, changed since it was checked"]),
+], ids=["H20 other number", "H20 other values", "H20 gone", "H20 emptied"])
 def test_H20_a_file_that_changed_after_its_check_is_an_error(tmp_path, change, words):
     slide = inspect_slide(write_h5(tmp_path / "s.h5", random_tiles(3, D)), None, D)
     change(tmp_path / "s.h5")
     with refused("s.h5", *words):
         read_tiles(slide)
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, -np.nan], ids=["H09 inf", "H09 -inf", "H09 nan", "H09 -nan"])
+@pytest.mark.parametrize("dtype", ["f2", "f4"])
+@pytest.mark.parametrize("place", [0, 700_000, 1_199_999])  # in the first, a middle and the last block that is looked at
+def test_every_kind_of_non_finite_number_is_found_wherever_it_stands(value, dtype, place):
+    data = np.random.default_rng(0).standard_normal((1200, 1000)).astype(dtype)
+    data.flat[:4] = [np.finfo(dtype).max, np.finfo(dtype).min, -0.0, np.finfo(dtype).smallest_subnormal]
+    assert tiles_module._all_finite(data) and tiles_module._all_finite(data[::7, ::3])
+    data.flat[place] = value
+    assert not tiles_module._all_finite(data)
+
+
+def test_contiguous_tiles_are_mapped_behind_a_user_block_too(tmp_path):
+    data = random_tiles(5, D)
+    with h5py.File(tmp_path / "s.h5", "w", userblock_size=1024) as file:
+        file["features"] = data
+    slide = inspect_slide(tmp_path / "s.h5", None, D)
+    tiles = read_tiles(slide)
+    assert isinstance(tiles, np.memmap) and slide.offset > 1024 and np.array_equal(tiles, data)
 
 
 # --- folders ---------------------------------------------------------------------------------------------------------
