@@ -66,10 +66,10 @@ def encode_text(tokenizer: VocabTokenizer, text: str, max_seq_len: int) -> tuple
 class BatchOrder:
     """Which samples stand in which batch of an epoch.
 
-    An epoch is shuffled, then sorted by rough size within pools of some batches, cut into batches of `batch_size` (or
-    of as many samples as fit in `max_tokens` padded text tokens, two at least), and the batches are shuffled. Samples
-    of a batch are so of about one size, and little is padding. Only about: texts of exactly one length tend to say the
-    same, and a batch of them would have easy or no negatives. The same (seed, epoch) gives the same batches.
+    An epoch is shuffled and cut into batches of `batch_size`. With `max_tokens` it is sorted by rough size within
+    pools of some batches, cut into batches of as many samples as fit in so many padded text tokens (two at least), and
+    the batches are shuffled: little is padding. Only then, and only roughly, as texts of one length tend to say the
+    same, and a batch of them has few true negatives (LOG.md). The same (seed, epoch) gives the same batches.
     """
 
     def __init__(self, sizes: Sequence[tuple[int, int]], batch_size: int, seed: int, *, shuffle: bool,
@@ -84,8 +84,10 @@ class BatchOrder:
             return self._cut(range(len(self.sizes)))
         rng = np.random.default_rng([self.seed, epoch])
         order = rng.permutation(len(self.sizes)).tolist()
-        pool = _POOL * self._usual_batch()
-        order = [i for p in range(0, len(order), pool) for i in sorted(order[p:p + pool], key=self._rough_size)]
+        if self.max_tokens is not None:
+            usual = max(2, self.max_tokens * len(order) // sum(tokens for _, tokens in self.sizes))
+            pool = _POOL * usual
+            order = [i for p in range(0, len(order), pool) for i in sorted(order[p:p + pool], key=self._rough_size)]
         batches = self._cut(order)
         return [batches[b] for b in rng.permutation(len(batches))]
 
@@ -105,11 +107,6 @@ class BatchOrder:
     def _rough_size(self, i: int) -> tuple[int, int]:
         tiles, tokens = self.sizes[i]
         return int(8 * math.log2(tiles + 1)), tokens // 4  # steps of 9 % of the tiles, of 4 tokens
-
-    def _usual_batch(self) -> int:
-        if self.max_tokens is None:
-            return self.batch_size
-        return max(2, self.max_tokens * len(self.sizes) // sum(size[-1] for size in self.sizes))
 
     def _cut(self, order: Iterable[int]) -> list[list[int]]:
         batches: list[list[int]] = []
