@@ -10,6 +10,7 @@ from .batching import Sample, encode_text
 from .config import DataConfig
 from .errors import UserError
 from .labels import load_labels, split_ids
+from .manifest import read_manifest
 from .runlog import logger
 from .tiles import BadSlide, SlideFile, find_files, index_slides, read_tiles
 from .tokenizer import VocabTokenizer
@@ -27,15 +28,18 @@ class Data:
     fingerprint: str
 
 
-def prepare_data(config: DataConfig, seed: int, tokenizer: VocabTokenizer | None = None) -> Data:
+def prepare_data(config: DataConfig, seed: int, tokenizer: VocabTokenizer | None = None,
+                 manifest: Path | None = None) -> Data:
     """Match labels and H5 files by id, split, and encode the texts.
 
-    tokenizer: of the run that is resumed; None builds one from the training texts. Raises UserError listing all bad
+    tokenizer: of the run that is resumed; None builds one from the training texts. manifest: file of the headers that
+    an earlier run has read. Raises UserError listing all bad
     labels and files at once, unless `data.on_bad` is skip and they are few.
     """
     labels, bad_labels = load_labels(config.labels_file)
     files = find_files(config.embeddings_dir)
-    slides, bad_files = index_slides(files, list(labels), config.h5_key, config.image_dim)
+    slides, bad_files = index_slides(files, list(labels), config.h5_key, config.image_dim,
+                                     read_manifest(manifest, config.h5_key, config.image_dim) if manifest else {})
     problems = {f"{i!r} in {config.labels_file}": BadSlide(why, "correct the label") for i, why in bad_labels.items()}
     _judge(problems | bad_files, len(slides), config)
     if unlabelled := sorted(files.keys() - labels.keys() - bad_labels.keys()):

@@ -22,6 +22,7 @@ from .data import Data, prepare_data, scan_contents
 from .errors import UserError
 from .latents import SlideCache
 from .loop import Parts, TrainState, fit
+from .manifest import write_manifest
 from .model import SlideCaptioner, build_model
 from .optim import Precision, build_optimizer, resolve_device, resolve_precision
 from .runlog import RunLog, log_to_console, log_to_file, logger
@@ -45,7 +46,8 @@ def train(config: Config, resume: str | None = None) -> int:
     checkpoint = find_resume(resume, folder)
     content = load_checkpoint(checkpoint) if checkpoint else None
     tokenizer = VocabTokenizer.from_dict(content["tokenizer"], str(checkpoint)) if content else None
-    data = prepare_data(config.data, config.training.seed, tokenizer)
+    manifest = _cache_folder(config) / "index.json" if config.data.latents_cache else None
+    data = prepare_data(config.data, config.training.seed, tokenizer, manifest)
     _seed(config.training.seed)
     device = resolve_device(config.training.device)
     precision = resolve_precision(config.training.precision, device)
@@ -63,9 +65,11 @@ def train(config: Config, resume: str | None = None) -> int:
     (folder / "tokenizer.json").write_text(data.tokenizer.to_json(), encoding="utf-8")
     parts.log.truncate(state.metrics_bytes)
     _announce(config, data, model, precision, parts, checkpoint)
+    slides = [s.slide for s in data.train + data.validation]
+    if manifest:
+        write_manifest(manifest, config.data.h5_key, config.data.image_dim, slides)
     if cache:
-        cache.fill([s.slide for s in data.train + data.validation], partial(_encode, model, precision),
-                   config.training.workers)
+        cache.fill(slides, partial(_encode, model, precision), config.training.workers)
     with _Signals() as signals:
         parts.stop = lambda: signals.received is not None
         state = fit(parts, state)
@@ -127,15 +131,19 @@ def _batches(config: Config, samples: list[Sample], pad_id: int, cache: SlideCac
                    workers=training.workers, encoded=cache is not None)
 
 
+def _cache_folder(config: Config) -> Path:
+    where = config.data.latents_cache or "auto"
+    return expand(config.training.output_dir).parent / "prism_latents" if where == "auto" else expand(where)
+
+
 def _slide_cache(config: Config, data: Data, model: SlideCaptioner, precision: Precision) -> SlideCache | None:
     """The cache of this run, or None where the encoder's output changes from epoch to epoch, or none is wanted."""
-    where, most = config.data.latents_cache, config.data.max_tiles
-    if where is None or not config.prism.freeze:
+    most = config.data.max_tiles
+    if config.data.latents_cache is None or not config.prism.freeze:
         return None
     if most is not None and any(s.slide.num_tiles > most for s in data.train + data.validation):
         return None
-    folder = expand(config.training.output_dir).parent / "prism_latents" if where == "auto" else expand(where)
-    return SlideCache.of(folder, model.prism.sha256, precision.name, *model.image_tokens_shape)
+    return SlideCache.of(_cache_folder(config), model.prism.sha256, precision.name, *model.image_tokens_shape)
 
 
 @torch.no_grad()

@@ -13,11 +13,12 @@ import multiprocessing
 import os
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import h5py
 import numpy as np
@@ -82,9 +83,11 @@ def find_files(embeddings_dir: str | Path) -> dict[str, list[str]]:
 
 
 def index_slides(files: dict[str, list[str]], ids: Sequence[str], h5_key: str | None, image_dim: int,
+                 known: Mapping[str, SlideFile] = MappingProxyType({}),
                  ) -> tuple[list[SlideFile], dict[str, BadSlide]]:
     """Check the headers of the slides `ids`, in parallel when they are many; (usable, {path or id: problem}).
 
+    known: {path: header} of files that need not be looked at again.
     If every file that could be read is wrong in the same way the config is at fault: one UserError, not one per file.
     """
     bad = {i: BadSlide("no H5 file of this name", "add the file or remove its label") for i in ids if i not in files}
@@ -94,8 +97,11 @@ def index_slides(files: dict[str, list[str]], ids: Sequence[str], h5_key: str | 
     paths = [files[i][0] for i in ids if i not in bad]
     slides: list[SlideFile] = []
     inspect = partial(_try_inspect, h5_key=h5_key, image_dim=image_dim)
-    bar = tqdm(_map(inspect, paths), "indexing", len(paths), unit="file", leave=False, disable=None)
-    for path, result in zip(paths, bar, strict=True):
+    new = [path for path in paths if path not in known]
+    bar = tqdm(_map(inspect, new), "indexing", len(new), unit="file", leave=False, disable=None)
+    found = dict(zip(new, bar, strict=True))
+    for path in paths:
+        result = known.get(path) or found[path]
         if isinstance(result, BadSlide):
             bad[path] = result
         else:

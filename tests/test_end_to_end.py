@@ -265,3 +265,25 @@ def test_help_is_quick_and_needs_no_torch(script, tmp_path):
            "except SystemExit as e: assert e.code == 0 and 'torch' not in sys.modules and 'h5py' not in sys.modules"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0 and "usage:" in result.stdout, result.stderr
+
+
+def losses(folder: Path) -> list[float]:
+    return [value for line in (folder / "metrics.jsonl").read_text().splitlines()
+            for name, value in json.loads(line).items() if name.endswith("loss")]
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 5e-2)])
+def test_a_run_from_the_slide_cache_equals_one_that_encodes_in_each_epoch(data, tmp_path, precision, tolerance):
+    # a small learning rate: Adam turns rounding noise of tiny gradients into whole steps
+    common = [*flags(data, "--epochs", 3, "--lr", "1e-4"), "--set", *TINY, f"training.precision={precision}"]
+    for name, more in (("cached", "data.latents_cache=auto"), ("uncached", "data.latents_cache=null")):
+        (tmp_path / name).mkdir()
+        result = run("train_finetune.py", *common, more, cwd=tmp_path / name)
+        assert result.returncode == 0, result.stderr
+    assert len(list((tmp_path / "cached" / "prism_latents").rglob("*.npy"))) == 12
+    assert not (tmp_path / "uncached" / "prism_latents").exists()
+    cached, uncached = losses(tmp_path / "cached" / "run"), losses(tmp_path / "uncached" / "run")
+    assert cached == pytest.approx(uncached, rel=tolerance) and len(cached) == 18
+    again = run("train_finetune.py", *common, "training.output_dir=second", cwd=tmp_path / "cached")
+    assert again.returncode == 0 and "all 12 slides are there" in again.stderr
+    assert_equal_state(tmp_path / "cached" / "run" / "last_model.pth", tmp_path / "cached" / "second" / "last_model.pth")
