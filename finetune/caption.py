@@ -14,9 +14,9 @@ import torch
 from tqdm import tqdm
 
 from .batching import encode_text, pad_tiles
-from .checkpoint import load_checkpoint
+from .checkpoint import load_run
 from .config import Config, GenerationOptions, expand, from_dict
-from .errors import UserError, printable
+from .errors import UserError, printable, say
 from .generate import generate
 from .labels import load_labels
 from .metrics import distinct_share, exact_match, most_common_share, phrase_accuracy
@@ -44,7 +44,7 @@ class Captioner:
 
         prism: where Prism's weights are, if not where they were in training; they must be the same weights (SHA-256).
         """
-        content = load_checkpoint(expand(str(checkpoint)))
+        content = load_run(expand(str(checkpoint)))
         config = from_dict(content["config"], str(checkpoint))
         tokenizer = VocabTokenizer.from_dict(content["tokenizer"], str(checkpoint))
         config.prism.weights = prism or config.prism.weights
@@ -160,7 +160,7 @@ def run_inference(args: argparse.Namespace, options: GenerationOptions) -> int:
     if output:
         write_records(records, output)
     if labels:
-        print("summary:", json.dumps(summary(records, labels), ensure_ascii=False))
+        say(f"summary: {json.dumps(summary(records, labels), ensure_ascii=False)}")
     failed = [r for r in records if r["error"] is not None]
     if failed:
         raise UserError(failed[0]["error"].split(":")[0], f"{len(failed)} of {len(records)} slides failed",
@@ -171,11 +171,11 @@ def run_inference(args: argparse.Namespace, options: GenerationOptions) -> int:
 def _print_record(record: dict[str, Any]) -> None:
     if record["error"] is not None:
         return  # told at the end, on stderr
-    print(f"{printable(record['id'])}\tcaption: {printable(record['caption'])}")
+    say(f"{printable(record['id'])}\tcaption: {printable(record['caption'])}")
     for text, cosine in record["similarity"].items():
         probability = record["probability"].get(text)
-        print(f"\tsimilarity {cosine:.4f}" + (f"  probability {probability:.4f}" if probability is not None else "")
-              + f"  {printable(text)}")
+        say(f"\tsimilarity {cosine:.4f}" + (f"  probability {probability:.4f}" if probability is not None else "")
+            + f"  {printable(text)}")
 
 
 def _output_path(path: str | None) -> Path | None:

@@ -29,6 +29,12 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 BEST, LAST = "best_model.pth", "last_model.pth"
 _PLAIN = (type(None), bool, int, float, str)
+_SECTIONS = ("config", "tokenizer", "prism", "data", "versions", "progress", "random_states", "model", "optimizer",
+             "scaler")  # of a run's checkpoint; each a dict
+
+
+class DamagedCheckpoint(UserError):
+    """The file was cut, changed or is of another kind; an older one of the run may be good."""
 
 
 def epoch_name(epoch: int) -> str:
@@ -43,7 +49,8 @@ def save_checkpoint(folder: Path, names: Sequence[str], content: dict[str, Any])
     content = _plain(content)
     temporary = folder / (names[-1] + ".tmp")
     try:
-        with open(temporary, "wb") as file:
+        temporary.unlink(missing_ok=True)
+        with open(temporary, "xb") as file:  # a new file: a link of this name in the folder is not followed
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
@@ -69,20 +76,65 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(path, "is a folder" if path.is_dir() else "not found", "give the path of a .pth file")
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # torch itself does not check the sums: a flipped bit would load silently
-        content = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
+        damage = _damage(path)
+        content = None if damage else torch.load(path, map_location="cpu", weights_only=True)
+        if not damage and not _is_plain(content):
+            damage = "it holds other things than plain values and whole tensors"
     except zipfile.BadZipFile:
-        raise UserError(path, f"truncated or no checkpoint ({path.stat().st_size} bytes)", fix) from None
+        raise DamagedCheckpoint(path, f"truncated or no checkpoint ({path.stat().st_size} bytes)", fix) from None
     except Exception as error:  # the unpickler may fail in any way on a hostile file; none of its text is of use
-        raise UserError(path, f"not a checkpoint of this project ({type(error).__name__})", fix) from None
-    if damaged:
-        raise UserError(path, f"damaged ({damaged} has a wrong checksum)", fix)
-    version = content.get("format_version") if isinstance(content, dict) else None
-    if version != FORMAT_VERSION:
-        raise UserError(path, f"checkpoint format {version!r}, this version reads {FORMAT_VERSION}",
-                        "use the version of this project that wrote it")
+        raise DamagedCheckpoint(path, f"not a checkpoint of this project ({type(error).__name__})", fix) from None
+    if damage:
+        raise DamagedCheckpoint(path, f"damaged ({damage})", fix)
+    _check_version(content, path)
     return content
+
+
+def load_run(path: str | Path) -> dict[str, Any]:
+    """The content of a checkpoint that holds all of a run. Raises UserError."""
+    content = load_checkpoint(path)
+    if wrong := [s for s in _SECTIONS if not isinstance(content.get(s), dict)]:
+        raise UserError(path, f"has no {', '.join(wrong)}", "use a checkpoint that a training run has written")
+    return content
+
+
+def _check_version(content: Any, path: Path) -> None:
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if version == FORMAT_VERSION and type(version) is int:
+        return
+    fix = "use the version of this project that wrote it"
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        fix = "it is of a newer version of this project: update (git pull)"
+    elif version is None:
+        fix = "it holds weights only, not a run: give the last_model.pth of a run"
+    raise UserError(path, f"checkpoint format {version!r}, this version reads {FORMAT_VERSION}", fix)
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with the archive, or None. torch itself checks no sums: a flipped bit would load silently."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        if any(e.compress_type != zipfile.ZIP_STORED for e in entries) or \
+                sum(e.file_size for e in entries) > path.stat().st_size:
+            return "it declares more than it holds"
+        name = archive.testzip()
+    return f"{name} has a wrong checksum" if name else None
+
+
+def _is_plain(value: Any, seen: set[int] | None = None) -> bool:
+    """Whether a loaded value is what `_plain` lets through, each tensor within its storage: a file of 1 kB can declare
+    a tensor of 10^9 numbers that lie on top of each other, and lists that hold themselves."""
+    seen = set() if seen is None else seen
+    if type(value) is torch.Tensor:
+        return value.device.type == "cpu" and value.layout is torch.strided and \
+            value.nbytes <= value.untyped_storage().nbytes()
+    if type(value) not in (dict, OrderedDict, list, tuple):
+        return type(value) in _PLAIN
+    if id(value) in seen:
+        return True
+    seen.add(id(value))
+    items = [*value, *value.values()] if isinstance(value, dict) else value
+    return all(_is_plain(item, seen) for item in items)
 
 
 def find_resume(resume: str | None, folder: Path) -> Path | None:
@@ -131,7 +183,7 @@ def _plain(value: Any, where: str = "checkpoint") -> Any:
     if type(value) in (list, tuple):
         return type(value)(_plain(item, where) for item in value)
     assert type(value) in (*_PLAIN, torch.Tensor), f"{where} holds a {type(value)}"
-    if type(value) is torch.Tensor and value.untyped_storage().nbytes() > value.nbytes:
+    if type(value) is torch.Tensor and value.untyped_storage().nbytes() != value.nbytes:
         return value.clone()  # torch.save would write the whole storage behind a view
     return value
 
@@ -177,8 +229,34 @@ class Saver:
         """Put a checkpoint's tensors and random states back; returns its progress. Raises UserError if unfit."""
         self.model.load_saved_state(content["model"], str(where))
         if bool(content["scaler"]) != self.scaler.is_enabled():
-            raise UserError(where, "the precision changed from or to fp16", "resume with the same precision")
-        self.scaler.load_state_dict(content["scaler"])
-        self.optimizer.load_state_dict(content["optimizer"])
-        set_random_states(content["random_states"])
+            before, now = ("fp16", "another") if content["scaler"] else ("another", "fp16")
+            raise UserError(where, f"the precision changed from or to fp16 (was {before}, now {now})",
+                            "resume with the same precision")
+        try:
+            if different := _other_parameters(content["optimizer"], self.optimizer):
+                raise UserError(where, f"its optimizer was for other parameters ({different})",
+                                "use the config the checkpoint was trained with")
+            self.scaler.load_state_dict(content["scaler"])
+            self.optimizer.load_state_dict(content["optimizer"])
+            set_random_states(content["random_states"])
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError, OverflowError) as error:
+            raise UserError(where, f"its training state is not usable ({type(error).__name__})",
+                            "use another checkpoint of the run") from None
         return content["progress"]
+
+
+def _other_parameters(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> str | None:
+    """How the parameters of a saved optimizer state differ from those of `optimizer`, or None.
+
+    torch itself looks at their number only and fails at the first step, or trains with another parameter's moments.
+    """
+    now = optimizer.state_dict()["param_groups"]
+    for before, group in zip(saved["param_groups"], now, strict=True):
+        if before.get("param_names") != group.get("param_names") or before["params"] != group["params"]:
+            return f"{len(before['params'])} in a group, here {len(group['params'])}"
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for index, state in saved["state"].items():
+        for name, value in state.items():
+            if value.ndim and value.shape != parameters[index].shape:
+                return f"{name} of number {index} is {tuple(value.shape)}, here {tuple(parameters[index].shape)}"
+    return None

@@ -81,6 +81,8 @@ class TrainingConfig:
     learning_rate: float = _key(1e-4, "peak learning rate", 0, open_low=True)
     weight_decay: float = _key(0.01, "AdamW decay of weight matrices", 0)
     save_every: int = _key(5, "epochs between checkpoint_epoch_N.pth files; 0 = none", 0)
+    save_every_steps: int = _key(0, "optimizer steps between updates of last_model.pth within an epoch; 0 = only at "
+                                 "its end", 0)
     output_dir: str = _key("./checkpoints", "run folder")
     log_dir: str = _key("./logs", "folder of training.log")
     seed: int = _key(42, "seed of split, weights, order and sampling", 0, 2**32 - 1)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -13,7 +15,7 @@ from .batching import Batch, Batches
 from .errors import UserError
 from .model import SlideCaptioner
 from .optim import Precision, lr_at
-from .runlog import RunLog
+from .runlog import RunLog, logger
 
 _MAX_SKIPS = 20  # fp16 steps skipped in a row: a loss scale that has halved 20 times will not recover
 
@@ -31,6 +33,14 @@ class TrainState:
     best_epoch: int = 0
     metrics_bytes: int = 0  # length of metrics.jsonl that belongs to this state
     sums: dict[str, float] = field(default_factory=dict)  # running sums of the epoch's losses and their weights
+
+    @classmethod
+    def of(cls, saved: dict[str, Any], where: str) -> TrainState:
+        """The state of a checkpoint. Raises UserError for fields of other names or types."""
+        fresh = cls()
+        if wrong := [k for k, v in saved.items() if type(v) is not type(getattr(fresh, k, None))]:
+            raise UserError(where, f"its progress has an unusable {wrong[0]}", "use another checkpoint of the run")
+        return cls(**saved)
 
 
 @dataclass
@@ -51,6 +61,7 @@ class Parts:
     warmup: float
     accum_freq: int
     grad_clip_norm: float | None
+    save_every_steps: int = 0
 
     def steps_in(self, epoch: int) -> int:
         return math.ceil(self.batches.count(epoch) / self.accum_freq)
@@ -64,12 +75,15 @@ def fit(parts: Parts, state: TrainState) -> TrainState:
         with parts.log.epoch_bar(state, parts.batches.count(state.epoch), parts.epochs) as bar:
             for group in _groups(parts.batches.epoch(state.epoch, state.batches_done), parts.accum_freq):
                 lr = lr_at(state.step, total_steps, parts.peak_lr, parts.warmup)
-                report = train_step(parts, group, lr, state)
+                with _told_if_out_of_memory(state, group):
+                    report = train_step(parts, group, lr, state)
                 state.batches_done += len(group)
                 _add(state.sums, report)
                 parts.log.step(bar, report, len(group))
-                if parts.stop():
+                stop = parts.stop()
+                if stop or (parts.save_every_steps and state.step % parts.save_every_steps == 0):
                     parts.save(state, False)
+                if stop:
                     return state
         losses, state.sums = _means(state.sums, parts.model), {}
         state.epoch, state.batches_done = state.epoch + 1, 0
@@ -153,10 +167,33 @@ def _means(sums: dict[str, float], model: SlideCaptioner) -> dict[str, float]:
 
 def _note_score(state: TrainState, val_loss: float | None) -> bool:
     """True if the epoch just finished is the best: lowest validation loss, never NaN; without validation always."""
+    if val_loss is not None and math.isnan(val_loss):
+        logger.warning("the validation loss of epoch %d is not a number: it does not count", state.epoch)
     if val_loss is not None and not val_loss < state.best_loss:
         return False
     state.best_loss, state.best_epoch = state.best_loss if val_loss is None else val_loss, state.epoch
     return True
+
+
+@contextlib.contextmanager
+def _told_if_out_of_memory(state: TrainState, group: list[Batch]) -> Iterator[None]:
+    """The batch that does not fit into memory as a UserError. torch's CPU allocator raises a plain RuntimeError."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+            raise
+        raise UserError("training", f"out of memory at epoch {state.epoch + 1}, step {state.step + 1} "
+                        f"({_largest(group)})", "lower data.max_tiles or training.batch_size and start anew in another "
+                        "folder; the last checkpoint is good") from None
+
+
+def _largest(group: list[Batch]) -> str:
+    """What of a group takes most memory."""
+    if any(b.tile_mask is None for b in group):
+        return f"texts of up to {max(b.text.shape[1] for b in group)} tokens"
+    tiles, slide_id = max(pair for b in group for pair in zip(b.tile_mask.sum(1).tolist(), b.ids, strict=True))
+    return f"{tiles} tiles in slide {slide_id}"
 
 
 def _not_finite(what: str, state: TrainState, group: list[Batch]) -> UserError:

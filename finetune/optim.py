@@ -16,9 +16,10 @@ _BETAS = (0.9, 0.98)  # CLIP's for contrastive training (arXiv 2103.00020, table
 
 def build_optimizer(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
     """AdamW over what trains; decay on matrices only: not on norms, biases and the temperature (all below 2-D)."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [{"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-              {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0}]
+    # with their names, which are saved beside their moments
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    groups = [{"params": [(n, p) for n, p in trained if p.ndim >= 2], "weight_decay": weight_decay},
+              {"params": [(n, p) for n, p in trained if p.ndim < 2], "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=learning_rate, betas=_BETAS, fused=True)
 
 

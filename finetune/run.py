@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import platform
 import random
+import shutil
 import signal
 import threading
 from dataclasses import asdict
 from functools import partial
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import numpy as np
 import torch
 
 from .batching import Batches, BatchOrder, Sample
-from .checkpoint import LAST, Saver, find_resume, load_checkpoint
+from .checkpoint import LAST, Saver
 from .config import Config, dump_yaml, expand, from_dict
 from .data import Data, prepare_data, scan_contents
 from .errors import UserError
@@ -25,6 +27,8 @@ from .loop import Parts, TrainState, fit
 from .manifest import write_manifest
 from .model import SlideCaptioner, build_model
 from .optim import Precision, build_optimizer, resolve_device, resolve_precision
+from .resume import open_checkpoint
+from .runlock import RunLock
 from .runlog import RunLog, log_to_console, log_to_file, logger
 from .tiles import TileReader
 from .tokenizer import VocabTokenizer
@@ -32,7 +36,11 @@ from .tokenizer import VocabTokenizer
 # What may differ when a run is resumed. `epochs` stretches the learning-rate schedule from there on.
 _MAY_CHANGE = {"data.embeddings_dir", "data.labels_file", "data.on_bad", "data.max_bad_fraction",
                "data.latents_cache", "prism.weights", "prism.revision", "training.epochs", "training.save_every",
-               "training.output_dir", "training.log_dir", "training.device", "training.workers"}
+               "training.save_every_steps", "training.output_dir", "training.log_dir", "training.device",
+               "training.workers"}
+# Where things lie on this disk is of no use in a checkpoint, which others may see.
+_PATHS = ("data.embeddings_dir", "data.labels_file", "data.latents_cache", "training.output_dir", "training.log_dir")
+_CHECKPOINTS_FREE = 3  # the disk must have room for so many: best, last and the one being written
 
 
 def train(config: Config, resume: str | None = None) -> int:
@@ -41,10 +49,13 @@ def train(config: Config, resume: str | None = None) -> int:
     resume: path of a checkpoint, or "auto". Raises UserError before anything is written if an input cannot be used.
     """
     memory = log_to_console()
-    config.check("config")
-    folder = expand(config.training.output_dir)
-    checkpoint = find_resume(resume, folder)
-    content = load_checkpoint(checkpoint) if checkpoint else None
+    folder = expand(config.check("config").training.output_dir)
+    with RunLock(folder):
+        return _train(config, resume, folder, memory)
+
+
+def _train(config: Config, resume: str | None, folder: Path, memory: MemoryHandler) -> int:
+    checkpoint, content = open_checkpoint(resume, folder)
     tokenizer = VocabTokenizer.from_dict(content["tokenizer"], str(checkpoint)) if content else None
     manifest = _cache_folder(config) / "index.json" if config.data.latents_cache else None
     data = prepare_data(config.data, config.training.seed, tokenizer, manifest)
@@ -52,14 +63,18 @@ def train(config: Config, resume: str | None = None) -> int:
     device = resolve_device(config.training.device)
     precision = resolve_precision(config.training.precision, device)
     model = build_model(config, data.tokenizer).to(device)
-    about = _about(config, data, model)
+    about = _about(config, data, model, precision)
     if content:
         _check_same_run(content, about, str(checkpoint))
     cache = _slide_cache(config, data, model, precision)
     parts, saver = _assemble(config, data, model, precision, about, folder, cache)
-    state = TrainState(**saver.restore(content, checkpoint)) if content else TrainState()
-
-    _open_folder(folder)
+    state = TrainState.of(saver.restore(content, checkpoint), str(checkpoint)) if content else TrainState()
+    if state.epoch >= config.training.epochs:
+        logger.info("%s is of a finished run: nothing to do", checkpoint.name)
+        return 0
+    _check_space(folder, model)
+    for stale in folder.glob("*.pth.tmp"):  # left by a run that was killed while saving
+        stale.unlink()
     log_to_file(memory, expand(config.training.log_dir))
     (folder / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
     (folder / "tokenizer.json").write_text(data.tokenizer.to_json(), encoding="utf-8")
@@ -77,7 +92,7 @@ def train(config: Config, resume: str | None = None) -> int:
         logger.warning("stopped by %s after step %d; go on with --resume auto",
                        signal.Signals(signals.received).name, state.step)
         return 128 + signals.received
-    logger.info("finished: best epoch %d, files in %s", state.best_epoch, folder)
+    logger.info("finished: best epoch %d, files in %s", state.best_epoch, config.training.output_dir)
     return 0
 
 
@@ -116,7 +131,8 @@ def _assemble(config: Config, data: Data, model: SlideCaptioner, precision: Prec
     saver = Saver(folder, training.save_every, model, optimizer, scaler, about)
     parts = Parts(model, optimizer, scaler, precision, batches, validation, RunLog(folder), saver.save, lambda: False,
                   epochs=training.epochs, peak_lr=training.learning_rate, warmup=training.warmup,
-                  accum_freq=training.accum_freq, grad_clip_norm=training.grad_clip_norm)
+                  accum_freq=training.accum_freq, grad_clip_norm=training.grad_clip_norm,
+                  save_every_steps=training.save_every_steps)
     return parts, saver
 
 
@@ -152,17 +168,22 @@ def _encode(model: SlideCaptioner, precision: Precision, tiles: torch.Tensor, ma
         return model.image_tokens(tiles.to(precision.device), mask.to(precision.device))
 
 
-def _about(config: Config, data: Data, model: SlideCaptioner) -> dict[str, Any]:
-    """What every checkpoint says about its run."""
+def _about(config: Config, data: Data, model: SlideCaptioner, precision: Precision) -> dict[str, Any]:
+    """What every checkpoint says about its run: nothing of the user's disk."""
     prism = model.prism
+    public = config.to_dict()
+    for key in _PATHS:
+        section, name = key.split(".")
+        public[section][name] = ""
     return {
-        "config": config.to_dict(),
+        "config": public,
         "tokenizer": data.tokenizer.to_dict(),
         "prism": {"source": prism.source, "revision": prism.revision, "sha256": prism.sha256,
                   "architecture": asdict(prism.config)},
         "data": {"fingerprint": data.fingerprint, "validation_ids": [s.slide.slide_id for s in data.validation]},
         "versions": {"torch": str(torch.__version__), "python": platform.python_version(),
-                     "threads": torch.get_num_threads()},
+                     "threads": torch.get_num_threads(), "precision": precision.name,
+                     "device": _device_name(precision.device)},
     }
 
 
@@ -181,22 +202,23 @@ def _check_same_run(content: dict[str, Any], about: dict[str, Any], where: str) 
         raise UserError(where, f"was trained with other Prism weights ({content['prism']['source']})",
                         "give the same weights with prism.weights")
     for name, value in content["versions"].items():
-        if about["versions"][name] != value:
+        if about["versions"].get(name) != value:
             logger.warning("%s was %s, now %s: the resumed run may differ in the last bits", name, value,
-                           about["versions"][name])
+                           about["versions"].get(name))
 
 
-def _open_folder(folder: Path) -> None:
-    """Make the run folder and try to write in it: better now than after the first epoch."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for stale in folder.glob("*.pth.tmp"):  # left by a run that was killed while saving
-            stale.unlink()
-        probe = folder / f".write_probe_{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(folder, f"cannot be written ({error.strerror})", "choose another --output_dir") from None
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+
+
+def _check_space(folder: Path, model: SlideCaptioner) -> None:
+    """Raises UserError if the disk has no room for the checkpoints: better now than after the first epoch."""
+    moments = 2 * sum(p.nbytes for p in model.trained_parameters())  # of AdamW
+    size = moments + sum(t.nbytes for t in model.saved_state().values())
+    free = shutil.disk_usage(folder).free
+    if free < _CHECKPOINTS_FREE * size:
+        raise UserError(folder, f"{free / 1e9:.2f} GB are free, {_CHECKPOINTS_FREE} checkpoints need "
+                        f"{_CHECKPOINTS_FREE * size / 1e9:.2f} GB", "free some space or choose another --output_dir")
 
 
 def _announce(config: Config, data: Data, model: SlideCaptioner, precision: Precision, parts: Parts,
@@ -209,8 +231,11 @@ def _announce(config: Config, data: Data, model: SlideCaptioner, precision: Prec
     logger.info("device %s, precision %s (%s), %d steps an epoch of %d x %s slides, %.1f %% of the text is padding",
                 precision.device, precision.name, precision.reason, parts.steps_in(0), training.accum_freq,
                 training.batch_size if training.max_batch_tokens is None else "some", 100 * order.padding(0))
+    if config.training.precision not in ("auto", precision.name):
+        logger.warning("training.precision is %s, used is %s: %s", config.training.precision, precision.name,
+                       precision.reason)
     if checkpoint:
-        logger.info("resumed from %s", checkpoint)
+        logger.info("resumed from %s", checkpoint.name)
 
 
 def _announce_data(data: Data) -> None:

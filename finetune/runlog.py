@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import logging.handlers
@@ -33,7 +34,15 @@ class _TqdmHandler(logging.Handler):
     """Writes above a running progress bar instead of through it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        with contextlib.suppress(OSError, ValueError):  # nobody listens any more: no reason to lose a run
+            tqdm.write(self.format(record), file=sys.stderr)
+
+
+class _FileHandler(logging.FileHandler):
+    """training.log is a convenience: a full disk is told once, by the checkpoint that cannot be saved."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
 
 
 def log_to_console() -> logging.handlers.MemoryHandler:
@@ -55,7 +64,7 @@ def log_to_file(memory: logging.handlers.MemoryHandler, folder: Path) -> None:
     """Append the kept and all further lines to `folder`/training.log."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(folder / "training.log", encoding="utf-8")
+        file = _FileHandler(folder / "training.log", encoding="utf-8")
     except OSError as error:
         raise UserError(folder, f"cannot be written ({error.strerror})", "set training.log_dir") from None
     file.setFormatter(_Printable("%(asctime)s %(levelname)s %(message)s"))
@@ -102,8 +111,12 @@ class RunLog:
         values = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
         logger.info("epoch %d  %s  lr %.2e  %.1f slides/s%s", state.epoch, values, lr,
                     self._slides / max(seconds, 1e-9), "  best" if is_best else "")
-        with open(self.path, "ab") as file:
-            file.write(json.dumps(record).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-            state.metrics_bytes = file.tell()
+        try:
+            with open(self.path, "ab") as file:
+                file.write(json.dumps(record).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+                state.metrics_bytes = file.tell()
+        except OSError as error:
+            raise UserError(self.path, f"cannot be written ({error.strerror})",
+                            "free some space, then --resume auto; the last checkpoint is good") from None

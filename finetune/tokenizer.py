@@ -65,7 +65,10 @@ class VocabTokenizer:
         if data.get("type") != "vocab" or data.get("version") != 1:
             raise UserError(where, f"tokenizer {data.get('type')!r} version {data.get('version')!r} is unknown",
                             "use the version of this project that wrote it")
-        return cls(data["pieces"])
+        pieces = data.get("pieces")
+        if not isinstance(pieces, list) or not all(isinstance(p, str) for p in pieces):
+            raise UserError(where, "its tokenizer has no vocabulary", "use another checkpoint of the run")
+        return cls(pieces)
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), ensure_ascii=False, indent=1)

@@ -23,6 +23,7 @@ from finetune.checkpoint import (
     save_checkpoint,
     set_random_states,
 )
+from finetune.errors import UserError
 from tests.conftest import refused
 
 LAST = "last_model.pth"
@@ -282,7 +283,7 @@ def test_K02_a_flipped_byte_anywhere_is_noticed_or_harmless(tmp_path):
         try:
             got = load_checkpoint(path)
         except Exception as error:
-            assert type(error).__name__ == "UserError", f"byte {at}: {error!r}"
+            assert isinstance(error, UserError), f"byte {at}: {error!r}"
         else:
             assert equal(got, content(size=40)), f"byte {at} changed what was read"
 

@@ -97,8 +97,9 @@ def test_nothing_shipped_imports_tests_or_benchmarks():
         assert not top_level(name) & {"tests", "benchmarks"}, name
 
 
-ROWS = [{"errors"}, {"config"}, {"cli", "labels", "tiles", "tokenizer", "demo", "metrics", "runlog", "optim"},
-        {"batching", "checkpoint", "generate", "manifest"}, {"data", "model", "latents"}, {"loop", "caption"}, {"run"}]
+ROWS = [{"errors"}, {"config"}, {"cli", "labels", "tiles", "tokenizer", "demo", "metrics", "runlog", "optim", "runlock"},
+        {"batching", "checkpoint", "generate", "manifest"}, {"data", "model", "latents", "resume"}, {"loop", "caption"},
+        {"run"}]
 
 
 def test_inside_finetune_imports_only_point_down():
