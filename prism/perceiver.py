@@ -7,12 +7,16 @@ Shapes: B slides, N tiles, C tile width (`context_dim`), L image latents (`laten
 (slot 0 is the slide query), D latent width (`latent_dim`), H heads.
 """
 
-import math
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+PART = 4096  # tiles handled at once: scores of 513 queries are then 8 MB, whatever the size of the slide
+KeysValues = list[tuple[Tensor, Tensor]]  # keys and values (n, D), a pair for each part of a slide's tiles
 
 
 @dataclass(frozen=True)
@@ -54,25 +58,40 @@ class PerceiverConfig:
             )
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Scaled dot-product attention with the softmax in float32.
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Scaled dot-product attention: query (..., S, d), key and value (..., N, d) -> (..., S, d).
 
     Plain products on purpose. `F.scaled_dot_product_attention` on two CPU cores takes 3 times as long at one head
-    of width 1280, the same time at 8 heads of 160 in float32, and 2.7 times as long there in bfloat16.
-
-    Args:
-        query: (..., S, d)
-        key, value: (..., N, d)
-        mask: bool, broadcasts to (..., S, N), True = may be attended; None = all.
-
-    Returns:
-        (..., S, d)
+    of width 1280, the same time at 8 heads of 160 in float32, and twice as long there in bfloat16.
     """
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)  # (..., S, N)
-    scores = scores.float()
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -math.inf)
+    # softmax of a half type computes in float32 inside; the copy in float32 would be 4 bytes a score
     return scores.softmax(dim=-1).to(value.dtype) @ value
+
+
+def attend_in_parts(query: Tensor, parts: Iterable[tuple[Tensor, Tensor]], scale: float) -> Tensor:
+    """Attention over keys and values that come in parts, so that no score matrix spans all tiles.
+
+    Each part is attended to alone; then the parts are averaged, each weighing the sum of its exponentials. Exact,
+    and differentiable as it stands.
+
+    Args:
+        query: (S, d)
+        parts: keys (n, d) and values (n, e), a pair for each part, n any number above 0
+        scale: what scores are multiplied with.
+
+    Returns:
+        (S, e)
+    """
+    query, results, weights = query * scale, [], []
+    for key, value in parts:
+        scores = query @ key.T  # (S, n)
+        results.append(scores.softmax(dim=-1).to(value.dtype) @ value)
+        weights.append(scores.float().logsumexp(dim=-1, keepdim=True))
+    if len(results) == 1:
+        return results[0]
+    shares = torch.stack(weights).softmax(dim=0)  # (parts, S, 1)
+    return sum(share * result for share, result in zip(shares, results, strict=True)).to(query.dtype)
 
 
 class GEGLU(nn.Module):
@@ -95,8 +114,24 @@ class FeedForward(nn.Module):
         return self.net(self.norm(x))
 
 
+class Tiles:
+    """The real tiles of one slide, (N, C) of any float type, handed out in parts of the type computed in.
+
+    Parts, because a copy of all tiles in another type would be as large as the tiles, or twice.
+    """
+
+    def __init__(self, tiles: Tensor, dtype: torch.dtype) -> None:
+        self.tiles, self.dtype = tiles, dtype
+
+    def __len__(self) -> int:
+        return len(self.tiles)
+
+    def parts(self) -> Iterator[Tensor]:
+        return (part.to(self.dtype) for part in self.tiles.split(PART))
+
+
 class CrossAttention(nn.Module):
-    """One head of the full width: latents (B, S, D) read tiles (B, N, C). The tiles are not normalised."""
+    """One head of the full width: latents (B, S, D) read the tiles of B slides. The tiles are not normalised."""
 
     def __init__(self, dim: int, context_dim: int) -> None:
         super().__init__()
@@ -105,25 +140,44 @@ class CrossAttention(nn.Module):
         self.to_kv = nn.Linear(context_dim, 2 * dim, bias=False)
         self.to_out = nn.Linear(dim, dim, bias=False)
 
-    def keys_values(self, tiles: Tensor) -> tuple[Tensor, Tensor]:
-        """Tiles (B, N, C) -> keys and values, each (B, N, D). They do not depend on the latents: compute once."""
-        key, value = self.to_kv(tiles).chunk(2, dim=-1)
-        return key, value
+    def keys_values(self, tiles: Tiles, slots: int, uses: int) -> KeysValues | None:
+        """Keys and values of one slide, a pair (n, D) for each part, to be used by `uses` layers of `slots` queries;
+        None where `forward` does with fewer operations without them.
 
-    def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
-        return self.to_out(attend(self.to_q(self.x_norm(x)), *keys_values, mask))
+        Without: queries are brought to the width of the tiles (q Wk) and the means of tiles back (m Wv), that is
+        2 S D C multiplications a layer more and 2 S N (C - D) for the wider attention, instead of 2 N C D once.
+        """
+        dim, width = self.to_q.out_features, self.to_kv.in_features
+        if uses * slots * (dim * width + len(tiles) * (width - dim)) < len(tiles) * dim * width:
+            return None
+        return [tuple(self.to_kv(part).chunk(2, dim=-1)) for part in tiles.parts()]
+
+    def forward(self, x: Tensor, slides: list[Tiles], known: list[KeysValues | None]) -> Tensor:
+        """x (B or 1, S, D); the tiles of B slides, and what `keys_values` gave for each -> (B, S, D)."""
+        query = self.to_q(self.x_norm(x))
+        to_key, to_value = self.to_kv.weight.chunk(2)  # each (D, C)
+        wide = query @ to_key if None in known else query  # (B or 1, S, C)
+        scale, results = query.shape[-1] ** -0.5, []
+        for index, (tiles, pairs) in enumerate(zip(slides, known, strict=True)):
+            row = index if len(query) > 1 else 0
+            if pairs is not None:
+                results.append(attend_in_parts(query[row], pairs, scale))
+            else:
+                means = attend_in_parts(wide[row], ((part, part) for part in tiles.parts()), scale)  # (S, C)
+                results.append(F.linear(means, to_value))
+        return self.to_out(torch.stack(results))
 
 
 class CrossBlock(nn.Module):
-    """Cross-attention and feed-forward, each with its residual: (B, S, D) -> (B, S, D)."""
+    """Cross-attention and feed-forward, each with its residual: (B or 1, S, D) -> (B, S, D)."""
 
     def __init__(self, config: PerceiverConfig) -> None:
         super().__init__()
         self.xattn = CrossAttention(config.latent_dim, config.context_dim)
         self.ff = FeedForward(config.latent_dim, config.mlp_mult)
 
-    def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
-        x = x + self.xattn(x, keys_values, mask)
+    def forward(self, x: Tensor, slides: list[Tiles], known: list[KeysValues | None]) -> Tensor:
+        x = x + self.xattn(x, slides, known)
         return x + self.ff(x)
 
 
@@ -177,7 +231,7 @@ class PerceiverLayer(nn.Module):
 
 
 class Perceiver(nn.Module):
-    """Tiles (B, N, C) -> slots (B, S, D)."""
+    """Tiles of B slides -> slots (B, S, D)."""
 
     def __init__(self, config: PerceiverConfig) -> None:
         super().__init__()
@@ -190,17 +244,21 @@ class Perceiver(nn.Module):
                 tf = nn.ModuleList(SelfBlock(config) for _ in range(config.transformer_depth))
             self.layers.append(PerceiverLayer(xattn, tf))
 
-    def forward(self, tiles: Tensor, tile_mask: Tensor | None) -> Tensor:
-        mask = None if tile_mask is None else tile_mask[:, None, :]  # (B, 1, N)
-        x = self.latents.expand(len(tiles), -1, -1)  # (B, S, D)
-        reader, keys_values = None, None
-        for layer in self.layers:
-            if layer.xattn is not reader:  # layers that share the reader share its keys and values
-                keys_values = None  # free the old ones first: 1 GB at 100 000 tiles
-                reader, keys_values = layer.xattn, layer.xattn.xattn.keys_values(tiles)
-            x = layer.xattn(x, keys_values, mask)
-            for block in layer.tf:
-                x = block(x)
+    def forward(self, slides: list[Tensor]) -> Tensor:
+        """Tiles (N, C) of B slides, each with its own N and none padded -> slots (B, S, D)."""
+        device = self.latents.device.type
+        autocast = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if autocast else self.latents.dtype
+        tiles = [Tiles(slide, dtype) for slide in slides]
+        x = self.latents.unsqueeze(0)  # (1, S, D): the first queries are the same for all slides
+        for _, group in itertools.groupby(self.layers, key=lambda layer: id(layer.xattn)):
+            layers = list(group)  # they share the reader, and so its keys and values
+            reader, known = layers[0].xattn, None  # the old ones are freed before the new ones: 1 GB at 100 000 tiles
+            known = [reader.xattn.keys_values(slide, len(self.latents), len(layers)) for slide in tiles]
+            for layer in layers:
+                x = reader(x, tiles, known)
+                for block in layer.tf:
+                    x = block(x)
         return x
 
 
@@ -213,7 +271,7 @@ class ImageResampler(nn.Module):
         self.cls_norm = nn.LayerNorm(config.latent_dim)
         self.img_norm = nn.LayerNorm(config.latent_dim)
 
-    def forward(self, tiles: Tensor, tile_mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Tiles (B, N, C) and mask (B, N) or None -> slide embedding (B, D), image latents (B, L, D)."""
-        slots = self.perceiver(tiles, tile_mask)
+    def forward(self, slides: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Tiles (N, C) of B slides -> slide embeddings (B, D), image latents (B, L, D)."""
+        slots = self.perceiver(slides)
         return self.cls_norm(slots[:, 0]), self.img_norm(slots[:, 1:])

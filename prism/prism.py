@@ -8,6 +8,7 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from .perceiver import ImageResampler, PerceiverConfig
 
@@ -30,6 +31,8 @@ class PrismSlideEncoder(nn.Module):
         self.revision: str | None = None
         self.sha256: str | None = None
         self.frozen = False
+        self._cast: dict[str, Tensor] = {}
+        self._cast_from: list[object] = []
 
     @property
     def tile_dim(self) -> int:
@@ -55,14 +58,9 @@ class PrismSlideEncoder(nn.Module):
             ValueError: wrong shape or width, a mask that is not bool, a slide without any tile.
         """
         self._check(tile_embeddings, tile_mask)
-        tiles = tile_embeddings.to(self.image_resampler.perceiver.latents.dtype)
-        if tile_mask is not None and tile_mask.all():
-            tile_mask = None
-        if tile_mask is not None:
-            # A weight of 0 does not silence NaN (0 * NaN = NaN), so padding is emptied as well as masked.
-            tiles = tiles.masked_fill(~tile_mask[..., None], 0)
+        slides = list(tile_embeddings) if tile_mask is None else unpadded(tile_embeddings, tile_mask)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            embedding, latents = self.image_resampler(tiles, tile_mask)
+            embedding, latents = self._run(slides)
         return {"image_embedding": embedding, "image_latents": latents}
 
     def forward(self, tile_embeddings: Tensor, tile_mask: Tensor | None = None) -> dict[str, Tensor]:
@@ -85,6 +83,25 @@ class PrismSlideEncoder(nn.Module):
         """Set train mode, unless frozen (a parent's `train()` reaches here too)."""
         return super().train(mode and not self.frozen)
 
+    def _run(self, slides: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Under autocast, frozen weights are used through their copies, which autocast would make anew at each use."""
+        device = self.image_resampler.perceiver.latents.device.type
+        if not (self.frozen and torch.is_autocast_enabled(device)):
+            return self.image_resampler(slides)
+        copies = self._copies(torch.get_autocast_dtype(device))
+        # tie_weights would swap a block that several layers share once for each, and put back the copy at the end
+        return functional_call(self.image_resampler, copies, (slides,), tie_weights=False)
+
+    def _copies(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """The matrices of the linear layers and their biases in another type; kept until a weight changes."""
+        linear = {name: p for name, p in self.image_resampler.named_parameters() if "norm" not in name}
+        del linear["perceiver.latents"]
+        state = [dtype, *((p.data_ptr(), p._version) for p in linear.values())]
+        if self._cast_from != state:
+            self._cast = {name: p.detach().to(dtype) for name, p in linear.items()}
+            self._cast_from = state
+        return self._cast
+
     def _check(self, tiles: Tensor, mask: Tensor | None) -> None:
         if tiles.ndim != 3:
             raise ValueError(f"tile_embeddings have shape {tuple(tiles.shape)}; need (slides, tiles, {self.tile_dim})")
@@ -104,6 +121,14 @@ class PrismSlideEncoder(nn.Module):
         empty = (~mask.any(dim=1)).nonzero().flatten().tolist()
         if empty:
             raise ValueError(f"tile_mask leaves no tile in slide {empty[0]} of the batch ({len(empty)} such)")
+
+
+def unpadded(tiles: Tensor, mask: Tensor) -> list[Tensor]:
+    """Tiles (B, N, C) and mask (B, N) -> the real tiles of each slide, (n, C); views where padding is at the end."""
+    counts = mask.sum(dim=1)
+    at_end = (mask == (torch.arange(mask.shape[1], device=mask.device) < counts[:, None])).all(dim=1)
+    return [slide[:count] if plain else slide[real] for slide, real, count, plain in
+            zip(tiles, mask, counts.tolist(), at_end.tolist(), strict=True)]
 
 
 def fingerprint(module: nn.Module) -> str:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from prism import PerceiverConfig, PrismSlideEncoder
-from prism.perceiver import CrossAttention, attend
+from prism import PerceiverConfig, PrismSlideEncoder, perceiver
+from prism.perceiver import CrossAttention, Tiles, attend, attend_in_parts
 from tests.parity.prism_weights import SMALL_CONFIG, full_keys, small_state
 
 REFERENCE = {k: torch.from_numpy(v) for k, v in np.load(Path(__file__).parent / "parity" / "prism_small.npz").items()}
@@ -72,18 +72,49 @@ def test_bfloat16_autocast_stays_near_float32(encoder):
     assert torch.cosine_similarity(out.float(), REFERENCE["image_embedding"]).min() > 0.999
 
 
-def test_attention_equals_plain_loops():
+def test_attention_equals_plain_loops_whole_and_in_parts():
     torch.manual_seed(0)
-    q, k, v = torch.randn(2, 3, 4), torch.randn(2, 5, 4), torch.randn(2, 5, 6)
-    mask = torch.rand(2, 1, 5) > 0.4
-    mask[..., 0] = True
-    got = attend(q, k, v, mask)
-    for b in range(2):
-        for s in range(3):
-            n_tiles = [n for n in range(5) if mask[b, 0, n]]
-            e = [math.exp(sum(float(q[b, s, d] * k[b, n, d]) for d in range(4)) / 2) for n in n_tiles]
-            want = sum(w / sum(e) * v[b, n] for w, n in zip(e, n_tiles, strict=True))
-            close(got[b, s], want)
+    q, k, v = torch.randn(3, 4), torch.randn(5, 4), torch.randn(5, 6)
+    whole, in_parts = attend(q, k, v), attend_in_parts(q, [(k[:2], v[:2]), (k[2:3], v[2:3]), (k[3:], v[3:])], 0.5)
+    for s in range(3):
+        e = [math.exp(sum(float(q[s, d] * k[n, d]) for d in range(4)) / 2) for n in range(5)]
+        want = sum(w / sum(e) * v[n] for n, w in enumerate(e))
+        close(whole[s], want)
+        close(in_parts[s], want)
+
+
+def test_tiles_in_parts_equal_tiles_at_once(encoder, monkeypatch):
+    whole = encoder(TILES, MASK)
+    monkeypatch.setattr(perceiver, "PART", 2)
+    for name, value in encoder(TILES, MASK).items():
+        close(value, whole[name])
+
+
+def test_reading_with_and_without_keys_gives_the_same_numbers_and_gradients():
+    torch.manual_seed(0)
+    reader, x, tiles = CrossAttention(6, 8), torch.randn(2, 3, 6), torch.randn(2, 90, 8)
+    slides = [Tiles(t, torch.float32) for t in tiles]
+    assert reader.keys_values(slides[0], slots=3, uses=1) is None
+    results, grads = [], []
+    for uses in ((1, 1), (100, 100), (1, 100)):
+        known = [reader.keys_values(slide, 3, n) for slide, n in zip(slides, uses, strict=True)]
+        results.append(reader(x, slides, known))
+        grads += torch.autograd.grad(results[-1].pow(3).sum(), reader.to_kv.weight)
+    for i in (1, 2):
+        close(results[i], results[0])
+        close(grads[i], grads[0])
+
+
+def test_half_precision_leaves_the_frozen_weights_as_they_were_and_follows_new_ones(encoder):
+    encoder.freeze()
+    before = encoder(TILES, MASK)["image_latents"]
+    with torch.autocast("cpu", torch.bfloat16):
+        half = encoder(TILES, MASK)["image_latents"]
+    assert torch.equal(encoder(TILES, MASK)["image_latents"], before)
+    with torch.no_grad():
+        encoder.image_resampler.perceiver.layers[0].tf[0].mhsa.mha.in_proj_weight.mul_(2)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not torch.equal(encoder(TILES, MASK)["image_latents"], half)
 
 
 def test_keys_and_values_are_computed_twice_in_all(encoder):
