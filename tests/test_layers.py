@@ -98,12 +98,8 @@ def test_nothing_shipped_imports_tests_or_benchmarks():
 
 
 ROWS = [{"errors"}, {"config"}, {"cli", "labels", "tiles", "tokenizer", "demo", "metrics", "runlog", "optim", "runlock"},
-<<<<<<< HEAD
-        {"batching", "checkpoint", "generate", "manifest"}, {"data", "model", "latents", "resume"}, {"loop", "caption"},
-        {"run"}]
-=======
-        {"batching", "checkpoint", "generate", "scan"}, {"data", "model", "latents", "resume"}, {"loop", "caption"}, {"run"}]
->>>>>>> a06cf18 (Fault catalogue: content scan with skip and checksums, near misses, links, space, memory, closed pipes; tests by row id)
+        {"batching", "checkpoint", "generate", "manifest", "scan"}, {"data", "model", "latents", "resume"}, {"loop",
+        "caption"}, {"run"}]
 
 
 def test_inside_finetune_imports_only_point_down():
