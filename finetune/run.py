@@ -32,6 +32,7 @@ from .runlock import RunLock
 from .runlog import RunLog, log_to_console, log_to_file, logger
 from .tiles import TileReader
 from .tokenizer import VocabTokenizer
+from .watch import CaptionWatch
 
 # What may differ when a run is resumed. `epochs` stretches the learning-rate schedule from there on.
 _MAY_CHANGE = {"data.embeddings_dir", "data.labels_file", "data.sha256_file", "data.on_bad", "data.max_bad_fraction",
@@ -134,8 +135,13 @@ def _assemble(config: Config, data: Data, model: SlideCaptioner, precision: Prec
     parts = Parts(model, optimizer, scaler, precision, batches, validation, RunLog(folder), saver.save, lambda: False,
                   epochs=training.epochs, peak_lr=training.learning_rate, warmup=training.warmup,
                   accum_freq=training.accum_freq, grad_clip_norm=training.grad_clip_norm,
-                  save_every_steps=training.save_every_steps)
+                  save_every_steps=training.save_every_steps,
+                  watch=_watch(data.tokenizer) if config.model.caption_loss_weight else None)
     return parts, saver
+
+
+def _watch(tokenizer: VocabTokenizer) -> CaptionWatch:
+    return CaptionWatch(tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id)
 
 
 def _batches(config: Config, samples: list[Sample], pad_id: int, cache: SlideCache | None, *, shuffle: bool,

@@ -98,7 +98,7 @@ def test_nothing_shipped_imports_tests_or_benchmarks():
 
 
 ROWS = [{"errors"}, {"config"}, {"cli", "labels", "tiles", "tokenizer", "demo", "metrics", "runlog", "optim", "runlock"},
-        {"batching", "checkpoint", "generate", "manifest", "scan"}, {"data", "model", "latents", "resume"}, {"loop",
+        {"batching", "checkpoint", "generate", "manifest", "scan"}, {"data", "model", "latents", "resume", "watch"}, {"loop",
         "caption"}, {"run"}]
 
 
