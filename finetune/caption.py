@@ -59,7 +59,7 @@ class Captioner:
         model.load_saved_state(content["model"], str(checkpoint))
         where = resolve_device(device)
         return cls(model.to(where).eval(), tokenizer, config, resolve_precision("auto", where),
-                   [str(i) for i in content["data"].get("validation_ids") or ()])
+                   list(held_out) if isinstance(held_out := content["data"].get("validation_ids"), list) else [])
 
     @torch.no_grad()
     def describe(self, slides: list[SlideFile], texts: list[str], options: GenerationOptions) -> list[dict[str, Any]]:

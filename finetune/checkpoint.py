@@ -116,13 +116,15 @@ def load_run(path: str | Path) -> dict[str, Any]:
 
 def _check_version(content: Any, path: Path) -> None:
     version = content.get("format_version") if isinstance(content, dict) else None
-    if version == FORMAT_VERSION and type(version) is int:
+    if type(version) is int and version == FORMAT_VERSION:
         return
     fix = "use the version of this project that wrote it"
     if isinstance(version, int) and version > FORMAT_VERSION:
         fix = "it is of a newer version of this project: update (git pull)"
     elif version is None:
         fix = "it holds weights only, not a run: give the last_model.pth of a run"
+    if not isinstance(version, (int, str, type(None))):
+        version = type(version).__name__
     raise UserError(path, f"checkpoint format {version!r}, this version reads {FORMAT_VERSION}", fix)
 
 

@@ -9,6 +9,7 @@ this module and no torch: they start in a fraction of a second.
 from __future__ import annotations
 
 import errno
+import math
 import multiprocessing
 import os
 import zlib
@@ -29,6 +30,7 @@ from .errors import UserError
 
 KEYS = ("embeddings", "features", "feats", "patch_embeddings")  # our own, CLAM/TRIDENT, STAMP/HistoGPT, STAMP multiplex
 SUFFIXES = (".h5", ".hdf5")
+_H5_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError)  # all of h5py's for broken objects
 _FILTER_FIX = "pip install hdf5plugin and set HDF5_PLUGIN_PATH to its plugins folder, or repack with gzip"
 _BLOCK = 1 << 19  # numbers checked at a time: 1 or 2 MB, so that the second look at them is served by the cache
 _PARALLEL_FROM = 512  # below so many files a process pool starts slower than the headers are read
@@ -123,7 +125,7 @@ def inspect_slide(path: str | Path, h5_key: str | None, image_dim: int) -> Slide
             num_tiles = _check_header(dataset, key, image_dim)
             return SlideFile(Path(path).stem, str(path), key, num_tiles, image_dim, dataset.dtype.str,
                              dataset.id.get_offset(), stat.st_size, stat.st_mtime_ns)
-    except (OSError, RuntimeError, KeyError) as error:  # h5py reports broken objects as any of the three
+    except _H5_ERRORS as error:
         raise _explain(Path(path), error) from None
 
 
@@ -143,8 +145,9 @@ def read_tiles(slide: SlideFile, rows: np.ndarray | None = None, *, check: bool 
             tiles = np.memmap(slide.path, slide.dtype, "r", slide.offset, (slide.num_tiles, slide.width))
         else:
             with h5py.File(slide.path, "r") as file:
+                _check_chunks(file[slide.key], stat.st_size)
                 tiles = file[slide.key][()].reshape(slide.num_tiles, slide.width)
-    except (OSError, RuntimeError, KeyError) as error:
+    except _H5_ERRORS as error:
         bad = _explain(Path(slide.path), error)
         raise UserError(slide.path, bad.what, bad.fix) from None
     tiles = tiles if rows is None else tiles[rows]
@@ -234,6 +237,22 @@ def _check_header(dataset: object, key: str, image_dim: int) -> int:
     if stored * 2000 < declared:  # gzip cannot shrink features like that: nothing or next to nothing was written
         raise BadSlide(f"declares {declared / 1e9:.3g} GB, holds {stored} bytes", "extract its features again")
     return shape[0]
+
+
+def _check_chunks(dataset: h5py.Dataset, file_size: int) -> None:
+    """Raises OSError for a broken index of chunks: HDF5's filters crash the process on chunks of impossible sizes."""
+    if dataset.chunks is None:
+        return
+    whole = math.prod(dataset.chunks) * dataset.dtype.itemsize
+    filters = dataset.id.get_create_plist().get_nfilters()
+
+    def check(chunk: h5py.h5d.StoreInfo) -> None:
+        fits = 8 < chunk.size <= 2 * whole + 4096 if filters else chunk.size == whole
+        inside = all(0 <= at < end for at, end in zip(chunk.chunk_offset, dataset.shape, strict=True))
+        if not (fits and inside and 0 < chunk.byte_offset <= file_size - chunk.size):
+            raise OSError(f"its chunk at {chunk.chunk_offset} is broken")
+
+    dataset.id.chunk_iter(check)
 
 
 def _explain(path: Path, error: Exception) -> BadSlide:
