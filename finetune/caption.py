@@ -142,7 +142,7 @@ def write_records(records: list[dict[str, Any]], path: Path) -> None:
             csv.writer(file).writerows([["id", "caption", "error", *(f"similarity: {t}" for t in texts)],
                                         *([_cell(c) for c in row] for row in rows)])
     else:
-        lines = [json.dumps(r, ensure_ascii=False) for r in records]
+        lines = [_json_line(r) for r in records]
         text = "[\n" + ",\n".join(lines) + "\n]\n" if path.suffix == ".json" else "".join(f"{line}\n" for line in lines)
         path.write_text(text, encoding="utf-8")
 
@@ -207,6 +207,12 @@ def _describe_each(captioner: Captioner, group: list[SlideFile], texts: list[str
 
 def _record(slide_id: str, caption: str | None = None, error: str | None = None) -> dict[str, Any]:
     return {"id": slide_id, "caption": caption, "similarity": {}, "probability": {}, "error": error}
+
+
+def _json_line(record: dict[str, Any]) -> str:
+    """JSON on one line for every reader: what is not printable, such as U+2028, stays escaped."""
+    text = json.dumps(record, ensure_ascii=False)
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
 def _cell(value: Any) -> Any:

@@ -44,6 +44,8 @@ class DataConfig:
     on_bad: str = _key("error", "a label or H5 file that cannot be used: stop with the list, or skip it with a warning",
                        choices=("error", "skip"))
     max_bad_fraction: float = _key(0.1, "with on_bad skip: stop if more than this share of the slides is bad", 0, 1)
+    sha256_file: str | None = _key(None, "sums of the H5 files, as sha256sum writes them, checked before training; "
+                                   "null = no check")
     latents_cache: str | None = _key("auto", "folder for the output of the frozen Prism, computed once per slide; "
                                      "auto: prism_latents beside the run folder; null = encode anew in each epoch")
 

@@ -1,18 +1,21 @@
-"""From the user's folder and JSON to samples: match, check, split, build the vocabulary. Reads headers, no tiles."""
+"""From the user's folder and JSON to samples: match, check, split, build the vocabulary."""
 
 from __future__ import annotations
 
 import hashlib
+import os
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
 from .batching import Sample, encode_text
-from .config import DataConfig
+from .config import DataConfig, expand
 from .errors import UserError
 from .labels import load_labels, split_ids
 from .manifest import read_manifest
 from .runlog import logger
-from .tiles import BadSlide, SlideFile, find_files, index_slides, read_tiles
+from .scan import bad_contents
+from .tiles import BadSlide, SlideFile, find_files, index_slides
 from .tokenizer import VocabTokenizer
 
 _MAX_UNKNOWN = 0.3  # above this share of unknown tokens a vocabulary was made for other texts
@@ -36,22 +39,19 @@ def prepare_data(config: DataConfig, seed: int, tokenizer: VocabTokenizer | None
     an earlier run has read. Raises UserError listing all bad
     labels and files at once, unless `data.on_bad` is skip and they are few.
     """
-    labels, bad_labels = load_labels(config.labels_file)
-    files = find_files(config.embeddings_dir)
-    slides, bad_files = index_slides(files, list(labels), config.h5_key, config.image_dim,
-                                     read_manifest(manifest, config.h5_key, config.image_dim) if manifest else {})
-    problems = {f"{i!r} in {config.labels_file}": BadSlide(why, "correct the label") for i, why in bad_labels.items()}
-    _judge(problems | bad_files, len(slides), config)
-    if unlabelled := sorted(files.keys() - labels.keys() - bad_labels.keys()):
-        logger.warning("%d H5 files have no label: %s ...", len(unlabelled), ", ".join(unlabelled[:5]))
+    labels, slides = _usable(config, manifest)
     texts = {s.slide_id: labels[s.slide_id] for s in slides}
     train_ids, val_ids = split_ids(list(texts), config.val_split, seed)
     if not train_ids:
         raise UserError(config.embeddings_dir, "no slide to train on", "compare the ids with the file names")
     if not val_ids:
         logger.warning("no validation slides (data.val_split is 0): best_model.pth is the last one")
-    tokenizer = tokenizer or VocabTokenizer.build(texts[i] for i in train_ids)
     by_id = {s.slide_id: s for s in slides}
+    _warn_of_twins(by_id, set(val_ids))
+    if repeated := len(train_ids) - len({texts[i] for i in train_ids}):
+        logger.warning("%d of %d training texts repeat another one: they are no negatives of each other",
+                       repeated, len(train_ids))
+    tokenizer = tokenizer or VocabTokenizer.build(texts[i] for i in train_ids)
     return Data(_samples(train_ids, by_id, texts, tokenizer, config.max_seq_len, "training"),
                 _samples(val_ids, by_id, texts, tokenizer, config.max_seq_len, "validation"),
                 tokenizer, _fingerprint(slides, texts, val_ids))
@@ -59,15 +59,64 @@ def prepare_data(config: DataConfig, seed: int, tokenizer: VocabTokenizer | None
 
 def scan_contents(data: Data) -> None:
     """Read every tile of every slide. Raises one UserError that lists all unreadable or non-finite ones."""
-    bad: list[UserError] = []
-    for sample in data.train + data.validation:
-        try:
-            read_tiles(sample.slide)
-        except UserError as error:
-            bad.append(error)
+    bad = bad_contents([s.slide for s in data.train + data.validation], None)
     if bad:
-        raise UserError(bad[0].where, f"{bad[0].what} ({len(bad)} bad files in all)", bad[0].fix,
-                        [e.line() for e in bad[:20]])
+        path, first = next(iter(bad.items()))
+        raise UserError(path, f"{first.what} ({len(bad)} bad files in all)", first.fix,
+                        [f"{p}: {b.what}; {b.fix}" for p, b in list(bad.items())[:20]])
+
+
+def scans_contents(config: DataConfig) -> bool:
+    """Whether `prepare_data` itself reads every tile: to know what to skip before the split, or to check sums."""
+    return config.on_bad == "skip" or config.sha256_file is not None
+
+
+def _usable(config: DataConfig, manifest: Path | None) -> tuple[dict[str, str], list[SlideFile]]:
+    """(texts by id, the slides to use); stops or skips what is bad, tells what has no counterpart."""
+    labels, bad_labels = load_labels(config.labels_file)
+    files = find_files(config.embeddings_dir)
+    slides, bad_files = index_slides(files, list(labels), config.h5_key, config.image_dim,
+                                     read_manifest(manifest, config.h5_key, config.image_dim) if manifest else {})
+    bad_files |= _near_misses(bad_files, files)
+    if scans_contents(config):
+        bad_files |= (bad := bad_contents(slides, config.sha256_file))
+        slides = [s for s in slides if s.path not in bad]
+    problems = {f"{i!r} in {config.labels_file}": BadSlide(why, "correct the label") for i, why in bad_labels.items()}
+    _judge(problems | bad_files, len(slides), config)
+    if unlabelled := sorted(files.keys() - labels.keys() - bad_labels.keys()):
+        logger.warning("%d H5 files have no label: %s ...", len(unlabelled), ", ".join(unlabelled[:5]))
+    root = os.path.realpath(expand(config.embeddings_dir)) + os.sep
+    if outside := [s.slide_id for s in slides if not os.path.realpath(s.path).startswith(root)]:
+        logger.warning("%d H5 files are links out of data.embeddings_dir: %s ...", len(outside), ", ".join(outside[:5]))
+    return labels, slides
+
+
+def _near_misses(bad: dict[str, BadSlide], files: dict[str, list[str]]) -> dict[str, BadSlide]:
+    """Ids without a file that has their name but for case, blanks or Unicode form, with the name that was meant."""
+    def folded(name: str) -> str:
+        return "".join(unicodedata.normalize("NFKC", name).casefold().split())
+
+    by_folded = {folded(name): name for name in files}
+    near = {i: by_folded[folded(i)] for i in bad if i not in files and folded(i) in by_folded}
+    return {i: BadSlide(f"no H5 file of this name, did you mean {name!r}?", "correct the label's id or the file name")
+            for i, name in near.items()}
+
+
+def _warn_of_twins(slides: dict[str, SlideFile], val_ids: set[str]) -> None:
+    """Two ids of one file (a link) count twice; across the split the validation would be on training data: an error."""
+    by_file: dict[tuple[int, int], list[str]] = {}
+    for slide_id, slide in slides.items():
+        stat = os.stat(slide.path)
+        if stat.st_ino:  # 0 on file systems that number no files
+            by_file.setdefault((stat.st_dev, stat.st_ino), []).append(slide_id)
+    twins = [ids for ids in by_file.values() if len(ids) > 1]
+    for ids in twins:
+        if 0 < len(val_ids & set(ids)) < len(ids):
+            raise UserError(slides[ids[0]].path, f"is one file with the ids {', '.join(map(repr, ids))}, in training "
+                            "and in validation", "keep one of these labels")
+    if twins:
+        logger.warning("%d H5 files have several ids, such as %s: they count more than once", len(twins),
+                       ", ".join(twins[0]))
 
 
 def _judge(problems: dict[str, BadSlide], usable: int, config: DataConfig) -> None:

@@ -76,6 +76,11 @@ class SlideCache:
             raise UserError(path, f"holds {tokens.shape} {tokens.dtype}", "delete it and start again")
         return tokens
 
+    @property
+    def _name(self) -> str:
+        """The folder as a log names it: without the way there, which may hold a user's name."""
+        return "/".join(self.folder.parts[-2:])
+
     def has(self, slide: SlideFile) -> bool:
         """Whether a whole file is there: a crash of the machine can leave one that is too short."""
         try:
@@ -92,7 +97,7 @@ class SlideCache:
         """
         missing = {s.slide_id for s in slides if not self.has(s)}
         if not missing:
-            logger.info("slide cache %s: all %d slides are there", self.folder, len(slides))
+            logger.info("slide cache %s: all %d slides are there", self._name, len(slides))
             return 0
         self._make_room(len(missing), len(slides))
         groups = [g for g in _groups(slides) if any(s.slide_id in missing for s in g)]
@@ -137,7 +142,7 @@ class SlideCache:
             raise UserError(self.folder, f"cannot be written ({error.strerror})",
                             "set data.latents_cache to another folder or null") from None
         need = missing * self.slide_bytes
-        logger.info("slide cache %s: %d of %d slides to encode, %.2f GB of %.0f GB free", self.folder, missing, total,
+        logger.info("slide cache %s: %d of %d slides to encode, %.2f GB of %.0f GB free", self._name, missing, total,
                     need / 1e9, free / 1e9)
         if need + _SPARE_BYTES > free:
             raise UserError(self.folder, f"the slide cache needs {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free",

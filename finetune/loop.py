@@ -16,8 +16,11 @@ from .errors import UserError
 from .model import SlideCaptioner
 from .optim import Precision, lr_at
 from .runlog import RunLog, logger
+from .watch import CaptionWatch, encoded
 
 _MAX_SKIPS = 20  # fp16 steps skipped in a row: a loss scale that has halved 20 times will not recover
+
+_UNTIL_SLIDES_MATTER = 0.1  # of all epochs: a young captioner first learns what texts look like
 
 
 @dataclass
@@ -62,6 +65,7 @@ class Parts:
     accum_freq: int
     grad_clip_norm: float | None
     save_every_steps: int = 0
+    watch: CaptionWatch | None = None
 
     def steps_in(self, epoch: int) -> int:
         return math.ceil(self.batches.count(epoch) / self.accum_freq)
@@ -89,6 +93,8 @@ def fit(parts: Parts, state: TrainState) -> TrainState:
         state.epoch, state.batches_done = state.epoch + 1, 0
         scores = validate(parts) if parts.validation else {}
         is_best = _note_score(state, scores.get("val_loss"))
+        if parts.watch and state.epoch > parts.epochs * _UNTIL_SLIDES_MATTER:
+            parts.watch.warn()
         parts.log.epoch(state, losses | scores, parts.optimizer.param_groups[0]["lr"], is_best)
         parts.save(state, is_best)
         if parts.stop():
@@ -136,15 +142,21 @@ def validate(parts: Parts) -> dict[str, float]:
     """Mean losses over the validation slides: per word (caption) and per slide (contrastive)."""
     assert parts.validation is not None
     parts.model.eval()
+    if parts.watch:
+        parts.watch.begin()
     sums: dict[str, float] = {}
     for batch in parts.log.bar(parts.validation.epoch(0), parts.validation.count(0), "validation"):
         with parts.precision.autocast():
-            losses = parts.model(batch.to(parts.precision.device))
+            batch = encoded(parts.model, batch.to(parts.precision.device))
+            losses = parts.model(batch)
+            if parts.watch:
+                parts.watch.see(parts.model, batch, losses.caption_loss.item())
         # a batch of one slide has no negatives, hence no contrastive loss to count
         _add(sums, {"words": float(batch.text_mask.sum()), "slides": float(len(batch.ids) if len(batch.ids) > 1 else 0),
                     "caption_loss": losses.caption_loss.item(), "contrastive_loss": losses.contrastive_loss.item()})
     parts.model.train()
-    return {f"val_{name}": value for name, value in _means(sums, parts.model).items()}
+    watched = parts.watch.scores() if parts.watch else {}
+    return {f"val_{name}": value for name, value in _means(sums, parts.model).items()} | watched
 
 
 def _groups(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:

@@ -14,6 +14,7 @@ from prism import PerceiverConfig, PrismSlideEncoder, PrismWeightsError, load_pr
 from .batching import Batch
 from .config import Config
 from .errors import UserError
+from .runlog import logger
 from .tokenizer import VocabTokenizer
 
 
@@ -64,20 +65,29 @@ class SlideCaptioner(nn.Module):
     def load_saved_state(self, state: dict[str, torch.Tensor], where: str) -> None:
         """Load what `saved_state` gave. Raises UserError for other keys, shapes, types or non-finite weights."""
         expected = self.saved_state()
-        problems = [f"missing {k}" for k in expected if k not in state]
-        problems += [f"unexpected {k}" for k in state if k not in expected]
-        for key in expected.keys() & state.keys():
+        if renamed := {k: _unwrapped(k) for k in state if k not in expected and _unwrapped(k) in expected}:
+            logger.warning("%s: %d weights are of a wrapped model, as %s", where, len(renamed), next(iter(renamed)))
+            state = {renamed.get(k, k): v for k, v in state.items()}
+        missing = [f"missing {k}" for k in expected if k not in state]
+        unexpected = [f"unexpected {k}" for k in state if k not in expected]
+        unfit = []
+        for key in (k for k in expected if k in state):
             if state[key].shape != expected[key].shape or state[key].dtype != expected[key].dtype:
-                problems.append(f"{key} is {tuple(state[key].shape)} {state[key].dtype}, "
-                                f"here {tuple(expected[key].shape)} {expected[key].dtype}")
+                unfit.append(f"{key} is {tuple(state[key].shape)} {state[key].dtype}, "
+                             f"here {tuple(expected[key].shape)} {expected[key].dtype}")
             elif state[key].is_floating_point() and not torch.isfinite(state[key]).all():
-                problems.append(f"{key} is not finite")
-        if problems:
-            raise UserError(where, f"{len(problems)} weights do not fit this model: {'; '.join(problems[:3])}",
-                            "use the config the checkpoint was trained with")
+                unfit.append(f"{key} is not finite")
+        if problems := [*unfit[:3], *missing[:3], *unexpected[:3]]:
+            raise UserError(where, f"{len(missing + unexpected + unfit)} weights do not fit this model: "
+                            f"{'; '.join(problems)}", "use the config the checkpoint was trained with")
         self.coca.load_state_dict({k[5:]: v for k, v in state.items() if k.startswith("coca.")})
         if not self.prism.frozen:
             self.prism.load_state_dict({k[6:]: v for k, v in state.items() if k.startswith("prism.")})
+
+
+def _unwrapped(key: str) -> str:
+    """A key without what DistributedDataParallel and torch.compile put into it."""
+    return ".".join(part for part in key.split(".") if part not in ("module", "_orig_mod"))
 
 
 def build_model(config: Config, tokenizer: VocabTokenizer,

@@ -20,7 +20,7 @@ import torch
 from .batching import Batches, BatchOrder, Sample
 from .checkpoint import LAST, Saver
 from .config import Config, dump_yaml, expand, from_dict
-from .data import Data, prepare_data, scan_contents
+from .data import Data, prepare_data, scan_contents, scans_contents
 from .errors import UserError
 from .latents import SlideCache
 from .loop import Parts, TrainState, fit
@@ -32,14 +32,16 @@ from .runlock import RunLock
 from .runlog import RunLog, log_to_console, log_to_file, logger
 from .tiles import TileReader
 from .tokenizer import VocabTokenizer
+from .watch import CaptionWatch
 
 # What may differ when a run is resumed. `epochs` stretches the learning-rate schedule from there on.
-_MAY_CHANGE = {"data.embeddings_dir", "data.labels_file", "data.on_bad", "data.max_bad_fraction",
+_MAY_CHANGE = {"data.embeddings_dir", "data.labels_file", "data.sha256_file", "data.on_bad", "data.max_bad_fraction",
                "data.latents_cache", "prism.weights", "prism.revision", "training.epochs", "training.save_every",
                "training.save_every_steps", "training.output_dir", "training.log_dir", "training.device",
                "training.workers"}
 # Where things lie on this disk is of no use in a checkpoint, which others may see.
-_PATHS = ("data.embeddings_dir", "data.labels_file", "data.latents_cache", "training.output_dir", "training.log_dir")
+_PATHS = ("data.embeddings_dir", "data.labels_file", "data.sha256_file", "data.latents_cache", "training.output_dir",
+          "training.log_dir")
 _CHECKPOINTS_FREE = 3  # the disk must have room for so many: best, last and the one being written
 
 
@@ -100,7 +102,8 @@ def check(config: Config) -> int:
     """Look at all labels, headers and tiles, train nothing, write nothing. Raises UserError with the list of faults."""
     log_to_console()
     data = prepare_data(config.check("config").data, config.training.seed)
-    scan_contents(data)
+    if not scans_contents(config.data):  # else it is done
+        scan_contents(data)
     _announce_data(data)
     logger.info("all files are good")
     return 0
@@ -132,8 +135,13 @@ def _assemble(config: Config, data: Data, model: SlideCaptioner, precision: Prec
     parts = Parts(model, optimizer, scaler, precision, batches, validation, RunLog(folder), saver.save, lambda: False,
                   epochs=training.epochs, peak_lr=training.learning_rate, warmup=training.warmup,
                   accum_freq=training.accum_freq, grad_clip_norm=training.grad_clip_norm,
-                  save_every_steps=training.save_every_steps)
+                  save_every_steps=training.save_every_steps,
+                  watch=_watch(data.tokenizer) if config.model.caption_loss_weight else None)
     return parts, saver
+
+
+def _watch(tokenizer: VocabTokenizer) -> CaptionWatch:
+    return CaptionWatch(tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id)
 
 
 def _batches(config: Config, samples: list[Sample], pad_id: int, cache: SlideCache | None, *, shuffle: bool,

@@ -44,6 +44,10 @@ class _FileHandler(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:
         pass
 
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
+
 
 def log_to_console() -> logging.handlers.MemoryHandler:
     """Send log lines to stderr, and keep them until `log_to_file` knows the file."""

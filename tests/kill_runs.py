@@ -100,17 +100,19 @@ def _child(folder: str, kill: str, mutation: str, more: tuple[str, ...]) -> None
         os._exit(code)  # what pytest has registered to happen at exit is not for a fork
 
 
+def tiny_prism(weights: str, revision: str | None) -> PrismSlideEncoder:
+    """In place of `load_prism`: milliseconds instead of seconds."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        prism = PrismSlideEncoder(PerceiverConfig(latent_seq=3, latent_dim=16, context_dim=WIDTH, mhsa_heads=2,
+                                                  perceiver_depth=1, transformer_depth=1)).freeze()
+    prism.source, prism.sha256 = weights, "0" * 64
+    return prism
+
+
 def _shrink() -> None:
     """A tiny Prism, a loss scaler that moves every third step, noise from all generators, as dropout would draw it, and
     a validation loss that is lowest after the second of four epochs."""
-    def tiny(weights: str, revision: str | None) -> PrismSlideEncoder:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            prism = PrismSlideEncoder(PerceiverConfig(latent_seq=3, latent_dim=16, context_dim=WIDTH, mhsa_heads=2,
-                                                      perceiver_depth=1, transformer_depth=1)).freeze()
-        prism.source, prism.sha256 = weights, "0" * 64
-        return prism
-
     forward = model.SlideCaptioner.forward
 
     def noisy(self, batch):
@@ -124,7 +126,7 @@ def _shrink() -> None:
         return validate(parts) | {"val_loss": abs(parts.optimizer.param_groups[0]["lr"] / parts.peak_lr - 0.5)}
 
     loop.validate = lowest_at_half_rate
-    model.load_prism = tiny
+    model.load_prism = tiny_prism
     model.SlideCaptioner.forward = noisy
     optim.Precision.scaler = lambda self: torch.amp.GradScaler("cpu", init_scale=2.0**8, growth_interval=3)
 

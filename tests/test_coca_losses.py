@@ -29,7 +29,7 @@ def looped_contrastive_loss(text, image, scale, groups):
 
 
 @pytest.mark.parametrize("groups", [[0, 1, 2, 3, 4], [0, 0, 2, 3, 0], [0, 0, 2, 2, 4], [0, 0, 0, 0, 0]])
-def test_equal_texts_are_no_negatives_of_each_other(groups):
+def test_N05_equal_texts_are_no_negatives_of_each_other(groups):
     text, image = latents(5, seed=1), latents(5, seed=2)
     found = contrastive_loss(text, image, torch.tensor(3.0), torch.tensor(groups))
     assert float(found) == pytest.approx(looped_contrastive_loss(text, image, 3.0, groups), abs=1e-5)
@@ -74,7 +74,7 @@ def test_temperature_starts_as_in_clip():
 
 
 @pytest.mark.parametrize("start", [10.0, math.log(100)])
-def test_temperature_stops_at_log_100_and_can_come_back(start):
+def test_N05_temperature_stops_at_log_100_and_can_come_back(start):
     model, ref = small_coca(), reference()
     model.temperature.data.fill_(start)
     model(ref["text"], image_tokens=ref["image_tokens"], return_loss=True).backward()
@@ -123,7 +123,7 @@ def test_without_labels_a_mask_over_the_whole_text_says_the_same():
     torch.testing.assert_close(found.loss, expected.loss, **CLOSE)
 
 
-def test_captions_of_padding_alone_give_zero_and_finite_gradients():
+def test_N03_captions_of_padding_alone_give_zero_and_finite_gradients():
     model, ref = small_coca(contrastive_loss_weight=0.0), reference()
     losses = model.compute_losses(torch.full((3, 9), PAD), image_tokens=ref["image_tokens"])
     losses.loss.backward()

@@ -99,7 +99,7 @@ def test_inference_captions_and_scores_a_slide_from_the_checkpoint_alone(data, t
     assert all(-1 <= c <= 1 for c in record["similarity"].values())
 
 
-def test_all_files_of_equal_weights_caption_alike(data, trained, tmp_path):
+def test_K21_all_files_of_equal_weights_caption_alike(data, trained, tmp_path):
     captions = {name: run("inference.py", "--checkpoint", trained / "run" / name, "--embeddings_file",
                           data / "embeddings" / "s04.h5", cwd=tmp_path).stdout
                 for name in ("last_model.pth", "checkpoint_epoch_30.pth")}
@@ -238,7 +238,7 @@ def test_bad_input_is_one_clear_line_and_writes_nothing(data, trained, tmp_path,
     assert sorted(p for p in tmp_path.rglob("*")) == before, "something was written"
 
 
-def test_a_second_run_does_not_overwrite_the_first(data, trained):
+def test_C12_a_second_run_does_not_overwrite_the_first(data, trained):
     before = (trained / "run" / "last_model.pth").stat().st_mtime_ns
     assert_one_error(run("train_finetune.py", *flags(data), "--set", *TINY, cwd=trained), "holds another run", "--resume")
     assert (trained / "run" / "last_model.pth").stat().st_mtime_ns == before

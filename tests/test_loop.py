@@ -71,7 +71,7 @@ def parts_of(model, tmp_path, batches=(), validation=None, saved=None, **more) -
                  lambda: False, **settings)
 
 
-def test_accumulated_uneven_micro_batches_step_like_one_big_batch(tmp_path):
+def test_N07_accumulated_uneven_micro_batches_step_like_one_big_batch(tmp_path):
     first, second = a_batch(1, 3, [5, 2, 4]), a_batch(2, 1, [3])
     stepped = []
     for group in ([first, second], [joined(first, second)]):
@@ -93,7 +93,7 @@ def test_the_reported_losses_are_those_of_the_model(tmp_path):
     assert report["loss"] == pytest.approx(2 * report["caption_loss"] + 0.5 * report["contrastive_loss"], rel=1e-6)
 
 
-def test_a_poisoned_batch_stops_before_the_weights_see_it_and_names_its_slides(tmp_path):
+def test_N01_a_poisoned_batch_stops_before_the_weights_see_it_and_names_its_slides(tmp_path):
     model, batch = tiny_model(), a_batch(3, 2)
     batch.tile_embeddings[0, 0, 0] = math.nan
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -102,7 +102,7 @@ def test_a_poisoned_batch_stops_before_the_weights_see_it_and_names_its_slides(t
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
-def test_an_overflowing_loss_scale_skips_the_step_and_the_schedule_and_is_counted(tmp_path):
+def test_N02_an_overflowing_loss_scale_skips_the_step_and_the_schedule_and_is_counted(tmp_path):
     model, state = tiny_model(), TrainState()
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=1)
     parts = parts_of(model, tmp_path, scaler=scaler)
@@ -118,7 +118,7 @@ def test_an_overflowing_loss_scale_skips_the_step_and_the_schedule_and_is_counte
             train_step(parts, [a_batch(1, 2)], 1e-2, state)
 
 
-def test_validation_is_the_same_however_it_is_batched_and_leaves_no_trace(tmp_path):
+def test_N08_validation_is_the_same_however_it_is_batched_and_leaves_no_trace(tmp_path):
     batches = [a_batch(1, 3, [5, 2, 4]), a_batch(2, 2, [3, 3])]
     model = tiny_model(contrastive_weight=0.0)
     model.train()
@@ -162,7 +162,7 @@ def test_a_stop_inside_an_epoch_saves_where_it_stopped_and_goes_on_to_the_same_e
     assert all(torch.equal(v, ends[1][0][k]) for k, v in ends[0][0].items())
 
 
-def test_a_score_of_nan_is_never_the_best(tmp_path):
+def test_K20_a_score_of_nan_is_never_the_best(tmp_path):
     model, state = tiny_model(), TrainState(best_loss=1.0, best_epoch=1)
     parts = parts_of(model, tmp_path, [a_batch(1, 2)], [a_batch(2, 2)], epochs=1)
     parts.model.coca.compute_losses = lambda *a, **k: SimpleNamespace(

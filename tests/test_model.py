@@ -82,7 +82,7 @@ def test_a_released_prism_trains_and_is_saved():
     assert {k for k in model.saved_state() if k.startswith("prism.")} == {f"prism.{k}" for k in model.prism.state_dict()}
 
 
-def test_saved_state_comes_back_and_what_does_not_fit_is_named(model):
+def test_K05_K08_saved_state_comes_back_and_what_does_not_fit_is_named(model):
     other = build_model(config_of("training.seed=7"), TOKENIZER)
     state = {k: v.clone() for k, v in model.saved_state().items()}
     assert not torch.equal(other.coca.img_queries, model.coca.img_queries)
@@ -101,7 +101,7 @@ def test_saved_state_comes_back_and_what_does_not_fit_is_named(model):
 
 @pytest.mark.parametrize("pair, words", [("data.image_dim=1024", "1024.*2560"), ("model.image_dim=768", "768.*1280"),
                                          ("prism.weights=./nowhere", "nowhere")])
-def test_widths_that_do_not_fit_and_missing_weights_are_errors_with_both_numbers(pair, words):
+def test_C09_widths_that_do_not_fit_and_missing_weights_are_errors_with_both_numbers(pair, words):
     with pytest.raises(UserError, match=words):
         build_model(config_of(pair), TOKENIZER)
 

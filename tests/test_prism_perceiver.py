@@ -38,7 +38,7 @@ def test_padded_batch_equals_the_reference(encoder):
     close(out["image_latents"], REFERENCE["image_latents"])
 
 
-def test_batch_equals_slides_one_by_one_without_their_padding(encoder):
+def test_N06_batch_equals_slides_one_by_one_without_their_padding(encoder):
     batch = encoder(TILES, MASK)
     for i in range(2):
         alone = encoder(TILES[i : i + 1, MASK[i]])
@@ -47,7 +47,7 @@ def test_batch_equals_slides_one_by_one_without_their_padding(encoder):
 
 
 @pytest.mark.parametrize("rubbish", [0.0, 1e30, math.nan, math.inf, -math.inf])
-def test_content_of_padding_changes_nothing_at_all(encoder, rubbish):
+def test_N06_content_of_padding_changes_nothing_at_all(encoder, rubbish):
     filled = TILES.masked_fill(~MASK[..., None], rubbish)
     for name, value in encoder(TILES, MASK).items():
         assert torch.equal(encoder(filled, MASK)[name], value)

@@ -360,7 +360,7 @@ def test_a_hub_that_never_answers_is_given_up(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("env", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": ""}])
-def test_really_offline_fails_within_five_seconds(tmp_path, env):
+def test_R08_really_offline_fails_within_five_seconds(tmp_path, env):
     code = """if True:
         import time, torch
         from prism import load_prism, PrismWeightsError
