@@ -193,7 +193,7 @@ def _all_finite(tiles: np.ndarray) -> bool:
 def _feature_key(file: h5py.File, h5_key: str | None) -> str:
     found = [k for k in ((h5_key,) if h5_key else KEYS) if k in file or file.get(k, getlink=True) is not None]
     if not found:
-        names = ", ".join(list(file)[:8]) or "nothing"
+        names = ", ".join(map(str, list(file)[:8])) or "nothing"  # a name that is no UTF-8 comes as bytes
         hint = "this looks like a patch file (coordinates only); features are in another folder" \
             if set(file) <= {"coords", "imgs"} and len(file) else "name the dataset with data.h5_key"
         raise BadSlide(f"no dataset {h5_key or ' / '.join(KEYS)}; the file has: {names}", hint)
