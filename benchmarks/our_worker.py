@@ -23,6 +23,8 @@ from finetune.runlog import RunLog
 from finetune.tiles import find_files, index_slides
 from prism import load_prism
 
+from .common import peak_bytes
+
 
 def epochs(folder: str, batch: int, tokens: int, words: int, model: dict[str, int], precision: str) -> dict[str, Any]:
     """Seconds of two epochs: in the first the slide cache is filled, headers read and all; in the second only read."""
@@ -53,7 +55,20 @@ def epochs(folder: str, batch: int, tokens: int, words: int, model: dict[str, in
     return {"seconds": seconds, "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}
 
 
-CASES = {"epochs": epochs}
+def encode_peak(tiles: int) -> dict[str, Any]:
+    """Bytes that encoding one slide of float16 tiles takes beside the tiles and the weights."""
+    prism = load_prism("random")
+
+    def encode_half(count: int) -> None:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            prism.slide_representations(embeddings[:, :count])
+
+    embeddings = torch.randn(1, tiles, 2560).half()
+    encode_half(1)  # makes the bfloat16 copies of the weights
+    return {"bytes": peak_bytes(lambda: encode_half(tiles))}
+
+
+CASES = {"epochs": epochs, "encode_peak": encode_peak}
 
 if __name__ == "__main__":
     print(json.dumps(CASES[sys.argv[1]](**json.loads(sys.argv[2]))))
