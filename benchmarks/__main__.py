@@ -56,8 +56,8 @@ def _measured(part: str, rows) -> list[Row]:
 def _head(parts: list[str]) -> list[str]:
     """What was run on what, and the first two lines of the table."""
     info = Path("/proc/cpuinfo")
-    names = [x.split(":")[1].strip() for x in info.read_text().splitlines() if x.startswith("model name")] \
-        if info.exists() else []
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return [f"`python -m benchmarks {' '.join(parts)}`: {names[0] if names else platform.processor()}, "
             f"{torch.get_num_threads()} threads, torch {torch.__version__}, {datetime.date.today()}", "",
             "| case | measured | against | wanted |", "|---|---|---|---|"]

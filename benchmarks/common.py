@@ -65,14 +65,14 @@ def read_work(megabytes: int = 1024) -> tuple[Callable[[], Any], float]:
 
 def peak_bytes(work: Callable[[], Any]) -> int:
     """How far the resident memory of this process rises above where it is, while `work` runs (Linux only)."""
-    Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark to what is resident now
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # sets the high-water mark to what is resident now
     before = _status("VmRSS")
     work()
     return _status("VmHWM") - before
 
 
 def _status(field: str) -> int:
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(field))
+    line = next(x for x in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if x.startswith(field))
     return int(line.split()[1]) * 1024
 
 

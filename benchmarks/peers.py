@@ -24,11 +24,11 @@ PACKAGES = ["CoCa-pytorch==0.1.0", "prism-embedder==1.1.1", "environs==15.2.0", 
 def install() -> Path:
     """The folder with the peers, installed on first use (about 150 MB)."""
     done = SITE / ".done"
-    if not done.exists() or done.read_text() != "\n".join(PACKAGES):
+    if not done.exists() or done.read_text(encoding="utf-8") != "\n".join(PACKAGES):
         print(f"installing the peers into {SITE}", flush=True)
         subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target", SITE,
                         *PACKAGES], check=True)
-        done.write_text("\n".join(PACKAGES))
+        done.write_text("\n".join(PACKAGES), encoding="utf-8")
     return SITE
 
 

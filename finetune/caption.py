@@ -20,7 +20,7 @@ from .errors import UserError, printable, say
 from .generate import generate
 from .labels import load_labels
 from .metrics import distinct_share, exact_match, most_common_share, phrase_accuracy
-from .model import SlideCaptioner, build_model
+from .model import SlideCaptioner, build_model, check_architecture
 from .optim import Precision, resolve_device, resolve_precision
 from .tiles import BadSlide, SlideFile, find_files, inspect_slide, read_tiles
 from .tokenizer import VocabTokenizer
@@ -48,15 +48,18 @@ class Captioner:
         config = from_dict(content["config"], str(checkpoint))
         tokenizer = VocabTokenizer.from_dict(content["tokenizer"], str(checkpoint))
         config.prism.weights = prism or config.prism.weights
-        model = build_model(config, tokenizer, None if config.prism.freeze else content["prism"]["architecture"])
-        if config.prism.freeze and model.prism.sha256 != content["prism"]["sha256"]:
-            raise UserError(checkpoint, f"was trained with other Prism weights ({content['prism']['source']}, sha256 "
-                            f"{content['prism']['sha256'][:12]}; {config.prism.weights} has {model.prism.sha256[:12]})",
+        trained_prism = None if config.prism.freeze else content["prism"].get("architecture")
+        check_architecture(config, tokenizer, trained_prism, content["model"], str(checkpoint))
+        model = build_model(config, tokenizer, trained_prism)
+        wanted = str(content["prism"].get("sha256"))
+        if config.prism.freeze and model.prism.sha256 != wanted:
+            raise UserError(checkpoint, f"was trained with other Prism weights ({content['prism'].get('source')}, sha "
+                            f"{wanted[:12]}; {config.prism.weights} has {str(model.prism.sha256)[:12]})",
                             "give the same weights with --prism")
         model.load_saved_state(content["model"], str(checkpoint))
         where = resolve_device(device)
         return cls(model.to(where).eval(), tokenizer, config, resolve_precision("auto", where),
-                   content["data"]["validation_ids"])
+                   [str(i) for i in content["data"].get("validation_ids") or ()])
 
     @torch.no_grad()
     def describe(self, slides: list[SlideFile], texts: list[str], options: GenerationOptions) -> list[dict[str, Any]]:

@@ -32,6 +32,8 @@ _PLAIN = (type(None), bool, int, float, str)
 _SECTIONS = ("config", "tokenizer", "prism", "data", "versions", "progress", "random_states", "model", "optimizer",
              "scaler")  # of a run's checkpoint; each a dict
 
+_WORDS = _SECTIONS[:6]  # hold no tensor
+
 
 class DamagedCheckpoint(UserError):
     """The file was cut, changed or is of another kind; an older one of the run may be good."""
@@ -39,6 +41,15 @@ class DamagedCheckpoint(UserError):
 
 def epoch_name(epoch: int) -> str:
     return f"checkpoint_epoch_{epoch}.pth"
+
+
+def _is_words(value: Any, depth: int = 4) -> bool:
+    """Whether a value is numbers and text in dicts with text keys and in lists, not nested deeper than a run writes."""
+    if isinstance(value, (dict, list, tuple)) and depth == 0:
+        return False
+    if isinstance(value, dict):
+        return all(type(k) is str and _is_words(v, depth - 1) for k, v in value.items())
+    return all(_is_words(v, depth - 1) for v in value) if isinstance(value, (list, tuple)) else type(value) in _PLAIN
 
 
 def save_checkpoint(folder: Path, names: Sequence[str], content: dict[str, Any]) -> None:
@@ -95,6 +106,11 @@ def load_run(path: str | Path) -> dict[str, Any]:
     content = load_checkpoint(path)
     if wrong := [s for s in _SECTIONS if not isinstance(content.get(s), dict)]:
         raise UserError(path, f"has no {', '.join(wrong)}", "use a checkpoint that a training run has written")
+    wrong = [s for s in _WORDS if not _is_words(content[s])]
+    if not all(type(k) is str and type(v) is torch.Tensor for k, v in content["model"].items()):
+        wrong.append("model")
+    if wrong:
+        raise UserError(path, f"its {', '.join(wrong)} is not what a run writes", "use another checkpoint of the run")
     return content
 
 

@@ -61,17 +61,17 @@ class PrismConfig:
 
 @dataclass(kw_only=True)
 class ModelConfig:
-    dim: int = _key(512, "width of the captioner", 1)
-    unimodal_depth: int = _key(6, "text layers that do not see the image", 1)
-    multimodal_depth: int = _key(6, "text layers with cross-attention to the image", 1)
-    dim_latents: int = _key(512, "width of the contrastive space", 1)
-    image_dim: int = _key(1280, "width of Prism's output", 1)
+    dim: int = _key(512, "width of the captioner", 1, 65536)
+    unimodal_depth: int = _key(6, "text layers that do not see the image", 1, 1000)
+    multimodal_depth: int = _key(6, "text layers with cross-attention to the image", 1, 1000)
+    dim_latents: int = _key(512, "width of the contrastive space", 1, 65536)
+    image_dim: int = _key(1280, "width of Prism's output", 1, 65536)
     caption_loss_weight: float = _key(1.0, "weight of the caption loss", 0)
     contrastive_loss_weight: float = _key(1.0, "weight of the contrastive loss", 0)
-    num_img_queries: int = _key(256, "queries that pool the image tokens", 1)
-    heads: int = _key(8, "attention heads", 1)
-    dim_head: int = _key(64, "width of an attention head, an even number", 2)
-    ff_mult: int = _key(4, "feed-forward width as a multiple of dim", 1)
+    num_img_queries: int = _key(256, "queries that pool the image tokens", 1, 65536)
+    heads: int = _key(8, "attention heads", 1, 1024)
+    dim_head: int = _key(64, "width of an attention head, an even number", 2, 4096)
+    ff_mult: int = _key(4, "feed-forward width as a multiple of dim", 1, 64)
 
 
 @dataclass(kw_only=True)
@@ -199,6 +199,8 @@ def from_dict(values: dict[str, dict[str, Any]], where: str) -> Config:
     """The config stored in a checkpoint. Raises UserError for unknown keys and wrong values."""
     config = Config()
     for section, keys in values.items():
+        if not isinstance(keys, dict) or any(isinstance(v, (dict, list, tuple)) for v in keys.values()):
+            raise UserError(where, f"its config has an unusable section {section!r}", "use another checkpoint")
         for name, value in keys.items():
             config.set(f"{section}.{name}", None if value is None else _as_text(value), where)
     return config

@@ -17,6 +17,8 @@ from .errors import UserError
 from .runlog import logger
 from .tokenizer import VocabTokenizer
 
+_MOST_LAYERS = 4096  # of a Prism in a checkpoint; the published one has 8 x 6
+
 
 class SlideCaptioner(nn.Module):
     """Tile embeddings and text -> caption and contrastive loss.
@@ -105,15 +107,40 @@ def build_model(config: Config, tokenizer: VocabTokenizer,
         prism.freeze()
     else:
         prism.unfreeze()
-    model = config.model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
-        coca = CoCa(dim=model.dim, num_tokens=len(tokenizer), unimodal_depth=model.unimodal_depth,
-                    multimodal_depth=model.multimodal_depth, dim_latents=model.dim_latents, image_dim=model.image_dim,
-                    num_img_queries=model.num_img_queries, dim_head=model.dim_head, heads=model.heads,
-                    ff_mult=model.ff_mult, caption_loss_weight=model.caption_loss_weight,
-                    contrastive_loss_weight=model.contrastive_loss_weight, pad_id=tokenizer.pad_id)
+        coca = _make_coca(config, tokenizer)
     return SlideCaptioner(prism, coca, config.prism.image_tokens)
+
+
+def check_architecture(config: Config, tokenizer: VocabTokenizer, trained_prism: dict[str, Any] | None,
+                       state: dict[str, torch.Tensor], where: str) -> None:
+    """Whether weights are those of the model that stands beside them in an unknown file. Raises UserError.
+
+    Looked at on torch's meta device, before any memory is given: a config of 1 kB can declare a model of 1 TB.
+    """
+    try:
+        if trained_prism and trained_prism["perceiver_depth"] * trained_prism["transformer_depth"] > _MOST_LAYERS:
+            raise ValueError("too many layers")
+        with torch.device("meta"):
+            parts = {"coca": _make_coca(config, tokenizer)}
+            if trained_prism:
+                parts["prism"] = PrismSlideEncoder(PerceiverConfig(**trained_prism))
+        shapes = {f"{part}.{k}": v.shape for part, module in parts.items() for k, v in module.state_dict().items()}
+        fits = shapes == {k: v.shape for k, v in state.items()}
+    except (TypeError, ValueError, KeyError, RuntimeError, AttributeError) as error:
+        raise UserError(where, f"describes no model ({type(error).__name__})", "use another checkpoint") from None
+    if not fits:
+        raise UserError(where, "its weights are not of the model it describes", "use another checkpoint of the run")
+
+
+def _make_coca(config: Config, tokenizer: VocabTokenizer) -> CoCa:
+    model = config.model
+    return CoCa(dim=model.dim, num_tokens=len(tokenizer), unimodal_depth=model.unimodal_depth,
+                multimodal_depth=model.multimodal_depth, dim_latents=model.dim_latents, image_dim=model.image_dim,
+                num_img_queries=model.num_img_queries, dim_head=model.dim_head, heads=model.heads,
+                ff_mult=model.ff_mult, caption_loss_weight=model.caption_loss_weight,
+                contrastive_loss_weight=model.contrastive_loss_weight, pad_id=tokenizer.pad_id)
 
 
 def _load_prism(config: Config) -> PrismSlideEncoder:

@@ -204,11 +204,11 @@ def _check_same_run(content: dict[str, Any], about: dict[str, Any], where: str) 
             if before[section][key] != value and f"{section}.{key}" not in _MAY_CHANGE:
                 raise UserError(where, f"was trained with {section}.{key}={before[section][key]}, this run has {value}",
                                 "use the same value, or start anew in another --output_dir")
-    if content["data"]["fingerprint"] != about["data"]["fingerprint"]:
+    if content["data"].get("fingerprint") != about["data"]["fingerprint"]:
         raise UserError(where, "was trained on other data (slides, texts, tile counts or split changed)",
                         "put the data back, or start anew in another --output_dir")
-    if content["prism"]["sha256"] != about["prism"]["sha256"]:
-        raise UserError(where, f"was trained with other Prism weights ({content['prism']['source']})",
+    if content["prism"].get("sha256") != about["prism"]["sha256"]:
+        raise UserError(where, f"was trained with other Prism weights ({content['prism'].get('source')})",
                         "give the same weights with prism.weights")
     for name, value in content["versions"].items():
         if about["versions"].get(name) != value:

@@ -1,0 +1,222 @@
+"""Mutated .h5, .json, .yaml and .pth files, and what reads them; for tests/test_fuzz.py.
+
+Inputs are read in a process of their own: a library in C that crashes, hangs or takes all memory on one of them must
+end the child, not the tests. The n-th input of a kind is always the same.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import io
+import os
+import random
+import resource
+import signal
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+import torch._dynamo  # see kill_runs
+
+from finetune import run
+from finetune.caption import Captioner
+from finetune.checkpoint import Saver, load_run
+from finetune.config import Config, from_dict, load_yaml
+from finetune.errors import UserError
+from finetune.labels import load_labels
+from finetune.loop import TrainState
+from finetune.model import SlideCaptioner
+from finetune.optim import build_optimizer
+from finetune.tiles import BadSlide, inspect_slide, read_tiles
+
+ROOT = Path(__file__).resolve().parent.parent
+GOLDEN = ROOT / "tests" / "golden" / "checkpoint_v1.pth"
+SECONDS, MEGABYTES = 10, 2000  # limits of the issue: one input may not take longer, nor the process more memory
+_NUMBERS = [0, 1, 2**7, 2**8 - 1, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**64 - 1]
+_JSON_WORDS = [b'"', b"{", b"}", b"[" * 3000, b'{"a":' * 3000, b"\\ud800", b"\\u0000", b"1e999", b"NaN", b"null", b",", b":",
+               b"9" * 5000, b"\xef\xbb\xbf", b"\xff\xfe", b'"s0": "x",', b"../", b"\x00", "癌".encode("gbk")]
+_YAML_WORDS = [b"&a ", b"*a", b"!!python/object/apply:os.getcwd []", b"<<: *a", b"- ", b"? ", b": ", b"| ", b"> ", b"%TAG ! x",
+               b"---\n", b"...\n", b"\t", b"{", b"[", b"[" * 2000, b"#", b"'", b'"', b"\x00", b"\x85", b"1e-4", b".nan", b"0o7",
+               b"training:\n", b"  seed: 1\n", b"\xff", "癌".encode("gbk"), b"a: " * 500]
+
+
+def mutate(raw: bytes, rng: random.Random, words: list[bytes] | None = None) -> bytes:
+    """`raw` with 1 to 6 bytes, numbers or pieces changed, moved, cut out or put in."""
+    data = bytearray(raw)
+    for _ in range(rng.randint(1, 6)):
+        at = rng.randrange(len(data) + 1)
+        kind = rng.randrange(7 if words else 6)
+        if kind == 0:
+            data[at:at + 1] = bytes([rng.randrange(256)])
+        elif kind == 1:
+            width = rng.choice([1, 2, 4, 8])
+            number = rng.choice(_NUMBERS) % 2**(8 * width)
+            data[at:at + width] = number.to_bytes(width, rng.choice(["little", "big"]))
+        elif kind == 2:
+            del data[at:at + rng.randrange(64)]
+        elif kind == 3:
+            source = rng.randrange(len(data) + 1)
+            data[at:at] = data[source:source + rng.randrange(64)]
+        elif kind == 4 and rng.random() < 0.3:
+            del data[at:]
+        elif kind == 5 and data:
+            data[at - 1] ^= 1 << rng.randrange(8)
+        elif kind == 6:
+            data[at:at] = rng.choice(words)
+    return bytes(data)
+
+
+# --- one kind after the other: bytes of an input, and what reads it --------------------------------------------------
+
+@functools.cache
+def _slides() -> list[bytes]:
+    files = []
+    data = np.random.default_rng(0).standard_normal((30, 8)).astype("f4")
+    for shape, options in (((30, 8), {}), ((1, 30, 8), {"chunks": (1, 10, 8), "compression": "gzip"}),
+                           ((30, 8), {"chunks": (7, 8), "maxshape": (None, 8), "fletcher32": True, "shuffle": True})):
+        memory = io.BytesIO()
+        with h5py.File(memory, "w", libver=("earliest", "latest")[len(files) % 2]) as file:
+            file.create_dataset("features", data=data.reshape(shape), **options)
+            file["coords"] = np.zeros((30, 2), "i8")
+        files.append(memory.getvalue())
+    return files
+
+
+def h5_input(rng: random.Random) -> bytes:
+    return mutate(rng.choice(_slides()), rng)
+
+
+def h5_read(path: Path) -> None:
+    slide = inspect_slide(path, None, 8)
+    tiles = read_tiles(slide)
+    assert tiles.shape == (slide.num_tiles, 8) and np.isfinite(tiles).all()
+
+
+def json_input(rng: random.Random) -> bytes:
+    text = "{" + ",\n".join(f'"s{i}.h5": "胃腺癌，{i}级。\\n"' for i in range(rng.randint(1, 9))) + "}"
+    return mutate(text.encode(), rng, _JSON_WORDS)
+
+
+def json_read(path: Path) -> None:
+    labels, _ = load_labels(path)
+    assert all(isinstance(t, str) and t.strip() and "/" not in i for i, t in labels.items())
+
+
+def yaml_input(rng: random.Random) -> bytes:
+    return mutate((ROOT / "config.yaml").read_bytes()[: rng.choice([300, 2000, 10**6])], rng, _YAML_WORDS)
+
+
+def yaml_read(path: Path) -> None:
+    from_dict(load_yaml(path, Config()).to_dict(), "again")
+
+
+@functools.cache
+def _golden() -> dict:
+    return load_run(GOLDEN)
+
+
+def _hostile(rng: random.Random) -> object:
+    return rng.choice([
+        None, True, -1, 0, 2**40, 2**70, float("nan"), float("inf"), "", "x" * 5000, "\x1b[2J\n", [], {}, [[]], {"a": {}}, (), 0.5,
+        torch.zeros(1).expand(10**9), torch.zeros(3), torch.tensor(float("nan")), torch.zeros(0, 10**6), torch.zeros(2).half(),
+        torch.eye(3).to_sparse(), torch.zeros(2, dtype=torch.complex64), torch.zeros(4, dtype=torch.uint8)])
+
+
+def _damaged(content: dict, rng: random.Random) -> dict:
+    """A copy in which one to three values, at any depth, are others, gone, or under another name."""
+    content = copy.deepcopy(content)
+    for _ in range(rng.randint(1, 3)):
+        place: object = content
+        while True:
+            keys = list(place) if isinstance(place, dict) else list(range(len(place)))
+            if not keys:
+                break
+            key = rng.choice(keys)
+            inner = place[key]
+            if isinstance(inner, (dict, list)) and inner and rng.random() < 0.85:
+                place = inner
+                continue
+            if isinstance(place, dict) and rng.random() < 0.2:
+                del place[key]
+            elif isinstance(place, dict) and rng.random() < 0.1:
+                place[rng.choice(["x", "", 7, -1, key])] = place.pop(key)
+            else:
+                place[key] = _hostile(rng)
+            break
+    return content
+
+
+def pth_input(rng: random.Random) -> bytes:
+    way = rng.randrange(4)
+    if way == 0:
+        return mutate(GOLDEN.read_bytes(), rng)
+    memory = io.BytesIO()
+    if way == 1:  # a changed pickle, with the right checksum
+        with zipfile.ZipFile(GOLDEN) as source, zipfile.ZipFile(memory, "w") as target:
+            for entry in source.infolist():
+                raw = source.read(entry)
+                target.writestr(entry.filename, mutate(raw, rng) if entry.filename.endswith("data.pkl") else raw)
+    else:
+        torch.save(_damaged(_golden(), rng), memory)
+    return memory.getvalue()
+
+
+@functools.cache
+def _model() -> tuple[SlideCaptioner, Config]:
+    captioner = Captioner.load(GOLDEN, device="cpu")
+    return captioner.model, captioner.config
+
+
+def pth_read(path: Path) -> None:
+    """Inference from the file, and resuming from it."""
+    with_errors: list[UserError] = []
+    try:
+        Captioner.load(path, device="cpu")
+    except UserError as error:
+        with_errors.append(error)
+    content = load_run(path)
+    model, config = _model()
+    model.prism.unfreeze()
+    saver = Saver(path.parent, 0, model, build_optimizer(model, 1e-3, 0.1), torch.amp.GradScaler("cpu", enabled=False), {})
+    TrainState.of(saver.restore(content, path), str(path))
+    run._check_same_run(content, {"config": config.to_dict()} | {k: _golden()[k] for k in ("data", "prism", "versions")},
+                        str(path))
+    assert all(e.line().isprintable() for e in with_errors)
+
+
+KINDS: dict[str, tuple[Callable[[random.Random], bytes], Callable[[Path], None]]] = {
+    "h5": (h5_input, h5_read), "json": (json_input, json_read), "yaml": (yaml_input, yaml_read), "pth": (pth_input, pth_read)}
+
+
+def work(kind: str, first: int, seconds: float, most: int, folder: str) -> None:
+    """Read inputs `first`.. of a kind until time or number is up. `folder`/done holds how far it came, `bad` what failed."""
+    sys.stderr = sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    torch.set_num_threads(1)
+    make, read = KINDS[kind]
+    path, until = Path(folder) / f"input.{kind}", time.monotonic() + seconds
+    with open(Path(folder) / "done", "w", encoding="utf-8") as done, open(Path(folder) / "bad", "a", encoding="utf-8") as bad:
+        for n in range(first, first + most):
+            if time.monotonic() > until:
+                break
+            path.write_bytes(make(random.Random(f"{kind} {n}")))
+            signal.alarm(SECONDS)
+            try:
+                read(path)
+            except (UserError, BadSlide) as error:
+                if "\n" in str(error):
+                    bad.write(f"{kind} {n}: error of several lines\n")
+            except BaseException as error:
+                bad.write(f"{kind} {n}: {type(error).__name__}: {str(error)[:200]!r}\n")
+            signal.alarm(0)
+            done.seek(0)
+            done.write(f"{n - first + 1}")
+            done.flush()
+        if (used := resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000) > MEGABYTES:
+            bad.write(f"{kind}: {used:.0f} MB\n")
+    os._exit(0)
