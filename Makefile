@@ -18,7 +18,7 @@ test: setup
 	$(PYTHON) -m pytest
 
 bench: setup
-	$(PYTHON) -m benchmarks.full_size
+	$(PYTHON) -m benchmarks
 
 lint: setup
 	$(VENV)/bin/ruff check .

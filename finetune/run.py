@@ -86,7 +86,7 @@ def _train(config: Config, resume: str | None, folder: Path, memory: MemoryHandl
     if manifest:
         write_manifest(manifest, config.data.h5_key, config.data.image_dim, slides)
     if cache:
-        cache.fill(slides, partial(_encode, model, precision), config.training.workers)
+        cache.fill(slides, partial(encode, model, precision), config.training.workers)
     with _Signals() as signals:
         parts.stop = lambda: signals.received is not None
         state = fit(parts, state)
@@ -171,7 +171,8 @@ def _slide_cache(config: Config, data: Data, model: SlideCaptioner, precision: P
 
 
 @torch.no_grad()
-def _encode(model: SlideCaptioner, precision: Precision, tiles: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def encode(model: SlideCaptioner, precision: Precision, tiles: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Image tokens (B, n, D) of tiles (B, N, C) and mask (B, N), as training computes them."""
     with precision.autocast():
         return model.image_tokens(tiles.to(precision.device), mask.to(precision.device))
 

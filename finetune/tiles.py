@@ -194,13 +194,12 @@ def _all_finite(tiles: np.ndarray) -> bool:
 
 
 def _feature_key(file: h5py.File, h5_key: str | None) -> str:
-    found = [k for k in ((h5_key,) if h5_key else KEYS) if k in file or file.get(k, getlink=True) is not None]
-    if not found:
+    key = next((k for k in ((h5_key,) if h5_key else KEYS) if k in file or file.get(k, getlink=True) is not None), None)
+    if key is None:
         names = ", ".join(map(str, list(file)[:8])) or "nothing"  # a name that is no UTF-8 comes as bytes
         hint = "this looks like a patch file (coordinates only); features are in another folder" \
             if set(file) <= {"coords", "imgs"} and len(file) else "name the dataset with data.h5_key"
         raise BadSlide(f"no dataset {h5_key or ' / '.join(KEYS)}; the file has: {names}", hint)
-    key = found[0]
     parts = key.strip("/").split("/")
     for end in range(1, len(parts) + 1):  # a link may lead to another file: anyone's, not only this slide's
         if not isinstance(file.get("/".join(parts[:end]), getlink=True), h5py.HardLink):
@@ -212,28 +211,28 @@ def _check_header(dataset: object, key: str, image_dim: int) -> int:
     """Number of tiles, from shape and type alone: a file that declares 20 TB is refused before any read."""
     if not isinstance(dataset, h5py.Dataset):
         raise BadSlide(f"{key!r} is a group", "name the dataset with data.h5_key")
-    if dataset.shape is None or dataset.dtype.kind != "f" or dataset.dtype.itemsize not in (2, 4, 8):
-        raise BadSlide(f"{key!r} has type {dataset.dtype}, expected floats", "name the dataset with data.h5_key")
-    if dataset.external or dataset.is_virtual:
+    full_shape, dtype, filters = dataset.shape, dataset.dtype, dataset.id.get_create_plist()
+    if full_shape is None or dtype.kind != "f" or dtype.itemsize not in (2, 4, 8):
+        raise BadSlide(f"{key!r} has type {dtype}, expected floats", "name the dataset with data.h5_key")
+    if filters.get_external_count() or filters.get_layout() == h5py.h5d.VIRTUAL:
         raise BadSlide(f"{key!r} points outside the file", "store the data in the file itself")
-    filters = dataset.id.get_create_plist()
     if missing := [c for c in (filters.get_filter(i)[0] for i in range(filters.get_nfilters()))
                    if not h5py.h5z.filter_avail(c)]:
         raise BadSlide(f"compressed with filter {missing[0]}, which is not installed", _FILTER_FIX)
-    shape = dataset.shape[1:] if dataset.ndim == 3 and dataset.shape[0] == 1 else dataset.shape
+    shape = full_shape[1:] if len(full_shape) == 3 and full_shape[0] == 1 else full_shape
+    wrong = f"{key!r} is {full_shape}, expected (N, {image_dim})"
     if len(shape) == 2 and shape[0] == image_dim != shape[1]:
-        raise BadSlide(f"{key!r} is {dataset.shape}, expected (N, {image_dim})", "transposed? write tiles as rows")
+        raise BadSlide(wrong, "transposed? write tiles as rows")
     if len(shape) == 1:
-        raise BadSlide(f"{key!r} is {dataset.shape}, expected (N, {image_dim})",
-                       "this is a slide-level file: give the folder of the tile features")
+        raise BadSlide(wrong, "this is a slide-level file: give the folder of the tile features")
     if len(shape) != 2:
-        raise BadSlide(f"{key!r} is {dataset.shape}, expected (N, {image_dim})", "store one (N, D) matrix")
+        raise BadSlide(wrong, "store one (N, D) matrix")
     if shape[1] != image_dim:
         raise BadSlide(f"tiles are {shape[1]} wide, data.image_dim is {image_dim}",
                        "use features of the right tile encoder (Prism: Virchow, 2560) or set data.image_dim")
     if shape[0] == 0:
         raise BadSlide("0 tiles", "extract the features of this slide again")
-    stored, declared = dataset.id.get_storage_size(), dataset.size * dataset.dtype.itemsize
+    stored, declared = dataset.id.get_storage_size(), math.prod(full_shape) * dtype.itemsize
     if stored * 2000 < declared:  # gzip cannot shrink features like that: nothing or next to nothing was written
         raise BadSlide(f"declares {declared / 1e9:.3g} GB, holds {stored} bytes", "extract its features again")
     return shape[0]

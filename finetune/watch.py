@@ -49,7 +49,8 @@ class CaptionWatch:
     def see(self, model: SlideCaptioner, batch: Batch, caption_loss: float) -> None:
         """Look at a validation batch whose slides are encoded: `image_tokens` (B, n, D)."""
         if self._seen < _SHUFFLED and len(batch.ids) > 1:
-            others = model(replace(batch, image_tokens=batch.image_tokens.roll(1, 0))).caption_loss.item()
+            order = [len(batch.ids) - 1, *range(len(batch.ids) - 1)]  # autocast on CPU has no float16 `roll`
+            others = model(replace(batch, image_tokens=batch.image_tokens[order])).caption_loss.item()
             words = int(batch.text_mask.sum())
             self._gap += (others - caption_loss) * words
             self._loss += caption_loss * words

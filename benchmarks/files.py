@@ -1,0 +1,74 @@
+"""What is done with files: reading tiles, indexing headers, starting the scripts, padding of batches."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from finetune.batching import BatchOrder
+from finetune.tiles import find_files, index_slides, inspect_slide, read_tiles
+
+from .common import ROOT, Row, in_turn, ratio, seconds
+
+_TILES, _FILES, _ROUNDS = 16000, 4000, 5
+
+
+def reading() -> list[Row]:
+    """A contiguous float16 slide against a plain map of the same bytes; both are summed, so that all is read."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "slide.h5"
+        with h5py.File(path, "w") as file:
+            file["embeddings"] = np.zeros((_TILES, 2560), np.float16)
+        slide = inspect_slide(path, None, 2560)
+        works = {"ours": lambda: read_tiles(slide, check=False).view(np.uint64).sum(),
+                 "map": lambda: np.memmap(path, np.uint64, "r", slide.offset, (_TILES, 640)).sum(),
+                 "checked": lambda: read_tiles(slide)}
+        times = in_turn(works, _ROUNDS)
+    gigabytes = _TILES * 5120 / 1e9
+    return [Row("read a contiguous slide, 82 MB", f"{gigabytes / min(times['ours']):.1f} GB/s",
+                f"{ratio(times['map'], times['ours']):.0%} of numpy.memmap", "90 %"),
+            Row("the same with the look for NaN", f"{gigabytes / min(times['checked']):.1f} GB/s")]
+
+
+def indexing() -> list[Row]:
+    """Headers of many small files, then again with the index of the first time."""
+    with tempfile.TemporaryDirectory() as folder:
+        for i in range(_FILES):
+            with h5py.File(Path(folder) / f"slide_{i}.h5", "w") as file:
+                file["embeddings"] = np.zeros((2, 8), np.float16)
+        files = find_files(folder)
+        first = seconds(lambda: index_slides(files, list(files), None, 8))
+        known = {s.path: s for s in index_slides(files, list(files), None, 8)[0]}
+        again = seconds(lambda: index_slides(files, list(files), None, 8, known))
+    cores = os.cpu_count() or 1
+    return [Row(f"index {_FILES} headers", f"{_FILES / first / cores:.0f} files/s per core", f"{cores} cores",
+                "2000"),
+            Row("index again, nothing changed", f"{_FILES / again:.0f} files/s")]
+
+
+def startup() -> list[Row]:
+    works = {name: lambda name=name: subprocess.run([sys.executable, name, "--help"], cwd=ROOT, check=True,
+                                                    stdout=subprocess.DEVNULL)
+             for name in ("train_finetune.py", "train_with_config.py", "inference.py")}
+    return [Row(f"{name} --help", f"{min(times):.2f} s", "", "0.5 s") for name, times in in_turn(works, 3).items()]
+
+
+def padding(captions: str | None) -> list[Row]:
+    """captions: CSV with a column `text`. A text has as many tokens as words and two more."""
+    if captions is None:
+        return [Row("padding of batches", "not measured: give --captions FILE.csv")]
+    with open(captions, encoding="utf-8", newline="") as file:
+        lengths = [min(128, len(row["text"].split()) + 2) for row in csv.DictReader(file)]
+    sizes = [(0, n) for n in lengths]
+    budget = 16 * round(sum(lengths) / len(lengths))
+    by_order = {"batches of 16": BatchOrder(sizes, 16, 0, shuffle=True),
+                f"budget of {budget} tokens": BatchOrder(sizes, 16, 0, shuffle=True, max_tokens=budget)}
+    return [Row(f"padding, {len(sizes)} captions, {name}", f"{order.padding(0):.1%}", "",
+                "10 %" if "budget" in name else "") for name, order in by_order.items()]

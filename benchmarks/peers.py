@@ -1,0 +1,49 @@
+"""The peers to measure against, in a folder of their own: CoCa-pytorch 0.1.0 and prism-embedder 1.1.1 from PyPI.
+
+Their `coca_pytorch` would hide ours, so they run in processes of their own: `run_peer` starts `peer_worker.py`, which
+imports nothing of this repository.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+_HERE = Path(__file__).resolve().parent
+SITE = _HERE.parent / ".bench" / "peers"
+# --no-deps: they ask for numpy 1, torchvision, xformers and more, of which the model code needs nothing
+PACKAGES = ["CoCa-pytorch==0.1.0", "prism-embedder==1.1.1", "environs==15.2.0", "marshmallow==4.4.0",
+            "python-dotenv==1.2.4", "transformers==5.24.0", "tokenizers==0.23.3", "regex==2026.11.19",
+            "requests==2.34.2", "charset-normalizer==3.5.2", "urllib3==2.8.0", "certifi==2026.10.19.post1"]
+
+
+def install() -> Path:
+    """The folder with the peers, installed on first use (about 150 MB)."""
+    done = SITE / ".done"
+    if not done.exists() or done.read_text(encoding="utf-8") != "\n".join(PACKAGES):
+        print(f"installing the peers into {SITE}", flush=True)
+        subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target", SITE,
+                        *PACKAGES], check=True)
+        done.write_text("\n".join(PACKAGES), encoding="utf-8")
+    return SITE
+
+
+def run_peer(case: str, **arguments: Any) -> dict[str, Any]:
+    """Run a case of `peer_worker.py` in a process of its own; returns what it measured."""
+    return _run([sys.executable, str(_HERE / "peer_worker.py"), case, json.dumps(arguments)],
+                {"PYTHONPATH": str(install())})
+
+
+def run_ours(case: str, **arguments: Any) -> dict[str, Any]:
+    """Run a case of `our_worker.py` in a process of its own; returns what it measured."""
+    return _run([sys.executable, "-m", "benchmarks.our_worker", case, json.dumps(arguments)], {})
+
+
+def _run(command: list[str], more: dict[str, str]) -> dict[str, Any]:
+    """The last line of a process's output, as JSON."""
+    done = subprocess.run(command, cwd=_HERE.parent, env=os.environ | more, stdout=subprocess.PIPE, check=True)
+    return json.loads(done.stdout.decode().splitlines()[-1])
