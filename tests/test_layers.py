@@ -145,9 +145,14 @@ def test_torch_saves_in_one_place_and_loads_in_two_and_never_runs_what_it_loads(
 
 @pytest.mark.parametrize("function", ["pickle.load", "pickle.loads", "pickle.Unpickler", "eval", "exec", "yaml.load",
                                       "yaml.load_all", "yaml.unsafe_load", "yaml.full_load", "torch.jit.load", "os.system",
-                                      "os.popen", "torch.hub.load", "marshal.loads", "__import__"])
+                                      "os.popen", "shutil.unpack_archive", "torch.hub.load", "marshal.loads", "__import__"])
 def test_nothing_calls(function):
     assert not callers_of(function)
+
+
+def test_nothing_unpacks_an_archive():
+    for name in FILES:
+        assert not any(called.endswith((".extractall", ".extract")) for called, _ in calls(FILES[name])), name
 
 
 @pytest.mark.parametrize(("argument", "value"), [("weights_only", False), ("shell", True), ("strict", False),
