@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from .decoding import DecoderCache
+from .decoding import DecoderCache, PackedLinears
 from .layers import (
     CrossAttention,
     EmbedToLatents,
@@ -202,7 +202,11 @@ class CoCa(nn.Module):
     def start_decoding(self, image_tokens: Tensor) -> DecoderCache:
         """image_tokens: (b, q, dim), the second result of `embed_image`. Returns the cache for `decode_step`."""
         cross = [cross_attention.fn.keys_values(image_tokens) for _, cross_attention in self.multimodal_layers]
-        return DecoderCache(cross, len(image_tokens), len(self.unimodal_layers) + len(self.multimodal_layers))
+        cache = DecoderCache(cross, len(image_tokens), len(self.unimodal_layers) + len(self.multimodal_layers))
+        if PackedLinears.suit(image_tokens.device):
+            layers = [self.unimodal_layers, self.multimodal_layers, self.to_logits]
+            cache.packed = PackedLinears(layers, len(image_tokens))
+        return cache
 
     @torch.no_grad()
     def decode_step(self, token_ids: Tensor, cache: DecoderCache) -> Tensor:
@@ -213,20 +217,8 @@ class CoCa(nn.Module):
         """
         if len(token_ids) != cache.batch:
             raise ValueError(f"{len(token_ids)} sequences of tokens for a cache of {cache.batch}")
-        total = cache.length + token_ids.shape[1]
-        positions = torch.arange(cache.length, total, device=token_ids.device).unsqueeze(0)
-        rotary, bias = rotary_table(positions, self.dim_head), None
-        if token_ids.shape[1] > 1:  # a single token may see all before it
-            bias = attention_bias(positions.unsqueeze(-1) >= torch.arange(total, device=token_ids.device))
-        x = self.token_emb(token_ids)
-        for layer, block in enumerate(self.unimodal_layers):
-            x = block(x, rotary, bias, partial(cache.append, layer))
-        blocks = enumerate(zip(self.multimodal_layers, cache.cross, strict=True), start=len(self.unimodal_layers))
-        for layer, ((block, cross_attention), keys_values) in blocks:
-            x = block(x, rotary, bias, partial(cache.append, layer))
-            x = cross_attention(x, *keys_values)
-        cache.advance(token_ids.shape[1])
-        return self.to_logits(x[:, -1])
+        with cache.packed:
+            return self._decode(token_ids, cache)
 
     # the parts of a forward pass
 
@@ -276,3 +268,20 @@ class CoCa(nn.Module):
             x = block(x, rotary, bias)
             x = cross_attention(x, *cross_attention.fn.keys_values(image_tokens))
         return x
+
+    def _decode(self, token_ids: Tensor, cache: DecoderCache) -> Tensor:
+        """`decode_step` after its checks."""
+        total = cache.length + token_ids.shape[1]
+        positions = torch.arange(cache.length, total, device=token_ids.device).unsqueeze(0)
+        rotary, bias = rotary_table(positions, self.dim_head), None
+        if token_ids.shape[1] > 1:  # a single token may see all before it
+            bias = attention_bias(positions.unsqueeze(-1) >= torch.arange(total, device=token_ids.device))
+        x = self.token_emb(token_ids)
+        for layer, block in enumerate(self.unimodal_layers):
+            x = block(x, rotary, bias, partial(cache.append, layer))
+        blocks = enumerate(zip(self.multimodal_layers, cache.cross, strict=True), start=len(self.unimodal_layers))
+        for layer, ((block, cross_attention), keys_values) in blocks:
+            x = block(x, rotary, bias, partial(cache.append, layer))
+            x = cross_attention(x, *keys_values)
+        cache.advance(token_ids.shape[1])
+        return self.to_logits(x[:, -1])

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from coca_pytorch import CoCa
+from coca_pytorch.decoding import PackedLinears
 from tests.parity.coca_weights import reference, small_coca
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -94,3 +96,19 @@ def test_under_bfloat16_autocast_the_cache_changes_no_more_than_rounding(model, 
 def test_a_cache_for_other_slides_is_refused(model, tokens):
     with pytest.raises(ValueError, match="2 sequences of tokens for a cache of 3"):
         model.decode_step(torch.zeros(2, 1, dtype=torch.long), started(model, tokens))
+
+
+def test_weights_packed_for_bfloat16_give_what_plain_ones_give_and_are_used(monkeypatch):
+    torch.manual_seed(0)
+    coca = CoCa(dim=64, num_tokens=50, unimodal_depth=2, multimodal_depth=2, image_dim=32, num_img_queries=4).eval()
+    ids = torch.randint(1, 50, (3, 6))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        _, pooled = coca.embed_image(image_tokens=torch.randn(3, 7, 32))
+        packed = coca.start_decoding(pooled)
+        monkeypatch.setattr(PackedLinears, "suit", lambda device: False)
+        plain = coca.start_decoding(pooled)
+        for t in range(6):
+            a, b = coca.decode_step(ids[:, t:t + 1], packed), coca.decode_step(ids[:, t:t + 1], plain)
+            torch.testing.assert_close(a, b, atol=0.05, rtol=0.02)
+    assert isinstance(packed.packed, PackedLinears) == torch.backends.mkldnn.is_available()
+    assert not isinstance(plain.packed, PackedLinears)
