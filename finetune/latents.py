@@ -125,7 +125,8 @@ class SlideCache:
         temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp")  # two machines may fill one folder
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "wb") as file:
+            temporary.unlink(missing_ok=True)  # of a process of this number that died
+            with open(temporary, "xb") as file:
                 np.save(file, tokens, allow_pickle=False)
             os.replace(temporary, path)
         except OSError as error:

@@ -38,7 +38,9 @@ def write_manifest(path: Path, h5_key: str | None, image_dim: int, slides: Itera
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps({"made_for": [_VERSION, h5_key, image_dim], "slides": rows}), encoding="utf-8")
+        temporary.unlink(missing_ok=True)  # of a process of this number that died
+        with open(temporary, "x", encoding="utf-8") as file:
+            json.dump({"made_for": [_VERSION, h5_key, image_dim], "slides": rows}, file)
         os.replace(temporary, path)
     except OSError as error:
         logger.warning("%s cannot be written (%s): the next run reads all headers again", path, error.strerror)
