@@ -8,6 +8,7 @@ setup: $(VENV)/.done
 
 $(VENV)/.done: requirements.lock
 	python3 -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet --constraint requirements.lock torch==2.13.0
 	$(PYTHON) -m pip install --quiet --no-deps --requirement requirements.lock
 	touch $@
 

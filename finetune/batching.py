@@ -161,7 +161,7 @@ class Batches:
         if self._pool is not None:
             for process in (getattr(self._pool, "_processes", None) or {}).values():
                 process.kill()  # one that hangs would be waited for at exit; before Python 3.14 there is no public way
-            self._pool.shutdown(cancel_futures=True)
+            self._pool.shutdown(wait=False, cancel_futures=True)
             self._pool = None
 
     def _request(self, slide: SlideFile, epoch: int) -> Callable[[], np.ndarray]:
@@ -192,8 +192,11 @@ class Batches:
 
 
 def _start_worker() -> None:
-    """In a loader process: Ctrl+C is the trainer's to handle, and when that is gone, however it died, so is this."""
+    """In a loader process: a signal to the whole group (Ctrl+C, a scheduler's SIGTERM) is the trainer's to handle, and
+    when that is gone, however it died, so is this."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()  # SIGTERM itself must go on working: the pool ends its processes with it
     parent = multiprocessing.parent_process()
 
     def follow() -> None:

@@ -22,6 +22,7 @@ from .labels import load_labels
 from .metrics import distinct_share, exact_match, most_common_share, phrase_accuracy
 from .model import SlideCaptioner, build_model, check_architecture
 from .optim import Precision, resolve_device, resolve_precision
+from .runlog import logger
 from .tiles import BadSlide, SlideFile, find_files, inspect_slide, read_tiles
 from .tokenizer import VocabTokenizer
 
@@ -91,13 +92,15 @@ class Captioner:
         return self.model.coca.embed_text(text.to(self.precision.device), mask.to(self.precision.device))[0]
 
 
-def caption_slides(captioner: Captioner, paths: dict[str, str], texts: list[str],
+def caption_slides(captioner: Captioner, paths: dict[str, list[str]], texts: list[str],
                    options: GenerationOptions) -> Iterator[dict[str, Any]]:
-    """Records of {slide id: path}; a slide that cannot be used has its reason in `error`, the others go on."""
+    """Records of {slide id: its file}; a slide that cannot be used has its reason in `error`, the others go on."""
     group: list[SlideFile] = []
     bar = tqdm(paths.items(), "captioning", unit="slide", leave=False, disable=None if len(paths) > 1 else True)
-    for slide_id, path in bar:
+    for slide_id, (path, *others) in bar:
         try:
+            if others:
+                raise BadSlide(f"{len(others)} other files have this name, {others[0]} among them", "keep one of them")
             group.append(inspect_slide(path, captioner.config.data.h5_key, captioner.config.data.image_dim))
         except BadSlide as bad:
             yield _record(slide_id, error=f"{path}: {bad.what}; {bad.fix}")
@@ -108,21 +111,23 @@ def caption_slides(captioner: Captioner, paths: dict[str, str], texts: list[str]
 
 
 def select_slides(captioner: Captioner, embeddings_file: str | None, embeddings_dir: str | None,
-                  labels: dict[str, str] | None, split: str) -> dict[str, str]:
-    """{slide id: path} of one file, or of a folder: all its slides, those with a label, or the held-out ones."""
+                  labels: dict[str, str] | None, split: str) -> dict[str, list[str]]:
+    """{slide id: files of this name}: one file, or of a folder all slides, those with a label, or the held-out ones."""
     if embeddings_file is not None:
         path = expand(embeddings_file)
-        return {path.stem: str(path)}
+        return {path.stem: [str(path)]}
     files = find_files(embeddings_dir or "")
     wanted = list(files)
     if labels is not None:
         wanted = [i for i in labels if i in files]
+        if absent := len(labels) - len(wanted):
+            logger.warning("%d of %d labels have no H5 file and are left out", absent, len(labels))
     if split == "val":
         held_out = set(captioner.validation_ids)
         wanted = [i for i in wanted if i in held_out]
     if not wanted:
         raise UserError(embeddings_dir, f"no slide to caption (split {split})", "check the ids in the labels file")
-    return {i: files[i][0] for i in wanted}
+    return {i: files[i] for i in wanted}
 
 
 def summary(records: Iterable[dict[str, Any]], labels: dict[str, str]) -> dict[str, Any]:
@@ -137,17 +142,24 @@ def summary(records: Iterable[dict[str, Any]], labels: dict[str, str]) -> dict[s
 
 
 def write_records(records: list[dict[str, Any]], path: Path) -> None:
-    """Write records as .jsonl, .json or .csv, by the ending."""
-    if path.suffix == ".csv":
-        texts = list(records[0]["similarity"]) if records else []
-        rows = [[r["id"], r["caption"], r["error"], *(r["similarity"].get(t) for t in texts)] for r in records]
-        with open(path, "w", newline="", encoding="utf-8-sig") as file:  # Excel takes UTF-8 only with the mark
-            csv.writer(file).writerows([["id", "caption", "error", *(f"similarity: {t}" for t in texts)],
-                                        *([_cell(c) for c in row] for row in rows)])
-    else:
+    """Write records as .jsonl, .json or .csv, by the ending. Raises UserError if the file cannot be written."""
+    try:
+        if path.suffix == ".csv":
+            _write_csv(records, path)
+            return
         lines = [_json_line(r) for r in records]
         text = "[\n" + ",\n".join(lines) + "\n]\n" if path.suffix == ".json" else "".join(f"{line}\n" for line in lines)
         path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(path, f"cannot be written ({error.strerror})", "give another --output") from None
+
+
+def _write_csv(records: list[dict[str, Any]], path: Path) -> None:
+    texts = list(records[0]["similarity"]) if records else []
+    rows = [[r["id"], r["caption"], r["error"], *(r["similarity"].get(t) for t in texts)] for r in records]
+    with open(path, "w", newline="", encoding="utf-8-sig") as file:  # Excel takes UTF-8 only with the mark
+        csv.writer(file).writerows([["id", "caption", "error", *(f"similarity: {t}" for t in texts)],
+                                    *([_cell(c) for c in row] for row in rows)])
 
 
 def run_inference(args: argparse.Namespace, options: GenerationOptions) -> int:
@@ -156,19 +168,35 @@ def run_inference(args: argparse.Namespace, options: GenerationOptions) -> int:
     labels = load_labels(args.labels_file)[0] if args.labels_file else None
     captioner = Captioner.load(args.checkpoint, args.prism, args.device)
     paths = select_slides(captioner, args.embeddings_file, args.embeddings_dir, labels, args.split)
+    texts = _texts_to_score(args.text, captioner)
     records = []
-    for record in caption_slides(captioner, paths, args.text, options):
-        records.append(record)
-        _print_record(record)
-    if output:
-        write_records(records, output)
+    try:
+        for record in caption_slides(captioner, paths, texts, options):
+            records.append(record)
+            _print_record(record)
+    finally:  # Ctrl+C, or no memory for a slide: what is done is kept
+        if output:
+            write_records(records, output)
     if labels:
         say(f"summary: {json.dumps(summary(records, labels), ensure_ascii=False)}")
     failed = [r for r in records if r["error"] is not None]
     if failed:
-        raise UserError(failed[0]["error"].split(":")[0], f"{len(failed)} of {len(records)} slides failed",
+        raise UserError(failed[0]["id"], f"{len(failed)} of {len(records)} slides failed",
                         "their records say why", [r["error"] for r in failed[:20]])
     return 0
+
+
+def _texts_to_score(texts: list[str], captioner: Captioner) -> list[str]:
+    """The texts without repeats; warns of what the vocabulary does not know. Raises UserError for an empty one."""
+    for text in dict.fromkeys(texts):
+        if not text.strip():
+            raise UserError("--text", "is empty", "give a text, or leave --text out")
+        ids, was_cut = encode_text(captioner.tokenizer, text, captioner.config.data.max_seq_len)
+        if unknown := ids.count(captioner.tokenizer.unk_id):
+            logger.warning("--text %r: %d of its %d tokens are not in the vocabulary", text, unknown, len(ids) - 2)
+        if was_cut:
+            logger.warning("--text %r is longer than data.max_seq_len and is cut", text)
+    return list(dict.fromkeys(texts))
 
 
 def _print_record(record: dict[str, Any]) -> None:
@@ -190,6 +218,8 @@ def _output_path(path: str | None) -> Path | None:
         raise UserError(target, f"ending {target.suffix!r} is unknown", "use .jsonl, .json or .csv")
     if not target.parent.is_dir():
         raise UserError(target.parent, "no such folder", "make it first")
+    if target.is_dir():
+        raise UserError(target, "is a folder", "give the path of a file")
     return target
 
 

@@ -36,8 +36,8 @@ def prepare_data(config: DataConfig, seed: int, tokenizer: VocabTokenizer | None
     """Match labels and H5 files by id, split, and encode the texts.
 
     tokenizer: of the run that is resumed; None builds one from the training texts. manifest: file of the headers that
-    an earlier run has read. Raises UserError listing all bad
-    labels and files at once, unless `data.on_bad` is skip and they are few.
+    an earlier run has read. Raises UserError listing all bad labels and files at once, unless `data.on_bad` is skip and
+    they are few.
     """
     labels, slides = _usable(config, manifest)
     texts = {s.slide_id: labels[s.slide_id] for s in slides}

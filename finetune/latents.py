@@ -65,11 +65,14 @@ class SlideCache:
         return self.folder / name[:2] / f"{name[2:34]}.npy"  # 256 folders: 100 000 files in one are slow to list
 
     def __call__(self, slide: SlideFile, epoch: int = 0) -> np.ndarray:
-        """Tokens (n, D) of a slide, a map of the file. Raises UserError if it is not there or not whole."""
+        """Tokens (n, D) of a slide. Raises UserError if they are not there or not whole.
+
+        Read, not mapped: all of it is needed, and so a loader thread does the waiting for the disk.
+        """
         path = self.path(slide)
         try:
-            tokens = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
+            tokens = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
             raise UserError(path, f"the cached slide {slide.slide_id} cannot be read ({error})",
                             "was it deleted or cut off? delete it and start again: it will be encoded anew") from None
         if tokens.shape != (self.tokens, self.width) or tokens.dtype != self.dtype:
@@ -128,6 +131,8 @@ class SlideCache:
             temporary.unlink(missing_ok=True)  # of a process of this number that died
             with open(temporary, "xb") as file:
                 np.save(file, tokens, allow_pickle=False)
+                file.flush()
+                os.fsync(file.fileno())
             os.replace(temporary, path)
         except OSError as error:
             with contextlib.suppress(OSError):

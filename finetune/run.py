@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 import threading
+import zlib
 from dataclasses import asdict
 from functools import partial
 from logging.handlers import MemoryHandler
@@ -59,7 +60,7 @@ def train(config: Config, resume: str | None = None) -> int:
 def _train(config: Config, resume: str | None, folder: Path, memory: MemoryHandler) -> int:
     checkpoint, content = open_checkpoint(resume, folder)
     tokenizer = VocabTokenizer.from_dict(content["tokenizer"], str(checkpoint)) if content else None
-    manifest = _cache_folder(config) / "index.json" if config.data.latents_cache else None
+    manifest = _manifest(config) if config.data.latents_cache else None
     data = prepare_data(config.data, config.training.seed, tokenizer, manifest)
     _seed(config.training.seed)
     device = resolve_device(config.training.device)
@@ -80,6 +81,8 @@ def _train(config: Config, resume: str | None, folder: Path, memory: MemoryHandl
     log_to_file(memory, expand(config.training.log_dir))
     (folder / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
     (folder / "tokenizer.json").write_text(data.tokenizer.to_json(), encoding="utf-8")
+    if checkpoint and checkpoint.name != LAST:  # else a later `auto` would go on from what is left behind here
+        saver.save(state, state.best_epoch == state.epoch and not state.batches_done)
     parts.log.truncate(state.metrics_bytes)
     _announce(config, data, model, precision, parts, checkpoint)
     slides = [s.slide for s in data.train + data.validation]
@@ -105,7 +108,10 @@ def check(config: Config) -> int:
     if not scans_contents(config.data):  # else it is done
         scan_contents(data)
     _announce_data(data)
-    logger.info("all files are good")
+    if config.data.on_bad == "skip":
+        logger.info("%d slides are good; what else there is would be skipped", len(data.train) + len(data.validation))
+    else:
+        logger.info("all files are good")
     return 0
 
 
@@ -158,6 +164,11 @@ def _batches(config: Config, samples: list[Sample], pad_id: int, cache: SlideCac
 def _cache_folder(config: Config) -> Path:
     where = config.data.latents_cache or "auto"
     return expand(config.training.output_dir).parent / "prism_latents" if where == "auto" else expand(where)
+
+
+def _manifest(config: Config) -> Path:
+    """One per folder of embeddings: several may share a slide cache."""
+    return _cache_folder(config) / f"index_{zlib.crc32(str(expand(config.data.embeddings_dir)).encode()):08x}.json"
 
 
 def _slide_cache(config: Config, data: Data, model: SlideCaptioner, precision: Precision) -> SlideCache | None:

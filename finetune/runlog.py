@@ -90,7 +90,11 @@ class RunLog:
 
     def truncate(self, length: int) -> None:
         """Drop the lines after the state that was resumed: they will be written again."""
-        if self.path.exists():
+        size = self.path.stat().st_size if self.path.exists() else 0
+        if size < length:  # truncating would fill it up with zero bytes
+            logger.warning("%s has lost %d bytes of its first %d: it was changed by somebody else", self.path,
+                           length - size, length)
+        elif size > length:
             os.truncate(self.path, length)
 
     def bar(self, items: Iterable, total: int, name: str) -> tqdm:

@@ -61,7 +61,8 @@ class CaptionWatch:
             tokens = batch.image_tokens[:room].to(model.coca.img_queries.dtype)
             ids = generate(model.coca, tokens, options, bos_id=self.bos_id, eos_id=self.eos_id, pad_id=self.pad_id)
             self._captions += map(tuple, ids)
-            self._references |= {tuple(row) for row in batch.labels[:room].tolist()}
+            self._references |= {tuple(row[mask].tolist()) for row, mask in zip(batch.labels[:room], batch.text_mask,
+                                                                                strict=False)}
 
     def scores(self) -> dict[str, float]:
         if not self._words:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -287,3 +288,54 @@ def test_a_run_from_the_slide_cache_equals_one_that_encodes_in_each_epoch(data, 
     again = run("train_finetune.py", *common, "training.output_dir=second", cwd=tmp_path / "cached")
     assert again.returncode == 0 and "all 12 slides are there" in again.stderr
     assert_equal_state(tmp_path / "cached" / "run" / "last_model.pth", tmp_path / "cached" / "second" / "last_model.pth")
+
+
+def test_resume_from_an_older_checkpoint_drops_what_came_after_also_if_it_is_killed(data, tmp_path):
+    args = [*flags(data, "--epochs", 4, "--save_every", 1), "--set", *TINY, "training.precision=fp32"]
+    for name in ("whole", "back"):
+        (tmp_path / name).mkdir()
+        assert run("train_finetune.py", *args, cwd=tmp_path / name).returncode == 0
+    back = tmp_path / "back"
+    command = [sys.executable, str(ROOT / "train_finetune.py"), *map(str, args), "--resume", "run/checkpoint_epoch_1.pth"]
+    with subprocess.Popen(command, cwd=back, stderr=subprocess.PIPE, text=True, encoding="utf-8",
+                          env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
+        while "resumed from" not in process.stderr.readline():
+            assert process.poll() is None
+        process.kill()
+    assert run("train_finetune.py", *args, "--resume", "auto", cwd=back).returncode == 0
+    assert_equal_state(tmp_path / "whole" / "run" / "last_model.pth", back / "run" / "last_model.pth")
+    logs = [(tmp_path / name / "run" / "metrics.jsonl").read_bytes() for name in ("whole", "back")]
+    assert logs[0] == logs[1]
+
+
+def test_a_signal_to_the_whole_group_stops_the_run_not_its_loaders(data, tmp_path):
+    args = [*flags(data, "--epochs", 100), "--set", *TINY[:-1], "training.workers=1", "data.latents_cache=null"]
+    with subprocess.Popen([sys.executable, str(ROOT / "train_finetune.py"), *map(str, args)], cwd=tmp_path,
+                          stderr=subprocess.PIPE, text=True, encoding="utf-8", start_new_session=True) as process:
+        while "epoch 2 " not in process.stderr.readline():
+            assert process.poll() is None
+        os.killpg(process.pid, signal.SIGTERM)
+        rest = process.stderr.read()
+    assert process.returncode == 143 and "loader process died" not in rest and "stopped by SIGTERM" in rest
+    assert (tmp_path / "run" / "last_model.pth").exists()
+
+
+def test_inference_refuses_what_cannot_be_answered_before_the_work(trained, data, tmp_path):
+    common = ["--checkpoint", trained / "run" / "best_model.pth", "--embeddings_dir", data / "embeddings"]
+    (tmp_path / "folder.json").mkdir()
+    assert_one_error(run("inference.py", *common, "--output", "folder.json", cwd=tmp_path), "is a folder")
+    assert_one_error(run("inference.py", *common, "--text", " ", cwd=tmp_path), "--text", "is empty")
+
+
+def test_two_files_of_one_name_are_an_error_record_and_unknown_words_a_warning(trained, data, tmp_path):
+    for place in ("a", "b"):
+        (tmp_path / "h5" / place).mkdir(parents=True)
+        shutil.copy(data / "embeddings" / "s00.h5", tmp_path / "h5" / place / "s00.h5")
+    shutil.copy(data / "embeddings" / "s02.h5", tmp_path / "h5" / "s02.h5")
+    result = run("inference.py", "--checkpoint", trained / "run" / "best_model.pth", "--embeddings_dir", "h5",
+                 "--output", "out.jsonl", "--text", "肝", "肝", "胃", cwd=tmp_path)
+    rows = {r["id"]: r for r in map(json.loads, (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines())}
+    assert_one_error(result, "s00", "1 of 2 slides failed")
+    assert "other files have this name" in rows["s00"]["error"] and rows["s02"]["error"] is None
+    assert sum(rows["s02"]["probability"].values()) == pytest.approx(1) and len(rows["s02"]["probability"]) == 2
+    assert "'肝': 1 of its 1 tokens are not in the vocabulary" in result.stderr

@@ -169,3 +169,12 @@ def test_K20_a_score_of_nan_is_never_the_best(tmp_path):
         caption_loss=model.coca.temperature.sum() * (1.0 if model.training else math.nan),
         contrastive_loss=model.coca.temperature.sum() * 0)
     assert fit(parts, state).best_epoch == 1
+
+
+def test_a_metrics_file_that_somebody_shortened_is_not_filled_with_zero_bytes(tmp_path, log_lines):
+    log = RunLog(tmp_path)
+    log.path.write_bytes(b"123\n")
+    log.truncate(9)
+    assert log.path.read_bytes() == b"123\n" and any("has lost 5 bytes" in line for line in log_lines)
+    log.truncate(2)
+    assert log.path.read_bytes() == b"12"
