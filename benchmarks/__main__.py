@@ -2,8 +2,8 @@
 
     python -m benchmarks [PART ...] [--captions FILE.csv] [--write FILE.md]
 
-Parts: encoder step decode reading indexing startup padding (default: these), full_size and epochs (apart: they print
-lines of their own). Takes about 15 minutes on two cores; `step` installs the peers on first use (see peers.py).
+Parts: encoder step epochs decode reading indexing startup padding (default: these), full_size (apart: it prints lines
+of its own). Takes about 15 minutes on two cores; `step` installs the peers on first use (see peers.py).
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from pathlib import Path
 
 import torch
 
-from . import decode, encoder, files, step
+from . import decode, encoder, epochs, files, step
 from .common import ROOT, Row
 
-TABLE = ("encoder", "step", "decode", "reading", "indexing", "startup", "padding")
-APART = ("full_size", "epochs")
+TABLE = ("encoder", "step", "epochs", "decode", "reading", "indexing", "startup", "padding")
+APART = ("full_size",)
 
 
 def main() -> None:
@@ -33,8 +33,8 @@ def main() -> None:
     unknown = [part for part in args.parts if part not in (*TABLE, *APART)]
     if unknown:
         parser.error(f"unknown part {unknown[0]!r}; choose from {' '.join((*TABLE, *APART))}")
-    measure = {"encoder": encoder.rows, "step": step.rows, "decode": decode.rows, "reading": files.reading,
-               "indexing": files.indexing, "startup": files.startup, "padding": lambda: files.padding(args.captions)}
+    measure = {"encoder": encoder.rows, "step": step.rows, "epochs": epochs.rows, "decode": decode.rows,
+               "reading": files.reading, "indexing": files.indexing, "startup": files.startup, "padding": lambda: files.padding(args.captions)}
     parts = args.parts or list(TABLE)
     table = [part for part in parts if part in TABLE]
     if table:

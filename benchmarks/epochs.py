@@ -14,6 +14,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from .common import Row
 from .peers import run_ours, run_peer
 
 _MODEL = {"dim": 512, "unimodal_depth": 6, "multimodal_depth": 6, "dim_latents": 512}
@@ -27,21 +28,25 @@ def make_slides(folder: Path, count: int, tiles: int) -> None:
             file["embeddings"] = rng.standard_normal((tiles, 2560), dtype=np.float32).astype(np.float16)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--small", action="store_true", help="only check that it runs")
-    small = parser.parse_args().small
+def rows(small: bool = False) -> list[Row]:
     slides, tiles = (4, 8) if small else (16, 4000)
     with tempfile.TemporaryDirectory() as folder:
         make_slides(Path(folder), slides, tiles)
         case = {"folder": folder, "batch": 4, "tokens": 128, "words": 4000, "model": _SMALL if small else _MODEL,
                 "precision": "bf16"}
         ours, theirs = run_ours("epochs", **case), run_peer("epochs", **case)
-    print(f"{slides} slides of {tiles} tiles; seconds of epoch 1 and epoch 2, peak memory of the process")
-    for name, result in (("ours", ours), ("reference Prism fp32 + CoCa-pytorch bf16", theirs)):
-        print(f"{name:42} {result['seconds'][0]:8.1f} s {result['seconds'][1]:8.1f} s {result['peak_gb']:6.1f} GB")
-    ratios = [t / o for o, t in zip(ours["seconds"], theirs["seconds"], strict=True)]
-    print(f"{'times as fast':42} {ratios[0]:8.1f}   {ratios[1]:8.1f}")
+    pairs = zip(ours["seconds"], theirs["seconds"], strict=True)
+    result = [Row(f"epoch {n}", f"{mine:.1f} s",
+                  f"read, reference encoder, CoCa-pytorch {other:.1f} s: {other / mine:.1f}x", wanted)
+              for n, (mine, other), wanted in zip((1, 2), pairs, ("3x", "10x"), strict=True)]
+    return [*result, Row("peak memory of both epochs", f"{ours['peak_gb']:.1f} GB", f"{theirs['peak_gb']:.1f} GB")]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--small", action="store_true", help="only check that it runs")
+    for row in rows(parser.parse_args().small):
+        print(row.line())
 
 
 if __name__ == "__main__":

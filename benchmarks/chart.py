@@ -1,0 +1,58 @@
+"""Draw docs/speed.svg, how many times as fast as the published code, from the tables in RESULTS.md.
+
+    python -m benchmarks.chart
+"""
+
+from __future__ import annotations
+
+import re
+from html import escape
+
+from .common import ROOT
+
+_ROWS = {  # case in RESULTS.md -> label
+    "ours, fp32": "encode 4000 tiles, fp32",
+    "ours, bf16, one slide": "encode 4000 tiles, bf16",
+    "encode 16000 tiles, bf16": "encode 16 000 tiles, bf16",
+    "epoch 1": "first epoch (fills the slide cache)",
+    "epoch 2": "every later epoch",
+    "training step, 4 x 128 tokens, 42384 words": "training step, 42 384 words",
+    "training step, 4 x 128 tokens, 4000 words": "training step, 4000 words",
+    "upstream's, without a cache": "greedy caption, 100 tokens",
+}
+_LEFT, _WIDTH, _STEP = 270, 420, 30
+
+
+def ratios() -> dict[str, float]:
+    """{label: times as fast}, of each case its last row."""
+    found = {}
+    for line in (ROOT / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.split("|")]
+        if len(cells) > 3 and cells[1] in _ROWS and (match := re.search(r"([\d.]+)x", cells[3])):
+            found[_ROWS[cells[1]]] = float(match[1])
+    return {label: found[label] for label in _ROWS.values() if label in found}
+
+
+def draw(values: dict[str, float]) -> str:
+    """An SVG of bars; a bar far longer than all others is cut, or it would hide them."""
+    longest = sorted(values.values())[-2] * 1.25
+    height = _STEP * len(values) + 50
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 780 {height}" font-family="system-ui, sans-serif" '
+             f'font-size="13" role="img" aria-label="Times as fast as the published code">',
+             f'<rect width="780" height="{height}" fill="#fafbfc"/>']
+    for n, (label, value) in enumerate(values.items()):
+        y, cut = 15 + n * _STEP, value > longest
+        width = _WIDTH * min(value, longest) / longest
+        parts += [f'<text x="{_LEFT - 10}" y="{y + 15}" text-anchor="end" fill="#1b2733">{escape(label)}</text>',
+                  f'<rect x="{_LEFT}" y="{y}" width="{width:.0f}" height="20" rx="3" fill="#4a7fb5"/>',
+                  f'<text x="{_LEFT + width + 6:.0f}" y="{y + 15}" fill="#1b2733">{value:.1f}x'
+                  f'{" (bar cut)" * cut}</text>']
+    one = _LEFT + _WIDTH / longest
+    parts += [f'<path d="M{one:.0f} 8 V{height - 32}" stroke="#b5533c" stroke-dasharray="4 3"/>',
+              f'<text x="{one:.0f}" y="{height - 14}" text-anchor="middle" fill="#b5533c">published code = 1</text>',
+              "</svg>"]
+    return "\n".join(parts) + "\n"
+
+
+if __name__ == "__main__":
+    (ROOT / "docs" / "speed.svg").write_text(draw(ratios()), encoding="utf-8")
