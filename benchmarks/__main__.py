@@ -34,7 +34,8 @@ def main() -> None:
     if unknown:
         parser.error(f"unknown part {unknown[0]!r}; choose from {' '.join((*TABLE, *APART))}")
     measure = {"encoder": encoder.rows, "step": step.rows, "epochs": epochs.rows, "decode": decode.rows,
-               "reading": files.reading, "indexing": files.indexing, "startup": files.startup, "padding": lambda: files.padding(args.captions)}
+               "reading": files.reading, "indexing": files.indexing, "startup": files.startup,
+               "padding": lambda: files.padding(args.captions)}
     parts = args.parts or list(TABLE)
     table = [part for part in parts if part in TABLE]
     if table:
