@@ -12,6 +12,7 @@ from .config import expand
 from .errors import UserError
 
 _SUFFIXES = (".h5", ".hdf5")
+_MAX_BYTES = 1 << 30  # a million reports of a kilobyte; parsed, they take several times as much memory
 
 
 def load_labels(path: str | Path) -> tuple[dict[str, str], dict[str, str]]:
@@ -55,6 +56,8 @@ def split_ids(ids: Sequence[str], val_split: float, seed: int) -> tuple[list[str
 def _read_object(path: Path) -> dict[str, Any]:
     """The JSON object in `path`. Byte order marks are fine; repeated keys are not."""
     try:
+        if (size := path.stat().st_size) > _MAX_BYTES:
+            raise UserError(path, f"{size / 1e9:.1f} GB is no labels file", "expected an object {id: text}")
         text = path.read_bytes().decode("utf-8-sig")
         data = json.loads(text, object_pairs_hook=lambda pairs: _unique(pairs, path))
     except OSError as error:

@@ -139,3 +139,10 @@ def test_the_split_never_changes_between_versions():
 def test_C07_a_split_that_leaves_a_side_empty_is_refused(count, share):
     with refused("data.val_split", f"{share:g} of {count} slides"):
         split_ids([str(i) for i in range(count)], share, 42)
+
+
+def test_a_file_too_large_for_labels_is_refused_before_it_is_read(tmp_path):
+    with open(tmp_path / "labels.json", "wb") as file:
+        file.truncate((1 << 30) + 1)  # sparse: takes no room
+    with refused("labels.json", "1.1 GB is no labels file"):
+        load_labels(tmp_path / "labels.json")
