@@ -1,4 +1,4 @@
-"""One measurement of the peers: python benchmarks/peer_worker.py CASE JSON, with the peers on PYTHONPATH.
+"""One measurement of the peers: python -m benchmarks.peer_worker CASE JSON, with the peers first on PYTHONPATH.
 
 Started by `peers.run_peer`; imports nothing of this repository. Prints one JSON line.
 """

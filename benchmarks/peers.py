@@ -7,14 +7,14 @@ imports nothing of this repository.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-_HERE = Path(__file__).resolve().parent
-SITE = _HERE.parent / ".bench" / "peers"
+from .common import ROOT, in_process
+
+SITE = ROOT / ".bench" / "peers"
 # --no-deps: they ask for numpy 1, torchvision, xformers and more, of which the model code needs nothing
 PACKAGES = ["CoCa-pytorch==0.1.0", "prism-embedder==1.1.1", "environs==15.2.0", "marshmallow==4.4.0",
             "python-dotenv==1.2.4", "transformers==5.24.0", "tokenizers==0.23.3", "regex==2026.11.19",
@@ -34,16 +34,9 @@ def install() -> Path:
 
 def run_peer(case: str, **arguments: Any) -> dict[str, Any]:
     """Run a case of `peer_worker.py` in a process of its own; returns what it measured."""
-    return _run([sys.executable, str(_HERE / "peer_worker.py"), case, json.dumps(arguments)],
-                {"PYTHONPATH": str(install())})
+    return in_process("benchmarks.peer_worker", case, json.dumps(arguments), path=install())
 
 
 def run_ours(case: str, **arguments: Any) -> dict[str, Any]:
     """Run a case of `our_worker.py` in a process of its own; returns what it measured."""
-    return _run([sys.executable, "-m", "benchmarks.our_worker", case, json.dumps(arguments)], {})
-
-
-def _run(command: list[str], more: dict[str, str]) -> dict[str, Any]:
-    """The last line of a process's output, as JSON."""
-    done = subprocess.run(command, cwd=_HERE.parent, env=os.environ | more, stdout=subprocess.PIPE, check=True)
-    return json.loads(done.stdout.decode().splitlines()[-1])
+    return in_process("benchmarks.our_worker", case, json.dumps(arguments))

@@ -142,12 +142,9 @@ def _assemble(config: Config, data: Data, model: SlideCaptioner, precision: Prec
                   epochs=training.epochs, peak_lr=training.learning_rate, warmup=training.warmup,
                   accum_freq=training.accum_freq, grad_clip_norm=training.grad_clip_norm,
                   save_every_steps=training.save_every_steps,
-                  watch=_watch(data.tokenizer) if config.model.caption_loss_weight else None)
+                  watch=CaptionWatch(data.tokenizer.bos_id, data.tokenizer.eos_id, data.tokenizer.pad_id)
+                  if config.model.caption_loss_weight else None)
     return parts, saver
-
-
-def _watch(tokenizer: VocabTokenizer) -> CaptionWatch:
-    return CaptionWatch(tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id)
 
 
 def _batches(config: Config, samples: list[Sample], pad_id: int, cache: SlideCache | None, *, shuffle: bool,
