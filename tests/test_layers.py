@@ -97,9 +97,9 @@ def test_nothing_shipped_imports_tests_or_benchmarks():
         assert not top_level(name) & {"tests", "benchmarks"}, name
 
 
-ROWS = [{"errors"}, {"config"}, {"cli", "labels", "tiles", "tokenizer", "demo", "metrics", "runlog", "optim", "runlock"},
-        {"batching", "checkpoint", "generate", "manifest", "scan"}, {"data", "model", "latents", "resume", "watch"}, {"loop",
-        "caption"}, {"run"}]
+ROWS = [{"errors"}, {"config"}, {"cli", "labels", "tiles", "tokenizer", "demo", "metrics", "runlog", "optim", "runlock", "distributed"},
+        {"batching", "checkpoint", "generate", "manifest", "scan"}, {"data", "model", "latents", "resume", "watch"}, {"objective"},
+        {"loop", "caption"}, {"run"}]
 
 
 def test_inside_finetune_imports_only_point_down():
