@@ -4,7 +4,7 @@ made them, the coordinates. With `demo`, which only writes, the one user of h5py
 | written by | features | says which encoder | coords |
 | ours, own scripts | `embeddings` (N, D) | - | (N, 2) pixels |
 | CLAM | `features` (N, D), chunked | - | (N, 2) level-0 pixels |
-| TRIDENT | `features` (N, D), chunked | attribute `encoder` of the dataset | (N, 2) level-0 pixels, `patch_size_level0` |
+| TRIDENT | `features` (N, D), chunked | its attribute `encoder` | (N, 2) level-0 pixels, `patch_size_level0` |
 | STAMP | `feats` (N, D) float16 | attribute `extractor` of the file | (N, 2) micrometres, `tile_size_um` |
 | HistoGPT | `feats` (N, D); or one dataset a slide | dataset `model_name` | (N, 3) scene, x, y |
 | STAMP multiplex | `patch_embeddings` (N, D) | - | - |

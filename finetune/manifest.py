@@ -18,7 +18,8 @@ _FIELDS = [f.name for f in dataclasses.fields(SlideFile)]
 def read_manifest(path: Path, h5_key: str | None, image_dim: int,
                   encoder: str | None) -> dict[str, SlideFile]:
     """{place: header} of the slides whose files are as they were. Empty if there is no manifest, or one made with
-    another `h5_key`, `image_dim` or `encoder`; one that cannot be read is told and ignored, as everything in it can be had anew.
+    another `h5_key`, `image_dim` or `encoder`; one that cannot be read is told and ignored, as
+    everything in it can be had anew.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -38,8 +38,8 @@ from .watch import CaptionWatch
 # What may differ when a run is resumed. `epochs` stretches the learning-rate schedule from there on.
 _MAY_CHANGE = {"data.embeddings_dir", "data.labels_file", "data.sha256_file", "data.on_bad", "data.max_bad_fraction",
                "data.latents_cache", "data.tile_encoder", "prism.weights", "prism.revision", "training.epochs",
-               "training.save_every", "training.save_every_steps", "training.output_dir", "training.log_dir", "training.device",
-               "training.workers"}
+               "training.save_every", "training.save_every_steps", "training.output_dir", "training.log_dir",
+               "training.device", "training.workers"}
 # Where things lie on this disk is of no use in a checkpoint, which others may see.
 _PATHS = ("data.embeddings_dir", "data.labels_file", "data.sha256_file", "data.latents_cache", "training.output_dir",
           "training.log_dir")

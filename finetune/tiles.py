@@ -1,8 +1,8 @@
 """Tile embeddings on disk: find the file of each slide, check its header, read its tiles.
 
 What is in a file is for `h5` and `pt` to say. Numbers that lie in one piece are memory-mapped at their offset, all
-others read in one pass. Handles are opened per read and never kept, so any number of loader processes, forked or spawned, may
-read. Loader processes import this module and no torch: they start in a fraction of a second.
+others read in one pass. Handles are opened per read and never kept, so that any number of loader processes, forked or
+spawned, may read. Loader processes import this module and no torch: they start in a fraction of a second.
 """
 
 from __future__ import annotations
