@@ -49,8 +49,9 @@ def fetch_vocabulary(online: bool) -> Path | None:
     from huggingface_hub import hf_hub_download
 
     try:
-        return [Path(hf_hub_download(_VOCABULARY, name, revision=_VOCABULARY_COMMIT, local_files_only=not online))
-                for name in VOCABULARY_FILES][0].parent
+        for name in VOCABULARY_FILES:
+            path = hf_hub_download(_VOCABULARY, name, revision=_VOCABULARY_COMMIT, local_files_only=not online)
+        return Path(path).parent
     except Exception as error:  # as in `fetch`
         if online:
             _log.warning("no tokenizer: %s", _explain(_VOCABULARY, _VOCABULARY_COMMIT, error))

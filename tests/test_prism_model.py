@@ -3,14 +3,17 @@
 import json
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import errors
 from safetensors.torch import save_file
 
 from prism import BioGptConfig, Prism, PrismWeightsError, load_prism
 from prism.tokenizer import letters_tokenizer
 from tests.parity.prism_weights import WHOLE_CONFIG, full_keys, full_text_keys, small_state
+from tests.test_prism_weights import play_hub
 
 PARITY = Path(__file__).parent / "parity"
 REFERENCE = {k: torch.from_numpy(v) for k, v in np.load(PARITY / "prism_small.npz").items()}
@@ -185,3 +188,27 @@ def test_bfloat16_autocast_stays_near_float32(prism):
     with torch.autocast("cpu", torch.bfloat16):
         out = prism(IDS, TILES, MASK)
     assert torch.cosine_similarity(out["text_embedding"].float(), REFERENCE["text_embedding"]).min() > 0.999
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_from_the_hub_the_tokenizer_is_that_of_biogpt(tmp_path, monkeypatch, there):
+    folder = put(tmp_path / "snapshots" / "0123abc", small_state(text=True))
+    other = tmp_path / "biogpt"
+    other.mkdir()
+    if there:
+        letters_tokenizer().save(other)
+    asked = play_hub(monkeypatch, folder)
+    download = huggingface_hub.hf_hub_download
+
+    def of_either(repo_id, name, revision=None, local_files_only=False):
+        if repo_id != "microsoft/biogpt":
+            return download(repo_id, name, revision, local_files_only)
+        asked.append((name, revision))
+        if not (other / name).exists():
+            raise errors.EntryNotFoundError("no")
+        return str(other / name)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", of_either)
+    loaded = Prism.from_pretrained("paige-ai/Prism")
+    assert loaded.revision == "0123abc" and (loaded.tokenizer is not None) == there
+    assert ("vocab.json", "eb0d815e95434dc9e3b78f464e52b899bee7d923") in asked
