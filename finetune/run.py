@@ -10,7 +10,7 @@ import shutil
 import signal
 import threading
 import zlib
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from logging.handlers import MemoryHandler
 from pathlib import Path
@@ -40,9 +40,9 @@ from .watch import CaptionWatch
 
 # What may differ when a run is resumed. `epochs` stretches the learning-rate schedule from there on.
 _MAY_CHANGE = {"data.embeddings_dir", "data.labels_file", "data.sha256_file", "data.on_bad", "data.max_bad_fraction",
-               "data.latents_cache", "prism.weights", "prism.revision", "training.epochs", "training.save_every",
-               "training.save_every_steps", "training.output_dir", "training.log_dir", "training.device",
-               "training.workers"}
+               "data.latents_cache", "data.tile_encoder", "prism.weights", "prism.revision", "training.epochs",
+               "training.save_every", "training.save_every_steps", "training.output_dir", "training.log_dir",
+               "training.device", "training.workers"}
 # Where things lie on this disk is of no use in a checkpoint, which others may see.
 _PATHS = ("data.embeddings_dir", "data.labels_file", "data.sha256_file", "data.latents_cache", "training.output_dir",
           "training.log_dir")
@@ -80,7 +80,8 @@ def _train(config: Config, resume: str | None, folder: Path, memory: MemoryHandl
     cache = _slide_cache(config, data, model, precision)
     parts, saver = _assemble(config, data, Objective(model, precision, world), about, folder, cache, state)
     if content:
-        saver.restore(content, checkpoint)
+        state = replace(TrainState.of(saver.restore(content, checkpoint), str(checkpoint)),
+                        micro_batches=state.micro_batches)
     if state.epoch >= config.training.epochs:
         logger.info("%s is of a finished run: nothing to do", checkpoint.name)
         return 0
@@ -89,7 +90,7 @@ def _train(config: Config, resume: str | None, folder: Path, memory: MemoryHandl
     _announce(config, data, parts, state, checkpoint)
     slides = [s.slide for s in data.train + data.validation]
     if manifest and world.is_main:
-        write_manifest(manifest, config.data.h5_key, config.data.image_dim, slides)
+        write_manifest(manifest, config.data.h5_key, config.data.image_dim, config.data.wanted_encoder, slides)
     if cache:
         cache.fill(slides, partial(encode, model, precision), config.training.workers, world)
     with _Signals(world) as signals:
