@@ -25,7 +25,8 @@ SHIPPED = Path(__file__).parent / "dictionaries"
 FINDING_SCORES = ("finding_presence_precision", "finding_presence_recall", "finding_absence_precision",
                   "finding_absence_recall", "finding_contradictions")
 
-# A clause ends here, but not inside brackets (`ER(+, 90%)`), at a decimal point, in `H. pylori`, or within a list that an "or" ends.
+# A clause ends here, but not inside brackets (`ER(+, 90%)`), at a decimal point, in `H. pylori`, or within a list that
+# an "or" ends.
 _CLAUSE_END = re.compile(r"\([^()]*\)|([,;。!?\n]|(?<!\b[b-hj-z])\.(?!\d))")
 _LIST_COMMA = re.compile(
     r",(?=(?:(?!\b(?:present|positive|identified|seen|is|are|with)\b)[^;.。\n])*\b(?:or|nor)\b)")

@@ -198,7 +198,7 @@ def _interval(value: float, drawn: np.ndarray | None) -> Interval:
 
 
 def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+    return round(value, 6) if math.isfinite(value) else None
 
 
 def _cell(score: Interval | None) -> str:
