@@ -100,7 +100,7 @@ def test_nothing_shipped_imports_tests_or_benchmarks():
 ROWS = [{"errors"}, {"config"}, {"cli", "labels", "h5", "tokenizer", "demo", "metrics", "runlog", "optim", "runlock",
                                  "distributed"}, {"pt"}, {"tiles"},
         {"batching", "checkpoint", "generate", "manifest", "scan", "findings"},
-        {"data", "model", "latents", "resume", "scores"}, {"watch"}, {"objective"}, {"loop", "caption"}, {"run"}]
+        {"data", "model", "latents", "resume", "scores"}, {"watch"}, {"objective"}, {"loop", "caption", "probe"}, {"run"}]
 
 
 def test_inside_finetune_imports_only_point_down():
