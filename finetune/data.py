@@ -16,7 +16,7 @@ from .manifest import read_manifest
 from .runlog import logger
 from .scan import bad_contents
 from .tiles import BadSlide, SlideFile, find_files, index_slides
-from .tokenizer import VocabTokenizer
+from .tokenizer import Tokenizer, VocabTokenizer
 
 _MAX_UNKNOWN = 0.3  # above this share of unknown tokens a vocabulary was made for other texts
 
@@ -27,11 +27,11 @@ class Data:
 
     train: list[Sample]
     validation: list[Sample]
-    tokenizer: VocabTokenizer
+    tokenizer: Tokenizer
     fingerprint: str
 
 
-def prepare_data(config: DataConfig, seed: int, tokenizer: VocabTokenizer | None = None,
+def prepare_data(config: DataConfig, seed: int, tokenizer: Tokenizer | None = None,
                  manifest: Path | None = None) -> Data:
     """Match labels and H5 files by id, split, and encode the texts.
 
@@ -138,7 +138,7 @@ def _judge(problems: dict[str, BadSlide], usable: int, config: DataConfig) -> No
     logger.warning("%s and are skipped", count)
 
 
-def _samples(ids: list[str], slides: dict[str, SlideFile], texts: dict[str, str], tokenizer: VocabTokenizer,
+def _samples(ids: list[str], slides: dict[str, SlideFile], texts: dict[str, str], tokenizer: Tokenizer,
              max_seq_len: int, split: str) -> list[Sample]:
     encoded = [encode_text(tokenizer, texts[i], max_seq_len) for i in ids]
     if cut := sum(was_cut for _, was_cut in encoded):
