@@ -74,13 +74,17 @@ def add_inference_flags(parser: argparse.ArgumentParser) -> None:
     writer = parser.add_mutually_exclusive_group(required=True)
     writer.add_argument("--checkpoint", help="best_model.pth or any other .pth of a run, or a folder that "
                         "python -m finetune.export wrote")
-    writer.add_argument("--prism_only", action="store_true", help="no training of ours: what Prism itself says, in English")
+    writer.add_argument("--prism_only", action="store_true", help="nothing trained: what Prism itself says, in English")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--embeddings_file", help="H5 tile embeddings of one slide")
     source.add_argument("--embeddings_dir", help="folder of H5 files: caption them all")
     parser.add_argument("--text", nargs="+", action="extend", default=[],
                         help="texts to score: cosine similarity, and of several texts the probability of each")
     parser.add_argument("--labels_file", help="JSON {id: text}: caption only these slides, and score the captions")
+    parser.add_argument("--findings", nargs="+", action="extend", default=[], metavar="NAME",
+                        help="score findings too: breast, gastric, colorectal, or YAML files of your own")
+    parser.add_argument("--prompts", metavar="FILE", help="YAML or JSON {class: [prompt, ...]}: classify zero-shot")
+    parser.add_argument("--classes_file", metavar="FILE", help="JSON {id: class}: score the classification")
     parser.add_argument("--split", choices=("all", "val"), default="all",
                         help="val: only the slides held out when the checkpoint was trained")
     parser.add_argument("--output", metavar="FILE", help="write a record per slide: .jsonl, .json or .csv")

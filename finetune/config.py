@@ -170,8 +170,8 @@ class Config:
             raise UserError(where, "training.batch_size is 1, where the contrastive loss is always 0",
                             "use 2 or more, or model.contrastive_loss_weight=0")
         if self.model.decoder == "prism" and self.prism.image_tokens != "latents":
-            raise UserError(where, f"prism.image_tokens is {self.prism.image_tokens}, but Prism's own decoder reads the "
-                            "latents", "use prism.image_tokens=latents, or model.decoder=coca")
+            raise UserError(where, f"prism.image_tokens is {self.prism.image_tokens}, Prism's own decoder reads latents",
+                            "use prism.image_tokens=latents, or model.decoder=coca")
         if self.model.lora_rank and self.model.decoder != "prism":
             raise UserError(where, "model.lora_rank is set, but model.decoder is coca, which has no weights to adapt",
                             "use model.decoder=prism, or leave model.lora_rank at 0")
@@ -203,6 +203,26 @@ def load_yaml(path: str | Path, config: Config) -> Config:
                 raise UserError(where, f"{key} is a {value_node.id}", "write a single value")
             config.set(key, None if _is_null(value_node) else value_node.value, where)
     return config
+
+
+def load_plain_yaml(path: str | Path) -> Any:
+    """A YAML or JSON file of dicts, lists and texts; every scalar is the text that stands there, `no` and `1e-4` too.
+
+    Raises UserError as `load_yaml`.
+    """
+    def plain(node: yaml.Node) -> Any:
+        if isinstance(node, yaml.ScalarNode):
+            return node.value
+        if isinstance(node, yaml.SequenceNode):
+            return [plain(item) for item in node.value]
+        result: dict[str, Any] = {}
+        for key, value in _mapping(node, f"{path}:{node.start_mark.line + 1}"):
+            if key.value in result:
+                raise UserError(f"{path}:{key.start_mark.line + 1}", f"{key.value} stands twice", "keep one of them")
+            result[key.value] = plain(value)
+        return result
+
+    return plain(_yaml_root(path))
 
 
 def apply_overrides(config: Config, pairs: Iterable[str]) -> Config:

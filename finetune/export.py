@@ -80,8 +80,9 @@ def _untied(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], di
 
 
 def _is_public(source: Any) -> bool:
-    return isinstance(source, str) and (source.startswith("random") or
-                                        bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source)) and not Path(source).exists())
+    """Whether it is `random`, `random-tiny` or a hub id: nothing of this disk."""
+    hub_id = isinstance(source, str) and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) and not Path(source).exists()
+    return bool(hub_id) or source in ("random", "random-tiny")
 
 
 def _scores(checkpoint: Path, content: dict[str, Any]) -> dict[str, Any]:
@@ -103,8 +104,8 @@ def _card(content: dict[str, Any], name: str, scores: dict[str, Any]) -> str:
     derived = "prism" in (model.get("decoder"), model.get("init")) or not config["prism"]["freeze"]
     parameters = sum(t.numel() for t in content["model"].values()) / 1e6
     source = prism.get("source")
-    holds = ("**Weights derived from Prism's are in this folder.** Prism's licence, CC BY-NC-ND 4.0, does not allow to share "
-             "what is derived from its weights: keep the folder to yourself." if derived else
+    holds = ("**Weights derived from Prism's are in this folder.** Prism's licence, CC BY-NC-ND 4.0, does not allow to "
+             "share what is derived from its weights: keep the folder to yourself." if derived else
              "No weights of Prism are in this folder; it needs them to run, under their own licence (CC BY-NC-ND 4.0: "
              "research, not commercial use). What you may do with the weights here depends on your training data too.")
     rows = "\n".join(f"| {key} | {value:.4g} |" for key, value in scores.items() if isinstance(value, (int, float)))
@@ -157,7 +158,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(path, f"cannot be read ({error.strerror})", "give a folder that finetune.export wrote") from None
+        raise UserError(path, f"cannot be read ({error.strerror})", "give a folder of finetune.export") from None
     except (ValueError, RecursionError):
         raise UserError(path, "not valid JSON", _FIX) from None
     if not isinstance(data, dict):

@@ -162,7 +162,7 @@ def _require(tokenizer: Tokenizer | None, config: Config) -> Tokenizer:
 
 
 def describe_prism(model: SlideCaptioner) -> dict[str, Any]:
-    """What a checkpoint keeps of Prism's shape, for `check_architecture`: the encoder's, and the text side's if used."""
+    """What a checkpoint keeps of Prism's shape for `check_architecture`: of the encoder, and of the text side if used."""
     text = model.coca
     return {"architecture": asdict(model.prism.config)} | ({
         "text_architecture": asdict(text.text_decoder.config) | {
@@ -202,7 +202,7 @@ def _make_coca(config: Config, tokenizer: Tokenizer, whole: Prism | None) -> CoC
     if whole:
         positions = whole.prism_config.biogpt_config.max_position_embeddings
         if config.data.max_seq_len > positions:  # the end token is no input, the CLS is one
-            raise UserError("data.max_seq_len", f"{config.data.max_seq_len}, but Prism's decoder has {positions} positions",
+            raise UserError("data.max_seq_len", f"{config.data.max_seq_len}, Prism's decoder has {positions} positions",
                             f"set data.max_seq_len={positions} or less")
         coca = PrismCoCa(whole, model.caption_loss_weight, model.contrastive_loss_weight)
         coca.train_upper_half(model.lora_rank)

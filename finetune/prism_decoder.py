@@ -1,7 +1,7 @@
 """Prism's own text side as the captioner of a run (`model.decoder: prism`, `inference.py --prism_only`).
 
-Prism is a CoCa by construction (https://arxiv.org/abs/2405.10254): `PrismCoCa` gives its BioGPT and contrastive heads the
-interface of `coca_pytorch.CoCa`, so that the loop, the losses, decoding and scoring know one captioner.
+Prism is a CoCa by construction (https://arxiv.org/abs/2405.10254): `PrismCoCa` gives its BioGPT and contrastive heads
+the interface of `coca_pytorch.CoCa`, so that the loop, the losses, decoding and scoring know one captioner.
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ class PrismCoCa(nn.Module):
 
 @torch.no_grad()
 def start_from_prism(coca: CoCa, tokenizer: Tokenizer, prism: Prism) -> None:
-    """Give a fresh CoCa what fits of Prism (`model.init: prism`): the embeddings of the words that both tokenizers have,
-    the projection of the slide where the widths agree, and the temperature. What was taken is logged.
+    """Give a fresh CoCa what fits of Prism (`model.init: prism`): the embeddings of the words that both tokenizers
+    have, the projection of the slide where the widths agree, and the temperature. What was taken is logged.
 
     For a CoCa narrower than BioGPT the embeddings are projected onto their principal components, so that words keep
     their neighbours. They are scaled to the size that CoCa's own begin with.

@@ -7,7 +7,6 @@ seen becomes <unk>.
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence

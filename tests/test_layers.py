@@ -98,8 +98,8 @@ def test_nothing_shipped_imports_tests_or_benchmarks():
 
 
 ROWS = [{"errors"}, {"config"}, {"cli", "labels", "h5", "tokenizer", "demo", "metrics", "runlog", "optim", "runlock"},
-        {"pt"}, {"tiles"}, {"batching", "checkpoint", "generate", "manifest", "prism_decoder", "scan"}, {"data", "export", "model", "latents", "resume", "watch"}, {"loop",
-        "caption"}, {"run"}]
+        {"pt"}, {"tiles"}, {"batching", "checkpoint", "generate", "manifest", "prism_decoder", "scan", "findings"},
+        {"data", "export", "model", "latents", "resume", "scores"}, {"watch"}, {"loop", "caption"}, {"run"}]
 
 
 def test_inside_finetune_imports_only_point_down():
