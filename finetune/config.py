@@ -170,7 +170,7 @@ class Config:
             raise UserError(where, "training.batch_size is 1, where the contrastive loss is always 0",
                             "use 2 or more, or model.contrastive_loss_weight=0")
         if self.model.decoder == "prism" and self.prism.image_tokens != "latents":
-            raise UserError(where, f"prism.image_tokens is {self.prism.image_tokens}, Prism's own decoder reads latents",
+            raise UserError(where, f"prism.image_tokens is {self.prism.image_tokens}, Prism's decoder reads latents",
                             "use prism.image_tokens=latents, or model.decoder=coca")
         if self.model.lora_rank and self.model.decoder != "prism":
             raise UserError(where, "model.lora_rank is set, but model.decoder is coca, which has no weights to adapt",

@@ -162,7 +162,7 @@ def _require(tokenizer: Tokenizer | None, config: Config) -> Tokenizer:
 
 
 def describe_prism(model: SlideCaptioner) -> dict[str, Any]:
-    """What a checkpoint keeps of Prism's shape for `check_architecture`: of the encoder, and of the text side if used."""
+    """What a checkpoint keeps of Prism's shape for `check_architecture`: encoder, and text side if used."""
     text = model.coca
     return {"architecture": asdict(model.prism.config)} | ({
         "text_architecture": asdict(text.text_decoder.config) | {
