@@ -2,6 +2,6 @@
 
 from .coca_pytorch import CoCa
 from .decoding import PackedLinears
-from .losses import CoCaLosses
+from .losses import CoCaLosses, CoCaOutputs
 
-__all__ = ["CoCa", "CoCaLosses", "PackedLinears"]
+__all__ = ["CoCa", "CoCaLosses", "CoCaOutputs", "PackedLinears"]

@@ -6,13 +6,11 @@ the interface of `coca_pytorch.CoCa`, so that the loop, the losses, decoding and
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from coca_pytorch import CoCa, PackedLinears
+from coca_pytorch import CoCa, CoCaOutputs, PackedLinears
 from coca_pytorch.losses import caption_loss, equal_text_groups
 from prism import Prism, fingerprint
 from prism.biogpt import DecoderCache
@@ -21,7 +19,6 @@ from .errors import UserError
 from .runlog import logger
 from .tokenizer import Tokenizer
 
-_LAST_TEMPERATURE = math.log(100)  # CLIP's, as in CoCa
 _ADAPTED = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 
 
@@ -65,8 +62,7 @@ class PrismCoCa(nn.Module):
         """image tokens (b, 1 + n, D) -> image embeddings (b, D) and what the text attends to, (b, n, D)."""
         return image_tokens[:, 0], image_tokens[:, 1:]
 
-    logit_scale = CoCa.logit_scale
-    similarity = CoCa.similarity
+    logit_scale, similarity, limit_temperature = CoCa.logit_scale, CoCa.similarity, CoCa.limit_temperature
 
     def outputs(self, text: Tensor, labels: Tensor, *, image_tokens: Tensor, text_mask: Tensor,
                 caption: bool = True) -> CoCaOutputs:
@@ -75,9 +71,6 @@ class PrismCoCa(nn.Module):
         image_embeds, latents = self.embed_image(image_tokens=image_tokens)
         labels, pair = labels[text_mask], (None, None)
         if self.contrastive_loss_weight:
-            if self.training:
-                with torch.no_grad():
-                    self.temperature.clamp_(max=_LAST_TEMPERATURE)
             pair = self.text_to_latents(text_embeds), self.img_to_latents(image_embeds)
         loss = torch.zeros((), device=text.device)
         if self.caption_loss_weight and caption:
@@ -123,7 +116,8 @@ def start_from_prism(coca: CoCa, tokenizer: Tokenizer, prism: Prism) -> None:
     if coca.img_to_latents.to_latents.weight.shape == prism.img_to_latents.to_latents.weight.shape:
         coca.img_to_latents.load_state_dict(prism.img_to_latents.state_dict())
         taken.append("the projection of the slide")
-    coca.temperature.fill_(prism.temperature.clamp(max=_LAST_TEMPERATURE))
+    coca.temperature.fill_(prism.temperature)
+    coca.limit_temperature()
     logger.info("taken from Prism: %s", ", ".join([*taken, "the temperature"]))
 
 

@@ -98,7 +98,7 @@ def test_a_fine_tuned_decoder_learns_and_its_checkpoint_holds_only_what_trained(
     assert len(content["prism"]["text_sha256"]) == 64 and content["tokenizer"]["type"] == "biogpt"
 
 
-def test_a_fine_tuned_decoder_resumes_bit_equal(data, trained, tmp_path):
+def test_a_fine_tuned_decoder_resumes_bit_equal(data, trained, tmp_path, capsys):
     rank = torch.load(trained / "last_model.pth", weights_only=True)["config"]["model"]["lora_rank"]
     pairs = "model.decoder=prism", f"model.lora_rank={rank}", "training.save_every=1"
     assert train(config_of(data, tmp_path, *pairs)) == 0
@@ -106,6 +106,7 @@ def test_a_fine_tuned_decoder_resumes_bit_equal(data, trained, tmp_path):
     for name in ("last_model.pth", "checkpoint_epoch_2.pth", "best_model.pth"):
         (tmp_path / "again" / "run" / name).unlink()
     assert train(config_of(data, tmp_path / "again", *pairs), "auto") == 0
+    assert "resumed from checkpoint_epoch_1.pth" in capsys.readouterr().err
     left, right = (torch.load(p / "run" / "last_model.pth", weights_only=True)["model"] for p in
                    (tmp_path, tmp_path / "again"))
     assert left.keys() == right.keys() and all(torch.equal(v, right[k]) for k, v in left.items())
@@ -119,11 +120,11 @@ def test_other_prism_weights_are_refused_at_inference(trained, data, tmp_path):
         infer(tmp_path, "--checkpoint", tmp_path / "other.pth", "--embeddings_file", data / "h5" / "s0.h5")
 
 
-def test_init_prism_starts_a_coca_that_trains_and_opens_without_its_text_side(data, tmp_path, log_lines):
+def test_init_prism_starts_a_coca_that_trains_and_opens_without_its_text_side(data, tmp_path, capsys):
     tiny = [f"model.{key}" for key in ("dim=32", "unimodal_depth=1", "multimodal_depth=1", "dim_latents=16",
                                        "num_img_queries=4", "heads=2", "dim_head=16", "init=prism")]
     assert train(config_of(data, tmp_path, "training.epochs=1", *tiny)) == 0
-    assert any("taken from Prism: the embeddings of" in line for line in log_lines)
+    assert "taken from Prism: the embeddings of" in capsys.readouterr().err
     record, = infer(tmp_path, "--checkpoint", tmp_path / "run" / "last_model.pth", "--embeddings_file",
                     data / "h5" / "s0.h5")
     assert record["error"] is None
