@@ -18,12 +18,12 @@ from .checkpoint import load_run
 from .config import Config, GenerationOptions, expand, from_dict
 from .errors import UserError, printable, say
 from .generate import generate
-from .labels import load_labels
+from .labels import Label, load_labels
 from .metrics import distinct_share, exact_match, most_common_share, phrase_accuracy
 from .model import SlideCaptioner, build_model, check_architecture
 from .optim import Precision, resolve_device, resolve_precision
 from .runlog import logger
-from .tiles import BadSlide, SlideFile, find_files, inspect_slide, read_tiles
+from .tiles import Slide, find_files, open_case, read_tiles
 from .tokenizer import VocabTokenizer
 
 _BATCH = 8  # slides decoded together
@@ -63,7 +63,7 @@ class Captioner:
                    list(held_out) if isinstance(held_out := content["data"].get("validation_ids"), list) else [])
 
     @torch.no_grad()
-    def describe(self, slides: list[SlideFile], texts: list[str], options: GenerationOptions) -> list[dict[str, Any]]:
+    def describe(self, slides: list[Slide], texts: list[str], options: GenerationOptions) -> list[dict[str, Any]]:
         """One record per slide: caption, cosine similarity to each text, and with several texts their probabilities."""
         coca, device = self.model.coca, self.precision.device
         tiles, mask = pad_tiles([read_tiles(s) for s in slides])
@@ -92,19 +92,17 @@ class Captioner:
         return self.model.coca.embed_text(text.to(self.precision.device), mask.to(self.precision.device))[0]
 
 
-def caption_slides(captioner: Captioner, paths: dict[str, list[str]], texts: list[str],
+def caption_slides(captioner: Captioner, cases: dict[str, list[list[str]]], texts: list[str],
                    options: GenerationOptions) -> Iterator[dict[str, Any]]:
-    """Records of {slide id: its file}; a slide that cannot be used has its reason in `error`, the others go on."""
-    group: list[SlideFile] = []
+    """Records of {id: the files of each of its slides}; `error` says why one cannot be used, the others go on."""
+    group: list[Slide] = []
     data = captioner.config.data
-    bar = tqdm(paths.items(), "captioning", unit="slide", leave=False, disable=None if len(paths) > 1 else True)
-    for slide_id, (path, *others) in bar:
+    bar = tqdm(cases.items(), "captioning", unit="slide", leave=False, disable=None if len(cases) > 1 else True)
+    for case_id, slides in bar:
         try:
-            if others:
-                raise BadSlide(f"{len(others)} other files have this name, {others[0]} among them", "keep one of them")
-            group.append(inspect_slide(path, data.h5_key, data.image_dim, data.wanted_encoder))
-        except BadSlide as bad:
-            yield _record(slide_id, error=f"{path}: {bad.what}; {bad.fix}")
+            group.append(open_case(case_id, slides, data.h5_key, data.image_dim, data.wanted_encoder))
+        except UserError as error:
+            yield _record(case_id, error=error.line())
         if len(group) == _BATCH:
             yield from _describe_each(captioner, group, texts, options)
             group = []
@@ -112,28 +110,29 @@ def caption_slides(captioner: Captioner, paths: dict[str, list[str]], texts: lis
 
 
 def select_slides(captioner: Captioner, embeddings_file: str | None, embeddings_dir: str | None,
-                  labels: dict[str, str] | None, split: str) -> dict[str, list[str]]:
-    """{slide id: files of this name}: one file, or of a folder all slides, those with a label, or the held-out ones."""
+                  labels: dict[str, Label] | None, split: str) -> dict[str, list[list[str]]]:
+    """{id: the files of each of its slides}: one file; or of a folder all, the labelled, or the held-out ones."""
     if embeddings_file is not None:
         path = expand(embeddings_file)
-        return {path.stem: [str(path)]}
+        return {path.stem: [[str(path)]]}
     files = find_files(embeddings_dir or "")
-    wanted = list(files)
+    wanted = {i: [paths] for i, paths in files.items()}
     if labels is not None:
-        wanted = [i for i in labels if i in files]
+        wanted = {i: [files[name] for name in label.slides] for i, label in labels.items()
+                  if files.keys() >= set(label.slides)}
         if absent := len(labels) - len(wanted):
             logger.warning("%d of %d labels have no H5 file and are left out", absent, len(labels))
     if split == "val":
         held_out = set(captioner.validation_ids)
-        wanted = [i for i in wanted if i in held_out]
+        wanted = {i: paths for i, paths in wanted.items() if i in held_out}
     if not wanted:
         raise UserError(embeddings_dir, f"no slide to caption (split {split})", "check the ids in the labels file")
-    return {i: files[i] for i in wanted}
+    return wanted
 
 
-def summary(records: Iterable[dict[str, Any]], labels: dict[str, str]) -> dict[str, Any]:
+def summary(records: Iterable[dict[str, Any]], labels: dict[str, Label]) -> dict[str, Any]:
     """Scores of the captions that have a label: exact match, its dullest baseline, phrases by place, distinct share."""
-    pairs = [(r["caption"], labels[r["id"]]) for r in records if r["error"] is None and r["id"] in labels]
+    pairs = [(r["caption"], labels[r["id"]].text) for r in records if r["error"] is None and r["id"] in labels]
     if not pairs:
         return {"slides": 0}
     captions, references = zip(*pairs, strict=True)
@@ -224,7 +223,7 @@ def _output_path(path: str | None) -> Path | None:
     return target
 
 
-def _describe_each(captioner: Captioner, group: list[SlideFile], texts: list[str],
+def _describe_each(captioner: Captioner, group: list[Slide], texts: list[str],
                    options: GenerationOptions) -> Iterator[dict[str, Any]]:
     """Describe a group together; if one of its files turns out to be unreadable, each alone."""
     if not group:

@@ -98,7 +98,7 @@ def test_nothing_shipped_imports_tests_or_benchmarks():
 
 
 ROWS = [{"errors"}, {"config"}, {"cli", "labels", "h5", "tokenizer", "demo", "metrics", "runlog", "optim", "runlock"},
-        {"pt"}, {"tiles"}, {"batching", "checkpoint", "generate", "manifest", "scan"}, {"data", "model", "latents", "resume", "watch"}, {"loop",
+        {"pt", "splits"}, {"tiles"}, {"batching", "checkpoint", "generate", "manifest", "scan"}, {"data", "model", "latents", "resume", "watch"}, {"loop",
         "caption"}, {"run"}]
 
 
