@@ -37,7 +37,7 @@ class Captioner:
     tokenizer: VocabTokenizer
     config: Config
     precision: Precision
-    validation_ids: list[str]
+    held_out: dict[str, list[str]]  # ids of the sides val and test
 
     @classmethod
     def load(cls, checkpoint: str | Path, prism: str | None = None, device: str = "auto") -> Captioner:
@@ -60,7 +60,8 @@ class Captioner:
         model.load_saved_state(content["model"], str(checkpoint))
         where = resolve_device(device)
         return cls(model.to(where).eval(), tokenizer, config, resolve_precision("auto", where),
-                   list(held_out) if isinstance(held_out := content["data"].get("validation_ids"), list) else [])
+                   {side: [*ids] if isinstance(ids := content["data"].get(key), list) else []
+                    for side, key in (("val", "validation_ids"), ("test", "test_ids"))})
 
     @torch.no_grad()
     def describe(self, slides: list[Slide], texts: list[str], options: GenerationOptions) -> list[dict[str, Any]]:
@@ -122,8 +123,8 @@ def select_slides(captioner: Captioner, embeddings_file: str | None, embeddings_
                   if files.keys() >= set(label.slides)}
         if absent := len(labels) - len(wanted):
             logger.warning("%d of %d labels have no H5 file and are left out", absent, len(labels))
-    if split == "val":
-        held_out = set(captioner.validation_ids)
+    if split != "all":
+        held_out = set(captioner.held_out[split])
         wanted = {i: paths for i, paths in wanted.items() if i in held_out}
     if not wanted:
         raise UserError(embeddings_dir, f"no slide to caption (split {split})", "check the ids in the labels file")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -161,8 +162,6 @@ def test_test_cases_are_used_for_nothing(config, tmp_path):
 @pytest.mark.parametrize(("labels", "words"), [
     ({"c9": {"text": "胃", "slides": ["c1-0", "c1-1"]}}, "c1"), ({"c9": {"text": "胃", "slides": ["s0"]}}, "s0")])
 def test_J12_a_slide_in_two_cases_is_refused_across_the_split(config, tmp_path, labels, words):
-    import json
-
     content = json.loads((tmp_path / "labels.json").read_text(encoding="utf-8")) | labels
     write_json(tmp_path / "labels.json", content)
     write_json(tmp_path / "split.json", dict.fromkeys(content, "train") | {"c9": "test", "s6": "val"})
@@ -209,7 +208,6 @@ def test_a_model_trains_on_cases_and_captions_them(tmp_path):
     chosen = select_slides(captioner, None, str(tmp_path / "h5"), load_labels(tmp_path / "labels.json")[0], "all")
     assert {i: [Path(p[0]).stem for p in slides] for i, slides in chosen.items()} == {
         "a": ["a0", "a1"], "b": ["b0", "b1", "b2"], "c0": ["c0"], "d0": ["d0"], "e0": ["e0"]}
-    import json
-
+    assert list(select_slides(captioner, None, str(tmp_path / "h5"), None, "test")) == ["e0"]
     first, second = ([json.loads(line)["loss"] for line in text.splitlines()] for text in losses.values())
     assert first == pytest.approx(second, rel=1e-4)
