@@ -200,6 +200,26 @@ def load_yaml(path: str | Path, config: Config) -> Config:
     return config
 
 
+def load_plain_yaml(path: str | Path) -> Any:
+    """A YAML or JSON file of dicts, lists and texts; every scalar is the text that stands there, `no` and `1e-4` too.
+
+    Raises UserError as `load_yaml`.
+    """
+    def plain(node: yaml.Node) -> Any:
+        if isinstance(node, yaml.ScalarNode):
+            return node.value
+        if isinstance(node, yaml.SequenceNode):
+            return [plain(item) for item in node.value]
+        result: dict[str, Any] = {}
+        for key, value in _mapping(node, f"{path}:{node.start_mark.line + 1}"):
+            if key.value in result:
+                raise UserError(f"{path}:{key.start_mark.line + 1}", f"{key.value} stands twice", "keep one of them")
+            result[key.value] = plain(value)
+        return result
+
+    return plain(_yaml_root(path))
+
+
 def apply_overrides(config: Config, pairs: Iterable[str]) -> Config:
     """Apply `section.key=value` strings, as given to --set, to `config` and return it."""
     for pair in pairs:
