@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import os
 import re
 import types
 import typing
@@ -167,7 +168,8 @@ class Config:
         weights = (self.model.caption_loss_weight, self.model.contrastive_loss_weight)
         if max(weights) == 0:
             raise UserError(where, "both loss weights are 0", "set model.caption_loss_weight above 0")
-        if self.training.batch_size == 1 and weights[1] > 0:
+        if self.training.batch_size * self.training.accum_freq * int(os.environ.get("WORLD_SIZE", "1")) == 1 \
+                and weights[1] > 0:
             raise UserError(where, "training.batch_size is 1, where the contrastive loss is always 0",
                             "use 2 or more, or model.contrastive_loss_weight=0")
         if self.model.dim_head % 2:

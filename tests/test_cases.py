@@ -113,7 +113,7 @@ def test_a_batch_holds_the_text_of_its_epoch(tmp_path, workers):
     batches = Batches(samples, BatchOrder([(5, s.most_tokens) for s in samples], 2, 42, shuffle=True), TileReader(None, 42), 0,
                       workers=workers)
     for epoch in range(2):
-        seen = {i: row[row > 0].tolist() for batch in batches.epoch(epoch) for i, row in zip(batch.ids, batch.labels, strict=True)}
+        seen = {i: row[row > 0].tolist() for (batch,) in batches.epoch(epoch) for i, row in zip(batch.ids, batch.labels, strict=True)}
         assert seen == {s.slide.slide_id: s.at(epoch, 42).token_ids[1:] for s in samples}
     batches.close()
 
