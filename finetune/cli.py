@@ -85,8 +85,8 @@ def add_inference_flags(parser: argparse.ArgumentParser) -> None:
                         help="score findings too: breast, gastric, colorectal, or YAML files of your own")
     parser.add_argument("--prompts", metavar="FILE", help="YAML or JSON {class: [prompt, ...]}: classify zero-shot")
     parser.add_argument("--classes_file", metavar="FILE", help="JSON {id: class}: score the classification")
-    parser.add_argument("--split", choices=("all", "val"), default="all",
-                        help="val: only the slides held out when the checkpoint was trained")
+    parser.add_argument("--split", choices=("all", "val", "test"), default="all",
+                        help="val, test: only the slides of this side when the checkpoint was trained")
     parser.add_argument("--output", metavar="FILE", help="write a record per slide: .jsonl, .json or .csv")
     parser.add_argument("--prism", metavar="WEIGHTS", help="where Prism's weights are, if moved since training; "
                         "with --prism_only paige-ai/Prism if not given")
