@@ -18,15 +18,17 @@ from .batching import encode_text, pad_tiles
 from .checkpoint import load_run
 from .config import Config, GenerationOptions, expand, from_dict, load_plain_yaml
 from .errors import UserError, printable, say
+from .export import read_folder
 from .findings import FindingDictionary
 from .generate import generate
-from .labels import load_labels
-from .model import SlideCaptioner, build_model, check_architecture
+from .labels import Label, load_labels
+from .model import SlideCaptioner, build_model, check_architecture, whole_prism
 from .optim import Precision, resolve_device, resolve_precision
+from .prism_decoder import PrismCoCa
 from .runlog import logger
 from .scores import Answers, evaluate
-from .tiles import BadSlide, SlideFile, find_files, inspect_slide, read_tiles
-from .tokenizer import VocabTokenizer
+from .tiles import Slide, find_files, open_case, read_tiles
+from .tokenizer import Tokenizer, tokenizer_from_dict
 
 _BATCH = 8  # slides decoded together
 _TEXTS = 64  # texts embedded together
@@ -37,36 +39,51 @@ class Captioner:
     """A trained model that scores and captions slides."""
 
     model: SlideCaptioner
-    tokenizer: VocabTokenizer
+    tokenizer: Tokenizer
     config: Config
     precision: Precision
-    validation_ids: list[str]
+    held_out: dict[str, list[str]]  # ids of the sides val and test
 
     @classmethod
     def load(cls, checkpoint: str | Path, prism: str | None = None, device: str = "auto") -> Captioner:
-        """Rebuild the model of a checkpoint from that one file and Prism's weights.
+        """Rebuild the model of a checkpoint from that one file, or folder of `finetune.export`, and Prism's weights.
 
         prism: where Prism's weights are, if not where they were in training; they must be the same weights (SHA-256).
         """
-        content = load_run(expand(str(checkpoint)))
+        path = expand(str(checkpoint))
+        content = read_folder(path) if path.is_dir() else load_run(path)
         config = from_dict(content["config"], str(checkpoint))
-        tokenizer = VocabTokenizer.from_dict(content["tokenizer"], str(checkpoint))
+        tokenizer = tokenizer_from_dict(content["tokenizer"], str(checkpoint))
         config.prism.weights = prism or config.prism.weights
         trained_prism = None if config.prism.freeze else content["prism"].get("architecture")
-        check_architecture(config, tokenizer, trained_prism, content["model"], str(checkpoint))
+        check_architecture(config, tokenizer, content["prism"], content["model"], str(checkpoint))
         model = build_model(config, tokenizer, trained_prism)
-        wanted = str(content["prism"].get("sha256"))
-        if config.prism.freeze and model.prism.sha256 != wanted:
-            raise UserError(checkpoint, f"was trained with other Prism weights ({content['prism'].get('source')}, sha "
-                            f"{wanted[:12]}; {config.prism.weights} has {str(model.prism.sha256)[:12]})",
-                            "give the same weights with --prism")
+        frozen = {"sha256": model.prism.sha256} if config.prism.freeze else {}
+        for key, found in (frozen | {"text_sha256": getattr(model.coca, "sha256", None)}).items():
+            if content["prism"].get(key) != found:
+                raise UserError(checkpoint, f"was trained with other Prism weights ({content['prism'].get('source')}, "
+                                f"{key} {str(content['prism'].get(key))[:12]}; {config.prism.weights} has "
+                                f"{str(found)[:12]})", "give the same weights with --prism")
         model.load_saved_state(content["model"], str(checkpoint))
         where = resolve_device(device)
         return cls(model.to(where).eval(), tokenizer, config, resolve_precision("auto", where),
-                   list(held_out) if isinstance(held_out := content["data"].get("validation_ids"), list) else [])
+                   {side: [*ids] if isinstance(ids := content["data"].get(key), list) else []
+                    for side, key in (("val", "validation_ids"), ("test", "test_ids"))})
+
+    @classmethod
+    def of_prism(cls, prism: str | None = None, device: str = "auto") -> Captioner:
+        """Prism itself, with its own text side and nothing trained. prism: its weights (default: from the hub)."""
+        config = Config()
+        config.prism.weights = prism or config.prism.weights
+        whole, where = whole_prism(config), resolve_device(device)
+        config.data.image_dim = whole.tile_dim
+        config.data.max_seq_len = whole.prism_config.biogpt_config.max_position_embeddings
+        model = SlideCaptioner(whole.slide_encoder(), PrismCoCa(whole), config.prism.image_tokens)
+        return cls(model.to(where).eval(), whole.tokenizer, config, resolve_precision("auto", where),
+                   {"val": [], "test": []})
 
     @torch.no_grad()
-    def describe(self, slides: list[SlideFile], texts: list[str], options: GenerationOptions,
+    def describe(self, slides: list[Slide], texts: list[str], options: GenerationOptions,
                  embeddings: dict[str, np.ndarray] | None = None) -> list[dict[str, Any]]:
         """One record per slide: caption, cosine similarity to each text, and with several texts their probabilities.
 
@@ -119,19 +136,18 @@ def _units(vectors: torch.Tensor) -> np.ndarray:
     return torch.nn.functional.normalize(vectors.float(), dim=-1).cpu().numpy()
 
 
-def caption_slides(captioner: Captioner, paths: dict[str, list[str]], texts: list[str], options: GenerationOptions,
+def caption_slides(captioner: Captioner, cases: dict[str, list[list[str]]], texts: list[str],
+                   options: GenerationOptions,
                    embeddings: dict[str, np.ndarray] | None = None) -> Iterator[dict[str, Any]]:
-    """Records of {slide id: its file}; a slide that cannot be used has its reason in `error`, the others go on."""
-    group: list[SlideFile] = []
+    """Records of {id: the files of each of its slides}; `error` says why one cannot be used, the others go on."""
+    group: list[Slide] = []
     data = captioner.config.data
-    bar = tqdm(paths.items(), "captioning", unit="slide", leave=False, disable=None if len(paths) > 1 else True)
-    for slide_id, (path, *others) in bar:
+    bar = tqdm(cases.items(), "captioning", unit="slide", leave=False, disable=None if len(cases) > 1 else True)
+    for case_id, slides in bar:
         try:
-            if others:
-                raise BadSlide(f"{len(others)} other files have this name, {others[0]} among them", "keep one of them")
-            group.append(inspect_slide(path, data.h5_key, data.image_dim, data.wanted_encoder))
-        except BadSlide as bad:
-            yield _record(slide_id, error=f"{path}: {bad.what}; {bad.fix}")
+            group.append(open_case(case_id, slides, data.h5_key, data.image_dim, data.wanted_encoder))
+        except UserError as error:
+            yield _record(case_id, error=error.line())
         if len(group) == _BATCH:
             yield from _describe_each(captioner, group, texts, options, embeddings)
             group = []
@@ -139,23 +155,24 @@ def caption_slides(captioner: Captioner, paths: dict[str, list[str]], texts: lis
 
 
 def select_slides(captioner: Captioner, embeddings_file: str | None, embeddings_dir: str | None,
-                  labels: dict[str, str] | None, split: str) -> dict[str, list[str]]:
-    """{slide id: files of this name}: one file, or of a folder all slides, those with a label, or the held-out ones."""
+                  labels: dict[str, Label] | None, split: str) -> dict[str, list[list[str]]]:
+    """{id: the files of each of its slides}: one file; or of a folder all, the labelled, or the held-out ones."""
     if embeddings_file is not None:
         path = expand(embeddings_file)
-        return {path.stem: [str(path)]}
+        return {path.stem: [[str(path)]]}
     files = find_files(embeddings_dir or "")
-    wanted = list(files)
+    wanted = {i: [paths] for i, paths in files.items()}
     if labels is not None:
-        wanted = [i for i in labels if i in files]
+        wanted = {i: [files[name] for name in label.slides] for i, label in labels.items()
+                  if files.keys() >= set(label.slides)}
         if absent := len(labels) - len(wanted):
             logger.warning("%d of %d labels have no H5 file and are left out", absent, len(labels))
-    if split == "val":
-        held_out = set(captioner.validation_ids)
-        wanted = [i for i in wanted if i in held_out]
+    if split != "all":
+        held_out = set(captioner.held_out[split])
+        wanted = {i: paths for i, paths in wanted.items() if i in held_out}
     if not wanted:
         raise UserError(embeddings_dir, f"no slide to caption (split {split})", "check the ids in the labels file")
-    return {i: files[i] for i in wanted}
+    return wanted
 
 
 def write_records(records: list[dict[str, Any]], path: Path) -> None:
@@ -183,7 +200,7 @@ def _write_csv(records: list[dict[str, Any]], path: Path) -> None:
 class Truth:
     """What is known of the slides, to score against: reference texts and classes by id, prompts, findings."""
 
-    labels: dict[str, str] | None
+    labels: dict[str, Label] | None
     prompts: dict[str, list[str]] | None
     classes: dict[str, str] | None
     findings: FindingDictionary | None
@@ -195,10 +212,11 @@ class Truth:
             if getattr(args, flag) and not getattr(args, needed):
                 raise UserError(f"--{flag}", f"needs --{needed}", f"add --{needed} FILE")
         prompts = load_prompts(args.prompts) if args.prompts else None
-        classes = load_labels(args.classes_file)[0] if args.classes_file else None
+        labels, classes = (load_labels(path)[0] if path else None for path in (args.labels_file, args.classes_file))
+        classes = {i: label.text for i, label in classes.items()} if classes is not None else None
         if classes and (unknown := sorted(set(classes.values()) - set(prompts or ()))):
             raise UserError(args.classes_file, f"class {unknown[0]!r} has no prompt", f"add it to {args.prompts}")
-        return cls(load_labels(args.labels_file)[0] if args.labels_file else None, prompts, classes,
+        return cls(labels, prompts, classes,
                    FindingDictionary.load(args.findings) if args.findings else None)
 
     def answers(self, captioner: Captioner, records: list[dict[str, Any]],
@@ -211,7 +229,7 @@ class Truth:
         answers = Answers([r["caption"] for r in known], findings=self.findings)
         images = np.stack([embeddings[r["id"]] for r in known])
         if self.labels is not None:
-            answers.references = [[self.labels[r["id"]]] for r in known]
+            answers.references = [list(self.labels[r["id"]].texts) for r in known]
             answers.texts = list(dict.fromkeys(text for several in answers.references for text in several))
             answers.similarity = images @ captioner.embed_texts(answers.texts).T
         if self.classes is not None:
@@ -236,7 +254,8 @@ def run_inference(args: argparse.Namespace, options: GenerationOptions) -> int:
     """What inference.py does after parsing: caption, print, write, score; 2 if a slide failed, else 0."""
     output = _output_path(args.output)
     truth = Truth.load(args)
-    captioner = Captioner.load(args.checkpoint, args.prism, args.device)
+    captioner = Captioner.of_prism(args.prism, args.device) if args.prism_only else \
+        Captioner.load(args.checkpoint, args.prism, args.device)
     paths = select_slides(captioner, args.embeddings_file, args.embeddings_dir, truth.labels, args.split)
     texts = _texts_to_score(args.text, captioner)
     records: list[dict[str, Any]] = []
@@ -309,7 +328,7 @@ def _output_path(path: str | None) -> Path | None:
     return target
 
 
-def _describe_each(captioner: Captioner, group: list[SlideFile], *how: Any) -> Iterator[dict[str, Any]]:
+def _describe_each(captioner: Captioner, group: list[Slide], *how: Any) -> Iterator[dict[str, Any]]:
     """Describe a group together; if one of its files turns out to be unreadable, each alone."""
     if not group:
         return

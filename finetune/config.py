@@ -37,10 +37,16 @@ def _key(default: Any, help: str, low: float | None = None, high: float | None =
 @dataclass(kw_only=True)
 class DataConfig:
     embeddings_dir: str = _key("", "folder of H5 tile embeddings, flat or nested; the file name is the slide id")
-    labels_file: str = _key("", "JSON file {slide id: text}")
+    labels_file: str = _key("", "JSON file {slide id: text}, or with several texts or slides to an id")
     max_seq_len: int = _key(128, "longest text in tokens, begin and end token included; longer texts are cut", 4)
     image_dim: int = _key(2560, "width of a tile embedding", 1)
     val_split: float = _key(0.1, "share of the slides held out for validation; 0 = none", 0, 0.9)
+    group_pattern: str | None = _key(None, "regular expression that finds the patient in an id; all of a patient is on "
+                                     "one side of the split; null = each id is its own")
+    split_file: str | None = _key(None, "JSON {id: train, val or test} or CSV with the columns id,split; null = as the "
+                                  "labels say, else by val_split")
+    folds: int | None = _key(None, "cross-validation: so many folds, of which one validates; null = by val_split", 2)
+    fold: int = _key(0, "with folds: the one that validates, counted from 0", 0)
     h5_key: str | None = _key(None, "dataset inside the H5 file; null = found by its usual names")
     tile_encoder: str = _key("auto", "tile encoder that a file must be of, if it names one; auto: virchow if image_dim "
                              "is 2560, Prism's; any = no check")
@@ -83,6 +89,11 @@ class ModelConfig:
     heads: int = _key(8, "attention heads", 1, 1024)
     dim_head: int = _key(64, "width of an attention head, an even number", 2, 4096)
     ff_mult: int = _key(4, "feed-forward width as a multiple of dim", 1, 64)
+    init: str = _key("random", "what a coca decoder starts from: nothing, or what fits of Prism's text side",
+                     choices=("random", "prism"))
+    decoder: str = _key("coca", "coca: a CoCa of the sizes above; prism: Prism's own text decoder, fine-tuned",
+                        choices=("coca", "prism"))
+    lora_rank: int = _key(0, "decoder prism: rank of low-rank adapters; 0 = its upper half trains as a whole", 0, 4096)
 
 
 @dataclass(kw_only=True)
@@ -168,6 +179,12 @@ class Config:
                 self.training.accum_freq * int(os.environ.get("WORLD_SIZE", "1")) == 1:
             raise UserError(where, "training.batch_size is 1, where the contrastive loss is always 0",
                             "use 2 or more, or model.contrastive_loss_weight=0")
+        if self.model.decoder == "prism" and self.prism.image_tokens != "latents":
+            raise UserError(where, f"prism.image_tokens is {self.prism.image_tokens}, Prism's decoder reads latents",
+                            "use prism.image_tokens=latents, or model.decoder=coca")
+        if self.model.lora_rank and self.model.decoder != "prism":
+            raise UserError(where, "model.lora_rank is set, but model.decoder is coca, which has no weights to adapt",
+                            "use model.decoder=prism, or leave model.lora_rank at 0")
         if self.model.dim_head % 2:
             raise UserError(where, f"model.dim_head is {self.model.dim_head}", "rotary positions need an even number")
         return self

@@ -71,7 +71,7 @@ def _largest(objective: Objective, samples: Sequence[Sample], max_tiles: int | N
     """A batch of random numbers, of the size of the longest text and the largest slide; (size, ...) each."""
     model, device = objective.model, objective.precision.device
     length = max(len(s.token_ids) for s in samples) - 1
-    text = torch.randint(4, model.coca.token_emb.num_embeddings, (size, length), device=device)
+    text = torch.randint(0, 1 + max(max(s.token_ids) for s in samples), (size, length), device=device)
     mask, ids = torch.ones_like(text, dtype=torch.bool), [""] * size
     if cached:
         tokens = torch.randn(size, *model.image_tokens_shape, device=device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import platform
 import random
@@ -10,7 +11,7 @@ import shutil
 import signal
 import threading
 import zlib
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from logging.handlers import MemoryHandler
 from pathlib import Path
@@ -28,7 +29,7 @@ from .errors import UserError
 from .latents import SlideCache
 from .loop import Parts, TrainState, fit
 from .manifest import write_manifest
-from .model import SlideCaptioner, build_model
+from .model import SlideCaptioner, build_model, describe_prism, initialise, prism_tokenizer
 from .objective import Objective
 from .optim import Precision, build_optimizer, resolve_device, resolve_precision
 from .probe import largest_batch
@@ -36,17 +37,17 @@ from .resume import open_checkpoint
 from .runlock import RunLock
 from .runlog import RunLog, log_to_console, log_to_file, logger
 from .tiles import TileReader
-from .tokenizer import VocabTokenizer
+from .tokenizer import tokenizer_from_dict
 from .watch import CaptionWatch
 
 # What may differ when a run is resumed. `epochs` stretches the learning-rate schedule from there on.
-_MAY_CHANGE = {"data.embeddings_dir", "data.labels_file", "data.sha256_file", "data.on_bad", "data.max_bad_fraction",
-               "data.latents_cache", "data.tile_encoder", "prism.weights", "prism.revision", "training.epochs",
-               "training.save_every", "training.save_every_steps", "training.output_dir", "training.log_dir",
-               "training.device", "training.workers"}
+_MAY_CHANGE = {"data.embeddings_dir", "data.labels_file", "data.split_file", "data.sha256_file", "data.on_bad",
+               "data.max_bad_fraction", "data.latents_cache", "data.tile_encoder", "prism.weights", "prism.revision",
+               "training.epochs", "training.save_every", "training.save_every_steps", "training.output_dir",
+               "training.log_dir", "training.device", "training.workers"}
 # Where things lie on this disk is of no use in a checkpoint, which others may see.
-_PATHS = ("data.embeddings_dir", "data.labels_file", "data.sha256_file", "data.latents_cache", "training.output_dir",
-          "training.log_dir")
+_PATHS = ("data.embeddings_dir", "data.labels_file", "data.split_file", "data.sha256_file", "data.latents_cache",
+          "training.output_dir", "training.log_dir")
 _CHECKPOINTS_FREE = 3  # the disk must have room for so many: best, last and the one being written
 
 
@@ -68,12 +69,18 @@ def train(config: Config, resume: str | None = None) -> int:
 def _train(config: Config, resume: str | None, folder: Path, memory: MemoryHandler, device: torch.device,
            world: World) -> int:
     checkpoint, content = _open_everywhere(resume, folder, world)
-    tokenizer = VocabTokenizer.from_dict(content["tokenizer"], str(checkpoint)) if content else None
+    tokenizer = tokenizer_from_dict(content["tokenizer"], str(checkpoint)) if content else None
+    if tokenizer is None and config.model.decoder == "prism":
+        tokenizer = prism_tokenizer(config)
     manifest = _manifest(config) if config.data.latents_cache else None
     data = world.share(lambda: prepare_data(config.data, config.training.seed, tokenizer, manifest))
     _seed(config.training.seed + world.rank)
     precision = resolve_precision(config.training.precision, device)
-    model = build_model(config, data.tokenizer).to(device)
+    model = build_model(config, data.tokenizer)
+    if not content:
+        initialise(model, config, data.tokenizer)
+    model = model.to(device)
+    world.copy_from_main(model.trained_parameters())  # alike on all ranks, whatever random generator has drawn them
     about = _about(config, data, model, precision, world)
     state = TrainState()
     if content:
@@ -93,7 +100,7 @@ def _train(config: Config, resume: str | None, folder: Path, memory: MemoryHandl
     if world.is_main:
         _open_folder(config, data, parts, saver, folder, memory, checkpoint, state)
     _announce(config, data, parts, state, checkpoint)
-    slides = [s.slide for s in data.train + data.validation]
+    slides = data.slides
     if manifest and world.is_main:
         write_manifest(manifest, config.data.h5_key, config.data.image_dim, config.data.wanted_encoder, slides)
     if cache:
@@ -141,7 +148,8 @@ def _open_folder(config: Config, data: Data, parts: Parts, saver: Saver, folder:
         stale.unlink()
     log_to_file(memory, expand(config.training.log_dir))
     (folder / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
-    (folder / "tokenizer.json").write_text(data.tokenizer.to_json(), encoding="utf-8")
+    (folder / "tokenizer.json").write_text(json.dumps(data.tokenizer.to_dict(), ensure_ascii=False, indent=1),
+                                             encoding="utf-8")
     if checkpoint and checkpoint.name != LAST:  # else a later `auto` would go on from what is left behind here
         saver.save(state, state.best_epoch == state.epoch and not state.batches_done)
     parts.log.truncate(state.metrics_bytes)
@@ -196,7 +204,7 @@ def _assemble(config: Config, data: Data, objective: Objective, about: dict[str,
 def _batches(config: Config, pad_id: int, cache: SlideCache | None, world: World, state: TrainState,
              samples: list[Sample], *, shuffle: bool, drop_single: bool = False) -> Batches:
     data, training = config.data, config.training
-    sizes = [(0 if cache else min(s.slide.num_tiles, data.max_tiles or s.slide.num_tiles), len(s.token_ids) - 1)
+    sizes = [(0 if cache else min(s.slide.num_tiles, data.max_tiles or s.slide.num_tiles), s.most_tokens)
              for s in samples]
     order = BatchOrder(sizes, state.batch_size, training.seed, shuffle=shuffle, drop_single=drop_single,
                        max_tokens=training.max_batch_tokens, micro_batches=state.micro_batches)
@@ -219,7 +227,7 @@ def _slide_cache(config: Config, data: Data, model: SlideCaptioner, precision: P
     most = config.data.max_tiles
     if config.data.latents_cache is None or not config.prism.freeze:
         return None
-    if most is not None and any(s.slide.num_tiles > most for s in data.train + data.validation):
+    if most is not None and any(s.num_tiles > most for s in data.slides):
         return None
     return SlideCache.of(_cache_folder(config), model.prism.sha256, precision.name, *model.image_tokens_shape)
 
@@ -241,9 +249,10 @@ def _about(config: Config, data: Data, model: SlideCaptioner, precision: Precisi
     return {
         "config": public,
         "tokenizer": data.tokenizer.to_dict(),
-        "prism": {"source": prism.source, "revision": prism.revision, "sha256": prism.sha256,
-                  "architecture": asdict(prism.config)},
-        "data": {"fingerprint": data.fingerprint, "validation_ids": [s.slide.slide_id for s in data.validation]},
+        "prism": {"source": prism.source, "revision": prism.revision, "sha256": prism.sha256} | describe_prism(model),
+        "data": {"fingerprint": data.fingerprint, "test_ids": data.test_ids,
+                 "validation_ids": [s.slide.slide_id for s in data.validation],
+                 "slides": {"training": len(data.train), "validation": len(data.validation)}},
         "versions": {"torch": str(torch.__version__), "python": platform.python_version(),
                      "threads": torch.get_num_threads(), "precision": precision.name,
                      "device": _device_name(precision.device), "processes": world.size},
@@ -261,7 +270,7 @@ def _check_same_run(content: dict[str, Any], about: dict[str, Any], where: str) 
     if content["data"].get("fingerprint") != about["data"]["fingerprint"]:
         raise UserError(where, "was trained on other data (slides, texts, tile counts or split changed)",
                         "put the data back, or start anew in another --output_dir")
-    if content["prism"].get("sha256") != about["prism"]["sha256"]:
+    if any(content["prism"].get(key) != about["prism"].get(key) for key in ("sha256", "text_sha256")):
         raise UserError(where, f"was trained with other Prism weights ({content['prism'].get('source')})",
                         "give the same weights with prism.weights")
     if "processes" not in content["versions"] and now["training"]["accum_freq"] > 1:
@@ -312,7 +321,7 @@ def _announce(config: Config, data: Data, parts: Parts, state: TrainState, check
 
 
 def _announce_data(data: Data) -> None:
-    tiles = [s.slide.num_tiles for s in data.train + data.validation]
+    tiles = [s.num_tiles for s in data.slides]
     logger.info("%d training and %d validation slides, %d to %d tiles each; vocabulary of %d", len(data.train),
                 len(data.validation), min(tiles), max(tiles), len(data.tokenizer))
 
