@@ -119,6 +119,9 @@ class TrainingConfig:
                           choices=("auto", "fp16", "bf16", "fp32"))
     device: str = _key("auto", "auto (CUDA if there is one), cpu, cuda or cuda:N")
     workers: int = _key(2, "processes that read slides; 0 = read in the training process", 0, 256)
+    compile: bool = _key(False, "compile the captioner with torch.compile: minutes at the start, then faster steps")
+    grad_checkpointing: bool = _key(False, "compute the captioner's layers again in the backward pass instead of "
+                                    "keeping them: less memory for long texts, a third more time")
 
 
 @dataclass(kw_only=True)
@@ -185,6 +188,9 @@ class Config:
         if self.model.lora_rank and self.model.decoder != "prism":
             raise UserError(where, "model.lora_rank is set, but model.decoder is coca, which has no weights to adapt",
                             "use model.decoder=prism, or leave model.lora_rank at 0")
+        if self.model.decoder == "prism" and (self.training.compile or self.training.grad_checkpointing):
+            raise UserError(where, "training.compile and grad_checkpointing are for model.decoder=coca",
+                            "leave them out with model.decoder=prism")
         if self.model.dim_head % 2:
             raise UserError(where, f"model.dim_head is {self.model.dim_head}", "rotary positions need an even number")
         return self

@@ -44,7 +44,8 @@ from .watch import CaptionWatch
 _MAY_CHANGE = {"data.embeddings_dir", "data.labels_file", "data.split_file", "data.sha256_file", "data.on_bad",
                "data.max_bad_fraction", "data.latents_cache", "data.tile_encoder", "prism.weights", "prism.revision",
                "training.epochs", "training.save_every", "training.save_every_steps", "training.output_dir",
-               "training.log_dir", "training.device", "training.workers"}
+               "training.log_dir", "training.device", "training.workers",
+               "training.compile", "training.grad_checkpointing"}
 # Where things lie on this disk is of no use in a checkpoint, which others may see.
 _PATHS = ("data.embeddings_dir", "data.labels_file", "data.split_file", "data.sha256_file", "data.latents_cache",
           "training.output_dir", "training.log_dir")
@@ -76,6 +77,7 @@ def _train(config: Config, resume: str | None, folder: Path, memory: MemoryHandl
     data = world.share(lambda: prepare_data(config.data, config.training.seed, tokenizer, manifest))
     _seed(config.training.seed + world.rank)
     precision = resolve_precision(config.training.precision, device)
+    precision.use_tf32()
     model = build_model(config, data.tokenizer)
     if not content:
         initialise(model, config, data.tokenizer)
@@ -87,6 +89,10 @@ def _train(config: Config, resume: str | None, folder: Path, memory: MemoryHandl
         _check_same_run(content, about, str(checkpoint))
         state = TrainState.of(content["progress"], str(checkpoint))
     cache = _slide_cache(config, data, model, precision)
+    if config.training.grad_checkpointing:
+        model.coca.grad_checkpointing = True
+    if config.training.compile:
+        _compile(model)
     objective = Objective(model, precision, world)
     state.batch_size = state.batch_size or _batch_size(config, objective, data, cache)
     state.micro_batches = state.micro_batches or config.training.accum_freq * world.size
@@ -114,6 +120,13 @@ def _train(config: Config, resume: str | None, folder: Path, memory: MemoryHandl
         return 128 + number
     logger.info("finished: best epoch %d, files in %s", state.best_epoch, config.training.output_dir)
     return 0
+
+
+def _compile(model: SlideCaptioner) -> None:
+    if not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++", "cl"))):
+        raise UserError("training.compile", "torch.compile needs a C++ compiler, and there is none",
+                        "install g++, or set training.compile=false")
+    model.coca.compile()
 
 
 def _batch_size(config: Config, objective: Objective, data: Data, cache: SlideCache | None) -> int:
