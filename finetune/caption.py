@@ -26,7 +26,7 @@ from .optim import Precision, resolve_device, resolve_precision
 from .runlog import logger
 from .scores import Answers, evaluate
 from .tiles import Slide, find_files, open_case, read_tiles
-from .tokenizer import VocabTokenizer
+from .tokenizer import Tokenizer, tokenizer_from_dict
 
 _BATCH = 8  # slides decoded together
 _TEXTS = 64  # texts embedded together
@@ -37,7 +37,7 @@ class Captioner:
     """A trained model that scores and captions slides."""
 
     model: SlideCaptioner
-    tokenizer: VocabTokenizer
+    tokenizer: Tokenizer
     config: Config
     precision: Precision
     held_out: dict[str, list[str]]  # ids of the sides val and test
@@ -50,7 +50,7 @@ class Captioner:
         """
         content = load_run(expand(str(checkpoint)))
         config = from_dict(content["config"], str(checkpoint))
-        tokenizer = VocabTokenizer.from_dict(content["tokenizer"], str(checkpoint))
+        tokenizer = tokenizer_from_dict(content["tokenizer"], str(checkpoint))
         config.prism.weights = prism or config.prism.weights
         trained_prism = None if config.prism.freeze else content["prism"].get("architecture")
         check_architecture(config, tokenizer, trained_prism, content["model"], str(checkpoint))

@@ -38,6 +38,10 @@ class DataConfig:
     embeddings_dir: str = _key("", "folder of H5 tile embeddings, flat or nested; the file name is the slide id")
     labels_file: str = _key("", "JSON file {slide id: text}, or with several texts or slides to an id")
     max_seq_len: int = _key(128, "longest text in tokens, begin and end token included; longer texts are cut", 4)
+    tokenizer: str = _key("vocab", "vocab: characters and words of the training texts; bpe or bpe:SIZE: byte pairs of "
+                          "them; hf:NAME_OR_FOLDER: a tokenizer of Hugging Face")
+    normalize: bool = _key(False, "full-width signs to half-width (NFKC) and units in one spelling before a text is "
+                           "encoded")
     image_dim: int = _key(2560, "width of a tile embedding", 1)
     val_split: float = _key(0.1, "share of the slides held out for validation; 0 = none", 0, 0.9)
     group_pattern: str | None = _key(None, "regular expression that finds the patient in an id; all of a patient is on "
@@ -165,6 +169,9 @@ class Config:
         for key in ("embeddings_dir", "labels_file"):
             if not getattr(self.data, key):
                 raise UserError(where, f"data.{key} is not set", f"give --{key} or write it under data:")
+        if not re.fullmatch(r"vocab|bpe(:([3-9]\d\d|[1-9]\d{3,5}))?|hf:.+", self.data.tokenizer):
+            raise UserError(where, f"data.tokenizer is {self.data.tokenizer!r}",
+                            "it must be vocab, bpe, bpe:SIZE (300 to 999999) or hf:NAME_OR_FOLDER")
         weights = (self.model.caption_loss_weight, self.model.contrastive_loss_weight)
         if max(weights) == 0:
             raise UserError(where, "both loss weights are 0", "set model.caption_loss_weight above 0")

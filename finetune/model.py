@@ -15,7 +15,7 @@ from .batching import Batch
 from .config import Config
 from .errors import UserError
 from .runlog import logger
-from .tokenizer import VocabTokenizer
+from .tokenizer import Tokenizer
 
 _MOST_LAYERS = 4096  # of a Prism in a checkpoint; the published one has 8 x 6
 
@@ -95,7 +95,7 @@ def _unwrapped(key: str) -> str:
     return ".".join(part for part in key.split(".") if part not in ("module", "_orig_mod"))
 
 
-def build_model(config: Config, tokenizer: VocabTokenizer,
+def build_model(config: Config, tokenizer: Tokenizer,
                 trained_prism: dict[str, Any] | None = None) -> SlideCaptioner:
     """Load Prism and make a fresh CoCa, seeded by `training.seed`. Raises UserError if the widths do not fit.
 
@@ -116,7 +116,7 @@ def build_model(config: Config, tokenizer: VocabTokenizer,
     return SlideCaptioner(prism, coca, config.prism.image_tokens)
 
 
-def check_architecture(config: Config, tokenizer: VocabTokenizer, trained_prism: dict[str, Any] | None,
+def check_architecture(config: Config, tokenizer: Tokenizer, trained_prism: dict[str, Any] | None,
                        state: dict[str, torch.Tensor], where: str) -> None:
     """Whether weights are those of the model that stands beside them in an unknown file. Raises UserError.
 
@@ -137,7 +137,7 @@ def check_architecture(config: Config, tokenizer: VocabTokenizer, trained_prism:
         raise UserError(where, "its weights are not of the model it describes", "use another checkpoint of the run")
 
 
-def _make_coca(config: Config, tokenizer: VocabTokenizer) -> CoCa:
+def _make_coca(config: Config, tokenizer: Tokenizer) -> CoCa:
     model = config.model
     return CoCa(dim=model.dim, num_tokens=len(tokenizer), unimodal_depth=model.unimodal_depth,
                 multimodal_depth=model.multimodal_depth, dim_latents=model.dim_latents, image_dim=model.image_dim,

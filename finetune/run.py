@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import platform
 import random
+import re
 import shutil
 import signal
 import threading
@@ -35,7 +37,7 @@ from .resume import open_checkpoint
 from .runlock import RunLock
 from .runlog import RunLog, log_to_console, log_to_file, logger
 from .tiles import TileReader
-from .tokenizer import VocabTokenizer
+from .tokenizer import tokenizer_from_dict
 from .watch import CaptionWatch
 
 # What may differ when a run is resumed. `epochs` stretches the learning-rate schedule from there on.
@@ -65,7 +67,7 @@ def train(config: Config, resume: str | None = None) -> int:
 def _train(config: Config, resume: str | None, folder: Path, memory: MemoryHandler, device: torch.device,
            world: World) -> int:
     checkpoint, content = _open_everywhere(resume, folder, world)
-    tokenizer = VocabTokenizer.from_dict(content["tokenizer"], str(checkpoint)) if content else None
+    tokenizer = tokenizer_from_dict(content["tokenizer"], str(checkpoint)) if content else None
     manifest = _manifest(config) if config.data.latents_cache else None
     data = world.share(lambda: prepare_data(config.data, config.training.seed, tokenizer, manifest))
     _seed(config.training.seed + world.rank)
@@ -128,7 +130,8 @@ def _open_folder(config: Config, data: Data, parts: Parts, saver: Saver, folder:
         stale.unlink()
     log_to_file(memory, expand(config.training.log_dir))
     (folder / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
-    (folder / "tokenizer.json").write_text(data.tokenizer.to_json(), encoding="utf-8")
+    (folder / "tokenizer.json").write_text(json.dumps(data.tokenizer.to_dict(), ensure_ascii=False, indent=1),
+                                           encoding="utf-8")
     if checkpoint and checkpoint.name != LAST:  # else a later `auto` would go on from what is left behind here
         saver.save(state, state.best_epoch == state.epoch and not state.batches_done)
     parts.log.truncate(state.metrics_bytes)
@@ -225,6 +228,8 @@ def _about(config: Config, data: Data, model: SlideCaptioner, precision: Precisi
     for key in _PATHS:
         section, name = key.split(".")
         public[section][name] = ""
+    if not re.fullmatch(r"hf:[\w-][\w.-]*(/[\w.-]+)?|[^h].*", public["data"]["tokenizer"]):  # a folder, not a hub name
+        public["data"]["tokenizer"] = "hf:" + re.split(r"[/\\]", public["data"]["tokenizer"].rstrip("/\\"))[-1]
     return {
         "config": public,
         "tokenizer": data.tokenizer.to_dict(),

@@ -121,6 +121,7 @@ def test_flags_and_bad_configs_are_judged_without_torch():
 
 def test_each_library_has_one_owner():
     assert users_of("h5py") == {"finetune/h5.py", "finetune/demo.py"}
+    assert users_of("tokenizers") == users_of("transformers") == {"finetune/tokenizer.py"}
     assert users_of("yaml") == {"finetune/config.py"}
     assert users_of("safetensors") <= {"prism/files.py"}
     assert all("huggingface_hub" not in top_level(n) for n in SHIPPED if package(n) != "prism")
