@@ -61,11 +61,20 @@ def build_tokenizer(kind: str, texts: Sequence[str], normalize: bool) -> Tokeniz
 
 def tokenizer_from_dict(data: dict[str, Any], where: str) -> Tokenizer:
     """The tokenizer of a checkpoint, of any kind. Raises UserError."""
-    known = {"vocab": VocabTokenizer, "bpe": FastTokenizer, "hf": FastTokenizer}
-    if data.get("type") not in known or data.get("version") != 1:
-        raise UserError(where, f"tokenizer {data.get('type')!r} version {data.get('version')!r} is unknown",
+    kind, version = data.get("type"), data.get("version")
+    if kind not in ("vocab", "bpe", "hf", "biogpt") or version != 1:
+        raise UserError(where, f"tokenizer {kind!r} version {version!r} is unknown",
                         "use the version of this project that wrote it")
-    return known[data["type"]].from_dict(data, where)
+    try:
+        if kind == "biogpt":  # of Prism's text side
+            from prism import BioGptTokenizer  # torch: only where it is loaded anyway
+
+            return BioGptTokenizer.from_dict(data)
+        return (VocabTokenizer if kind == "vocab" else FastTokenizer).from_dict(data)
+    except ImportError as error:
+        raise UserError(where, f"its tokenizer needs the package {error.name}", f"pip install {error.name}") from None
+    except Exception:  # `tokenizers` raises nothing narrower
+        raise UserError(where, "its tokenizer is not usable", "use another checkpoint of the run") from None
 
 
 def normalize_text(text: str) -> str:
@@ -118,10 +127,11 @@ class VocabTokenizer:
         return {"type": "vocab", "version": 1, "pieces": self.pieces} | ({"normalize": True} if self.normalize else {})
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any], where: str) -> VocabTokenizer:
+    def from_dict(cls, data: dict[str, Any]) -> VocabTokenizer:
+        """What `to_dict` gave. Raises ValueError for anything else."""
         pieces = data.get("pieces")
         if not isinstance(pieces, list) or not all(isinstance(p, str) for p in pieces):
-            raise UserError(where, "its tokenizer has no vocabulary", "use another checkpoint of the run")
+            raise ValueError("no vocabulary")
         return cls(pieces, data.get("normalize") is True)
 
 
@@ -207,16 +217,10 @@ class FastTokenizer:
                 "normalize": self.normalize}
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any], where: str) -> FastTokenizer:
-        special = data.get("special")
-        try:
-            made = cls(data["type"], data["json"], {n: special[n] for n in ("pad", "bos", "eos", "unk")},
-                       data.get("normalize") is True)
-            ids = [made.pad_id, made.bos_id, made.eos_id, *([] if made.unk_id is None else [made.unk_id])]
-            if all(type(i) is int and 0 <= i <= made._tokenizer.get_vocab_size() + 3 for i in ids):
-                return made
-        except ImportError:
-            raise UserError(where, "its tokenizer needs the package tokenizers", "pip install tokenizers") from None
-        except Exception:  # `tokenizers` raises nothing narrower
-            pass
-        raise UserError(where, "its tokenizer is not usable", "use another checkpoint of the run")
+    def from_dict(cls, data: dict[str, Any]) -> FastTokenizer:
+        """What `to_dict` gave. Raises ValueError or what `tokenizers` raises for anything else."""
+        made = cls(data["type"], data["json"], data["special"], data.get("normalize") is True)
+        ids = [made.pad_id, made.bos_id, made.eos_id, *([] if made.unk_id is None else [made.unk_id])]
+        if not all(type(i) is int and 0 <= i <= made._tokenizer.get_vocab_size() + 3 for i in ids):
+            raise ValueError("impossible ids")
+        return made
