@@ -26,6 +26,7 @@ from .errors import UserError
 from .latents import SlideCache
 from .loop import Parts, TrainState, fit
 from .manifest import write_manifest
+from .memory import keep_freed_memory
 from .model import SlideCaptioner, build_model
 from .optim import Precision, build_optimizer, resolve_device, resolve_precision
 from .resume import open_checkpoint
@@ -64,6 +65,8 @@ def _train(config: Config, resume: str | None, folder: Path, memory: MemoryHandl
     data = prepare_data(config.data, config.training.seed, tokenizer, manifest)
     _seed(config.training.seed)
     device = resolve_device(config.training.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     precision = resolve_precision(config.training.precision, device)
     model = build_model(config, data.tokenizer).to(device)
     about = _about(config, data, model, precision)
