@@ -11,15 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from coca_pytorch import CoCa
 from finetune.batching import Batches, BatchOrder, Sample
 from finetune.config import GenerationOptions
+from finetune.distributed import World
 from finetune.generate import generate
 from finetune.latents import SlideCache
 from finetune.loop import Parts, TrainState, train_step
 from finetune.memory import keep_freed_memory
 from finetune.model import SlideCaptioner
+from finetune.objective import Objective
 from finetune.optim import build_optimizer, resolve_device, resolve_precision
 from finetune.run import encode as encode_slides
 from finetune.runlog import RunLog
@@ -50,11 +53,11 @@ def encode(prism: str, tiles: int, slides: int, precision: str) -> dict[str, Any
 
 def encode_to(prism: str, tiles: int, folder: str) -> dict[str, Any]:
     """Leave weights, tiles and what comes out in `folder`, for the peer to compute the same."""
-    encoder = load_prism(prism)
-    torch.save(encoder.image_resampler.state_dict(), Path(folder) / "weights.pt")
-    torch.save(embeddings := torch.randn(1, tiles, encoder.tile_dim), Path(folder) / "tiles.pt")
+    encoder, embeddings = load_prism(prism), torch.randn(1, tiles, 2560)
     with torch.no_grad():
-        torch.save(encoder.slide_representations(embeddings), Path(folder) / "ours.pt")
+        ours = encoder.slide_representations(embeddings)
+    save_file(encoder.image_resampler.state_dict(), Path(folder) / "weights.safetensors")
+    save_file({"tiles": embeddings, **{k: v.contiguous() for k, v in ours.items()}}, Path(folder) / "ours.safetensors")
     return {}
 
 
@@ -161,11 +164,11 @@ def epochs(folder: str, prism: str, batch: int, tokens: int, words: int, model: 
         cache.fill(slides, lambda tiles, mask: encode_slides(captioner, resolved, tiles, mask))
         order = BatchOrder([(0, tokens)] * len(slides), batch, 0, shuffle=True)
         batches = Batches(samples, order, cache, 0, workers=2, encoded=True)
-        parts = Parts(captioner, optimizer, resolved.scaler(), resolved, batches, None, RunLog(Path(folder)),
-                      lambda *_: None, lambda: False, epochs=2, peak_lr=1e-4, warmup=0, accum_freq=1,
+        parts = Parts(Objective(captioner, resolved, World()), optimizer, resolved.scaler(), batches, None,
+                      RunLog(Path(folder)), lambda *_: None, lambda: False, epochs=2, peak_lr=1e-4, warmup=0,
                       grad_clip_norm=1.0)
-        for data in batches.epoch(epoch):
-            assert math.isfinite(train_step(parts, [data], 1e-4, TrainState())["loss"])
+        for group in batches.epoch(epoch):
+            assert math.isfinite(train_step(parts, group, 1e-4, TrainState())["loss"])
         seconds.append(time.perf_counter() - start)
     return {"seconds": seconds, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import h5py
 import torch
+from safetensors.torch import load_file
 
 from .common import peak_bytes, timed
 
@@ -65,7 +66,8 @@ def encode(prism: str, tiles: int, slides: int, precision: str) -> dict[str, Any
 
 def encode_to(tiles: int, folder: str) -> dict[str, Any]:
     """How far the reference's outputs are from ours, with the weights and tiles left in `folder`."""
-    weights, embeddings, ours = (torch.load(Path(folder) / f"{name}.pt") for name in ("weights", "tiles", "ours"))
+    weights, ours = (load_file(Path(folder) / f"{name}.safetensors") for name in ("weights", "ours"))
+    embeddings = ours.pop("tiles")
     encoder = reference_encoder("random-tiny" if len(ours["image_latents"][0]) == 32 else "random").cpu()
     encoder.load_state_dict(weights)
     with torch.no_grad():
