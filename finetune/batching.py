@@ -19,7 +19,7 @@ import torch
 
 from .errors import UserError
 from .tiles import Slide
-from .tokenizer import VocabTokenizer
+from .tokenizer import Tokenizer
 
 _READ_TIMEOUT = 300  # seconds: a loader process that hangs (a dead network drive) ends the run, not stalls it
 _AHEAD = 2  # batches read ahead by each worker
@@ -71,12 +71,19 @@ class Batch:
     text_mask: torch.Tensor
     image_tokens: torch.Tensor | None = None
 
+    def split(self, size: int) -> list[Batch]:
+        """The same slides in batches of at most `size`; itself if it is small enough."""
+        if len(self.ids) <= size:
+            return [self]
+        return [Batch(*(None if v is None else v[i:i + size] for v in vars(self).values()))
+                for i in range(0, len(self.ids), size)]
+
     def to(self, device: torch.device) -> Batch:
         return Batch(self.ids, *(None if v is None else v.to(device, non_blocking=True)
                                  for k, v in vars(self).items() if k != "ids"))
 
 
-def encode_text(tokenizer: VocabTokenizer, text: str, max_seq_len: int) -> tuple[list[int], bool]:
+def encode_text(tokenizer: Tokenizer, text: str, max_seq_len: int) -> tuple[list[int], bool]:
     """([bos, ..., eos], was it cut?): at most `max_seq_len` ids, the end token always among them."""
     ids = tokenizer.encode(text)
     return [tokenizer.bos_id, *ids[: max_seq_len - 2], tokenizer.eos_id], len(ids) > max_seq_len - 2
