@@ -39,7 +39,7 @@ from .watch import CaptionWatch
 _MAY_CHANGE = {"data.embeddings_dir", "data.labels_file", "data.sha256_file", "data.on_bad", "data.max_bad_fraction",
                "data.latents_cache", "prism.weights", "prism.revision", "training.epochs", "training.save_every",
                "training.save_every_steps", "training.output_dir", "training.log_dir", "training.device",
-               "training.workers"}
+               "training.workers", "training.report_to"}
 # Where things lie on this disk is of no use in a checkpoint, which others may see.
 _PATHS = ("data.embeddings_dir", "data.labels_file", "data.sha256_file", "data.latents_cache", "training.output_dir",
           "training.log_dir")
