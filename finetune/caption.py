@@ -96,12 +96,13 @@ def caption_slides(captioner: Captioner, paths: dict[str, list[str]], texts: lis
                    options: GenerationOptions) -> Iterator[dict[str, Any]]:
     """Records of {slide id: its file}; a slide that cannot be used has its reason in `error`, the others go on."""
     group: list[SlideFile] = []
+    data = captioner.config.data
     bar = tqdm(paths.items(), "captioning", unit="slide", leave=False, disable=None if len(paths) > 1 else True)
     for slide_id, (path, *others) in bar:
         try:
             if others:
                 raise BadSlide(f"{len(others)} other files have this name, {others[0]} among them", "keep one of them")
-            group.append(inspect_slide(path, captioner.config.data.h5_key, captioner.config.data.image_dim))
+            group.append(inspect_slide(path, data.h5_key, data.image_dim, data.wanted_encoder))
         except BadSlide as bad:
             yield _record(slide_id, error=f"{path}: {bad.what}; {bad.fix}")
         if len(group) == _BATCH:

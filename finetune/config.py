@@ -40,6 +40,8 @@ class DataConfig:
     image_dim: int = _key(2560, "width of a tile embedding", 1)
     val_split: float = _key(0.1, "share of the slides held out for validation; 0 = none", 0, 0.9)
     h5_key: str | None = _key(None, "dataset inside the H5 file; null = found by its usual names")
+    tile_encoder: str = _key("auto", "tile encoder that a file must be of, if it names one; auto: virchow if image_dim "
+                             "is 2560, Prism's; any = no check")
     max_tiles: int | None = _key(None, "at most so many tiles of a slide, sampled anew each epoch; null = all", 1)
     on_bad: str = _key("error", "a label or H5 file that cannot be used: stop with the list, or skip it with a warning",
                        choices=("error", "skip"))
@@ -48,6 +50,13 @@ class DataConfig:
                                    "null = no check")
     latents_cache: str | None = _key("auto", "folder for the output of the frozen Prism, computed once per slide; "
                                      "auto: prism_latents beside the run folder; null = encode anew in each epoch")
+
+    @property
+    def wanted_encoder(self) -> str | None:
+        """The tile encoder to hold the files against, or None."""
+        usual = "virchow" if self.image_dim == 2560 else "any"
+        name = usual if self.tile_encoder == "auto" else self.tile_encoder
+        return None if name == "any" else name
 
 
 @dataclass(kw_only=True)

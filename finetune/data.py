@@ -75,12 +75,12 @@ def _usable(config: DataConfig, manifest: Path | None) -> tuple[dict[str, str], 
     """(texts by id, the slides to use); stops or skips what is bad, tells what has no counterpart."""
     labels, bad_labels = load_labels(config.labels_file)
     files = find_files(config.embeddings_dir)
-    slides, bad_files = index_slides(files, list(labels), config.h5_key, config.image_dim,
-                                     read_manifest(manifest, config.h5_key, config.image_dim) if manifest else {})
+    wanted = config.h5_key, config.image_dim, config.wanted_encoder
+    slides, bad_files = index_slides(files, list(labels), *wanted, read_manifest(manifest, *wanted) if manifest else {})
     bad_files |= _near_misses(bad_files, files)
     if scans_contents(config):
         bad_files |= (bad := bad_contents(slides, config.sha256_file))
-        slides = [s for s in slides if s.path not in bad]
+        slides = [s for s in slides if s.place not in bad]
     problems = {f"{i!r} in {config.labels_file}": BadSlide(why, "correct the label") for i, why in bad_labels.items()}
     _judge(problems | bad_files, len(slides), config)
     if unlabelled := sorted(files.keys() - labels.keys() - bad_labels.keys()):
@@ -104,11 +104,11 @@ def _near_misses(bad: dict[str, BadSlide], files: dict[str, list[str]]) -> dict[
 
 def _warn_of_twins(slides: dict[str, SlideFile], val_ids: set[str]) -> None:
     """Two ids of one file (a link) count twice; across the split the validation would be on training data: an error."""
-    by_file: dict[tuple[int, int], list[str]] = {}
+    by_file: dict[tuple[int, int, str], list[str]] = {}
     for slide_id, slide in slides.items():
         stat = os.stat(slide.path)
         if stat.st_ino:  # 0 on file systems that number no files
-            by_file.setdefault((stat.st_dev, stat.st_ino), []).append(slide_id)
+            by_file.setdefault((stat.st_dev, stat.st_ino, slide.key), []).append(slide_id)
     twins = [ids for ids in by_file.values() if len(ids) > 1]
     for ids in twins:
         if 0 < len(val_ids & set(ids)) < len(ids):
@@ -164,11 +164,3 @@ def _fingerprint(slides: list[SlideFile], texts: dict[str, str], val_ids: list[s
     return digest.hexdigest()
 
 
-def slide_of(path: str | Path, h5_key: str | None, image_dim: int) -> SlideFile:
-    """One H5 file given by path. Raises UserError."""
-    from .tiles import inspect_slide
-
-    try:
-        return inspect_slide(path, h5_key, image_dim)
-    except BadSlide as problem:
-        raise UserError(path, problem.what, problem.fix) from None

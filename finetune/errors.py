@@ -1,4 +1,4 @@
-"""The one exception that means "the user can fix this". Imports nothing heavy: `--help` must stay quick."""
+"""The exceptions that mean "the user can fix this". Imports nothing heavy: `--help` must stay quick."""
 
 from __future__ import annotations
 
@@ -27,6 +27,14 @@ class UserError(Exception):
 
     def __reduce__(self):  # errors travel from loader processes by pickle
         return UserError, (self.where, self.what, self.fix, self.details)
+
+
+class BadSlide(Exception):
+    """Why the file of one slide cannot be used: `what`, and `fix`, as in UserError; who catches it knows the file."""
+
+    def __init__(self, what: str, fix: str) -> None:
+        super().__init__(what, fix)
+        self.what, self.fix = what, fix
 
 
 def printable(text: str) -> str:

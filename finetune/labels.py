@@ -11,7 +11,7 @@ from typing import Any
 from .config import expand
 from .errors import UserError
 
-_SUFFIXES = (".h5", ".hdf5")
+_SUFFIXES = (".h5", ".hdf5", ".pt")
 _MAX_BYTES = 1 << 30  # a million reports of a kilobyte; parsed, they take several times as much memory
 
 

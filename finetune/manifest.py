@@ -15,16 +15,18 @@ _VERSION = 1
 _FIELDS = [f.name for f in dataclasses.fields(SlideFile)]
 
 
-def read_manifest(path: Path, h5_key: str | None, image_dim: int) -> dict[str, SlideFile]:
-    """{path: header} of the slides whose files are as they were. Empty if there is no manifest, or one made with
-    another `h5_key` or `image_dim`; one that cannot be read is told and ignored, as everything in it can be had anew.
+def read_manifest(path: Path, h5_key: str | None, image_dim: int,
+                  encoder: str | None) -> dict[str, SlideFile]:
+    """{place: header} of the slides whose files are as they were. Empty if there is no manifest, or one made with
+    another `h5_key`, `image_dim` or `encoder`; one that cannot be read is told and ignored, as
+    everything in it can be had anew.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content["made_for"] != [_VERSION, h5_key, image_dim]:
+        if content["made_for"] != [_VERSION, h5_key, image_dim, encoder]:
             return {}
         slides = [SlideFile(**dict(zip(_FIELDS, row, strict=True))) for row in content["slides"]]
-        return {s.path: s for s in slides if _unchanged(s)}
+        return {s.place: s for s in slides if _unchanged(s)}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -32,7 +34,8 @@ def read_manifest(path: Path, h5_key: str | None, image_dim: int) -> dict[str, S
         return {}
 
 
-def write_manifest(path: Path, h5_key: str | None, image_dim: int, slides: Iterable[SlideFile]) -> None:
+def write_manifest(path: Path, h5_key: str | None, image_dim: int, encoder: str | None,
+                   slides: Iterable[SlideFile]) -> None:
     """Write the headers of `slides` for the next run; a folder that cannot be written costs it time only."""
     rows = [[getattr(s, name) for name in _FIELDS] for s in slides]
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -40,7 +43,7 @@ def write_manifest(path: Path, h5_key: str | None, image_dim: int, slides: Itera
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.unlink(missing_ok=True)  # of a process of this number that died
         with open(temporary, "x", encoding="utf-8") as file:
-            json.dump({"made_for": [_VERSION, h5_key, image_dim], "slides": rows}, file)
+            json.dump({"made_for": [_VERSION, h5_key, image_dim, encoder], "slides": rows}, file)
         os.replace(temporary, path)
     except OSError as error:
         logger.warning("%s cannot be written (%s): the next run reads all headers again", path, error.strerror)

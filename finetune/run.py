@@ -37,9 +37,9 @@ from .watch import CaptionWatch
 
 # What may differ when a run is resumed. `epochs` stretches the learning-rate schedule from there on.
 _MAY_CHANGE = {"data.embeddings_dir", "data.labels_file", "data.sha256_file", "data.on_bad", "data.max_bad_fraction",
-               "data.latents_cache", "prism.weights", "prism.revision", "training.epochs", "training.save_every",
-               "training.save_every_steps", "training.output_dir", "training.log_dir", "training.device",
-               "training.workers", "training.report_to"}
+               "data.latents_cache", "data.tile_encoder", "prism.weights", "prism.revision", "training.epochs",
+               "training.save_every", "training.save_every_steps", "training.output_dir", "training.log_dir",
+               "training.device", "training.workers", "training.report_to"}
 # Where things lie on this disk is of no use in a checkpoint, which others may see.
 _PATHS = ("data.embeddings_dir", "data.labels_file", "data.sha256_file", "data.latents_cache", "training.output_dir",
           "training.log_dir")
@@ -87,7 +87,7 @@ def _train(config: Config, resume: str | None, folder: Path, memory: MemoryHandl
     _announce(config, data, model, precision, parts, checkpoint)
     slides = [s.slide for s in data.train + data.validation]
     if manifest:
-        write_manifest(manifest, config.data.h5_key, config.data.image_dim, slides)
+        write_manifest(manifest, config.data.h5_key, config.data.image_dim, config.data.wanted_encoder, slides)
     if cache:
         cache.fill(slides, partial(encode, model, precision), config.training.workers)
     with _Signals() as signals:

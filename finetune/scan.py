@@ -26,7 +26,7 @@ _WARNINGS = {
 
 
 def bad_contents(slides: Sequence[SlideFile], sha256_file: str | None) -> dict[str, BadSlide]:
-    """{path: problem} of the slides whose contents cannot be used; warns of those that look odd.
+    """{place: problem} of the slides whose contents cannot be used; warns of those that look odd.
 
     sha256_file: sums to hold the files against, as `sha256sum` writes them; None looks at no sums. A flipped bit in an
     uncompressed file shows in no other way.
@@ -37,7 +37,7 @@ def bad_contents(slides: Sequence[SlideFile], sha256_file: str | None) -> dict[s
         found = list(tqdm(results, "reading", len(slides), unit="slide", leave=False, disable=None))
     for oddity, count in sorted(Counter(f for f in found if isinstance(f, str)).items()):
         logger.warning(_WARNINGS[oddity], count)
-    return {s.path: f for s, f in zip(slides, found, strict=True) if isinstance(f, BadSlide)}
+    return {s.place: f for s, f in zip(slides, found, strict=True) if isinstance(f, BadSlide)}
 
 
 def read_sums(path: str) -> dict[str, str]:

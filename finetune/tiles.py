@@ -1,15 +1,13 @@
-"""Tile embeddings on disk: find the H5 file of each slide, check its header, read its tiles. The only user of h5py.
+"""Tile embeddings on disk: find the file of each slide, check its header, read its tiles.
 
-Layouts: one 2-D float dataset (N tiles, D) per file, as TRIDENT, CLAM, STAMP and HistoGPT write it, (1, N, D) too.
-Contiguous datasets are memory-mapped at their offset in the file, all others read by HDF5 in one pass. Handles are
-opened per read and never kept, so any number of loader processes, forked or spawned, may read. Loader processes import
-this module and no torch: they start in a fraction of a second.
+What is in a file is for `h5` and `pt` to say. Numbers that lie in one piece are memory-mapped at their offset, all
+others read in one pass. Handles are opened per read and never kept, so that any number of loader processes, forked or
+spawned, may read. Loader processes import this module and no torch: they start in a fraction of a second.
 """
 
 from __future__ import annotations
 
 import errno
-import math
 import multiprocessing
 import os
 import zlib
@@ -19,34 +17,24 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
+from typing import Any
 
-import h5py
 import numpy as np
 from tqdm import tqdm
 
+from . import h5, pt
 from .config import expand
-from .errors import UserError
+from .errors import BadSlide, UserError
 
-KEYS = ("embeddings", "features", "feats", "patch_embeddings")  # our own, CLAM/TRIDENT, STAMP/HistoGPT, STAMP multiplex
-SUFFIXES = (".h5", ".hdf5")
-_H5_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError)  # all of h5py's for broken objects
-_FILTER_FIX = "pip install hdf5plugin and set HDF5_PLUGIN_PATH to its plugins folder, or repack with gzip"
+_H5, _PT = (".h5", ".hdf5"), ".pt"
 _BLOCK = 1 << 19  # numbers checked at a time: 1 or 2 MB, so that the second look at them is served by the cache
 _PARALLEL_FROM = 512  # below so many files a process pool starts slower than the headers are read
 
 
-class BadSlide(Exception):
-    """Why the file of one slide cannot be used: `what`, and `fix`, as in UserError."""
-
-    def __init__(self, what: str, fix: str) -> None:
-        super().__init__(what, fix)
-        self.what, self.fix = what, fix
-
-
 @dataclass(frozen=True)
 class SlideFile:
-    """A checked H5 file: `key` names a float dataset of `num_tiles` tiles, (N, D) or (1, N, D).
+    """A checked file: `key` names a float dataset of `num_tiles` tiles, (N, D) or (1, N, D); '' is a `.pt`'s only one.
 
     dtype, width: of the dataset. offset: byte of the file where its numbers lie in one piece, None if chunked or
     compressed. size (bytes) and mtime_ns: of the file when it was checked.
@@ -62,13 +50,29 @@ class SlideFile:
     size: int = 0
     mtime_ns: int = 0
 
+    @property
+    def in_one_file_of_many(self) -> bool:
+        """Whether the file holds a dataset for each of several slides, `key` being this one's."""
+        return self.key == self.slide_id != Path(self.path).stem
+
+    @property
+    def place(self) -> str:
+        """What `inspect_slide` took: the file, or FILE.h5/ID."""
+        return f"{self.path}/{self.key}" if self.in_one_file_of_many else self.path
+
 
 def find_files(embeddings_dir: str | Path) -> dict[str, list[str]]:
-    """{slide id: paths} of all H5 files below a folder, flat or nested, sorted. Raises UserError if there are none."""
+    """{slide id: paths} of all H5 and .pt files below a folder, flat or nested, sorted; FILE.h5/ID for an H5 file that
+    has a dataset for each slide. A .pt counts only without an H5 of its name: CLAM writes both. Raises UserError if
+    there are none.
+    """
     root = expand(str(embeddings_dir))
+    if root.is_file():
+        return {name: [f"{root}/{name}"] for name in sorted(_slides_in(root))}
     if not root.is_dir():
         raise UserError(root, "no such folder", "give the folder of the H5 tile embeddings")
     found: dict[str, list[str]] = {}
+    tensors: dict[str, list[str]] = {}
     walked: set[str] = set()
     for folder, subfolders, names in os.walk(root, followlinks=True):
         if (real := os.path.realpath(folder)) in walked:  # a link back up would be followed for ever
@@ -77,15 +81,17 @@ def find_files(embeddings_dir: str | Path) -> dict[str, list[str]]:
         walked.add(real)
         for name in names:
             stem, suffix = os.path.splitext(name)
-            if suffix.lower() in SUFFIXES:
-                found.setdefault(stem, []).append(os.path.join(folder, name))
+            if suffix.lower() in (*_H5, _PT):
+                kind = tensors if suffix.lower() == _PT else found
+                kind.setdefault(stem, []).append(os.path.join(folder, name))
+    found = tensors | found
     if not found:
-        raise UserError(root, "no .h5 file in it", "give the folder of the H5 tile embeddings")
+        raise UserError(root, "no .h5 file in it", "give the folder of the tile embeddings (.h5, or tensors as .pt)")
     return {slide_id: sorted(found[slide_id]) for slide_id in sorted(found)}
 
 
 def index_slides(files: dict[str, list[str]], ids: Sequence[str], h5_key: str | None, image_dim: int,
-                 known: Mapping[str, SlideFile] = MappingProxyType({}),
+                 encoder: str | None = None, known: Mapping[str, SlideFile] = MappingProxyType({}),
                  ) -> tuple[list[SlideFile], dict[str, BadSlide]]:
     """Check the headers of the slides `ids`, in parallel when they are many; (usable, {path or id: problem}).
 
@@ -98,7 +104,7 @@ def index_slides(files: dict[str, list[str]], ids: Sequence[str], h5_key: str | 
             bad[i] = BadSlide(f"{len(files[i])} files have this name: {', '.join(files[i][:3])}", "keep one of them")
     paths = [files[i][0] for i in ids if i not in bad]
     slides: list[SlideFile] = []
-    inspect = partial(_try_inspect, h5_key=h5_key, image_dim=image_dim)
+    inspect = partial(_try_inspect, h5_key=h5_key, image_dim=image_dim, encoder=encoder)
     new = [path for path in paths if path not in known]
     bar = tqdm(_map(inspect, new), "indexing", len(new), unit="file", leave=False, disable=None)
     found = dict(zip(new, bar, strict=True))
@@ -115,18 +121,19 @@ def index_slides(files: dict[str, list[str]], ids: Sequence[str], h5_key: str | 
     return slides, bad
 
 
-def inspect_slide(path: str | Path, h5_key: str | None, image_dim: int) -> SlideFile:
-    """Check the header of one H5 file; reads no tile. Raises BadSlide."""
+def inspect_slide(path: str | Path, h5_key: str | None, image_dim: int, encoder: str | None = None) -> SlideFile:
+    """Check the header of one file, or FILE.h5/ID; reads no tile. encoder: the tile encoder it must be of, if it names
+    one; None = any. Raises BadSlide."""
+    path, slide_id = Path(path), Path(path).stem
+    if path.parent.suffix.lower() in _H5 and path.parent.is_file():
+        path, slide_id, h5_key = path.parent, path.name, path.name
+    opener = _opener(path)
     try:
         stat = os.stat(path)  # before the header is read: a later change is then sure to be noticed
-        with h5py.File(path, "r") as file:
-            key = _feature_key(file, h5_key)
-            dataset = file[key]
-            num_tiles = _check_header(dataset, key, image_dim)
-            return SlideFile(Path(path).stem, str(path), key, num_tiles, image_dim, dataset.dtype.str,
-                             dataset.id.get_offset(), stat.st_size, stat.st_mtime_ns)
-    except _H5_ERRORS as error:
-        raise _explain(Path(path), error) from None
+        header = opener.inspect(path, h5_key, image_dim, encoder)
+    except opener.ERRORS as error:
+        raise _explain(path, error) from None
+    return SlideFile(slide_id, str(path), *header, stat.st_size, stat.st_mtime_ns)
 
 
 def read_tiles(slide: SlideFile, rows: np.ndarray | None = None, *, check: bool = True) -> np.ndarray:
@@ -136,19 +143,18 @@ def read_tiles(slide: SlideFile, rows: np.ndarray | None = None, *, check: bool 
     looks at what is computed from the tiles need not). Raises UserError if the file cannot be read, has changed since
     it was indexed, or holds NaN or infinity.
     """
+    path, opener = Path(slide.path), _opener(Path(slide.path))
     try:
-        stat = os.stat(slide.path)
+        stat = os.stat(path)
         if (stat.st_size, stat.st_mtime_ns) != (slide.size, slide.mtime_ns):
             raise UserError(slide.path, f"{stat.st_size} bytes, changed since it was checked ({slide.size} bytes)",
                             "do not change the files while they are in use, then start again")
         if slide.offset is not None:
             tiles = np.memmap(slide.path, slide.dtype, "r", slide.offset, (slide.num_tiles, slide.width))
         else:
-            with h5py.File(slide.path, "r") as file:
-                _check_chunks(file[slide.key], stat.st_size)
-                tiles = file[slide.key][()].reshape(slide.num_tiles, slide.width)
-    except _H5_ERRORS as error:
-        bad = _explain(Path(slide.path), error)
+            tiles = opener.read(path, slide.key, stat.st_size).reshape(slide.num_tiles, slide.width)
+    except (*opener.ERRORS, BadSlide) as error:
+        bad = error if isinstance(error, BadSlide) else _explain(path, error)
         raise UserError(slide.path, bad.what, bad.fix) from None
     tiles = tiles if rows is None else tiles[rows]
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is told below
@@ -158,6 +164,17 @@ def read_tiles(slide: SlideFile, rows: np.ndarray | None = None, *, check: bool 
         raise UserError(slide.path, f"NaN or infinity in {bad_rows} of {len(tiles)} tiles",
                         "extract the features of this slide again")
     return tiles
+
+
+def read_coords(slide: SlideFile) -> h5.Coords | None:
+    """Where the tiles of a file lie, with the unit; None if it does not say. Raises UserError if it cannot be read."""
+    if _opener(path := Path(slide.path)) is pt or slide.in_one_file_of_many:
+        return None
+    try:
+        return h5.read_coords(path, slide.num_tiles)
+    except h5.ERRORS as error:
+        bad = _explain(path, error)
+        raise UserError(path, f"its coordinates: {bad.what}", bad.fix) from None
 
 
 def choose_tiles(slide: SlideFile, max_tiles: int | None, seed: int, epoch: int) -> np.ndarray | None:
@@ -193,70 +210,13 @@ def _all_finite(tiles: np.ndarray) -> bool:
                for i in range(0, len(flat), _BLOCK))
 
 
-def _feature_key(file: h5py.File, h5_key: str | None) -> str:
-    key = next((k for k in ((h5_key,) if h5_key else KEYS) if k in file or file.get(k, getlink=True) is not None), None)
-    if key is None:
-        names = ", ".join(map(str, list(file)[:8])) or "nothing"  # a name that is no UTF-8 comes as bytes
-        hint = "this looks like a patch file (coordinates only); features are in another folder" \
-            if set(file) <= {"coords", "imgs"} and len(file) else "name the dataset with data.h5_key"
-        raise BadSlide(f"no dataset {h5_key or ' / '.join(KEYS)}; the file has: {names}", hint)
-    parts = key.strip("/").split("/")
-    for end in range(1, len(parts) + 1):  # a link may lead to another file: anyone's, not only this slide's
-        if not isinstance(file.get("/".join(parts[:end]), getlink=True), h5py.HardLink):
-            raise BadSlide(f"{key!r} is a link that may point outside the file", "store the data in the file itself")
-    return key
-
-
-def _check_header(dataset: object, key: str, image_dim: int) -> int:
-    """Number of tiles, from shape and type alone: a file that declares 20 TB is refused before any read."""
-    if not isinstance(dataset, h5py.Dataset):
-        raise BadSlide(f"{key!r} is a group", "name the dataset with data.h5_key")
-    full_shape, dtype, filters = dataset.shape, dataset.dtype, dataset.id.get_create_plist()
-    if full_shape is None or dtype.kind != "f" or dtype.itemsize not in (2, 4, 8):
-        raise BadSlide(f"{key!r} has type {dtype}, expected floats", "name the dataset with data.h5_key")
-    if filters.get_external_count() or filters.get_layout() == h5py.h5d.VIRTUAL:
-        raise BadSlide(f"{key!r} points outside the file", "store the data in the file itself")
-    if missing := [c for c in (filters.get_filter(i)[0] for i in range(filters.get_nfilters()))
-                   if not h5py.h5z.filter_avail(c)]:
-        raise BadSlide(f"compressed with filter {missing[0]}, which is not installed", _FILTER_FIX)
-    shape = full_shape[1:] if len(full_shape) == 3 and full_shape[0] == 1 else full_shape
-    wrong = f"{key!r} is {full_shape}, expected (N, {image_dim})"
-    if len(shape) == 2 and shape[0] == image_dim != shape[1]:
-        raise BadSlide(wrong, "transposed? write tiles as rows")
-    if len(shape) == 1:
-        raise BadSlide(wrong, "this is a slide-level file: give the folder of the tile features")
-    if len(shape) != 2:
-        raise BadSlide(wrong, "store one (N, D) matrix")
-    if shape[1] != image_dim:
-        raise BadSlide(f"tiles are {shape[1]} wide, data.image_dim is {image_dim}",
-                       "use features of the right tile encoder (Prism: Virchow, 2560) or set data.image_dim")
-    if shape[0] == 0:
-        raise BadSlide("0 tiles", "extract the features of this slide again")
-    stored, declared = dataset.id.get_storage_size(), math.prod(full_shape) * dtype.itemsize
-    if stored * 2000 < declared:  # gzip cannot shrink features like that: nothing or next to nothing was written
-        raise BadSlide(f"declares {declared / 1e9:.3g} GB, holds {stored} bytes", "extract its features again")
-    return shape[0]
-
-
-def _check_chunks(dataset: h5py.Dataset, file_size: int) -> None:
-    """Raises OSError for a broken index of chunks: HDF5's filters crash the process on chunks of impossible sizes."""
-    if dataset.chunks is None:
-        return
-    whole = math.prod(dataset.chunks) * dataset.dtype.itemsize
-    filters = dataset.id.get_create_plist().get_nfilters()
-
-    def check(chunk: h5py.h5d.StoreInfo) -> None:
-        fits = 8 < chunk.size <= 2 * whole + 4096 if filters else chunk.size == whole
-        inside = all(0 <= at < end for at, end in zip(chunk.chunk_offset, dataset.shape, strict=True))
-        if not (fits and inside and 0 < chunk.byte_offset <= file_size - chunk.size):
-            raise OSError(f"its chunk at {chunk.chunk_offset} is broken")
-
-    dataset.id.chunk_iter(check)
+def _opener(path: Path) -> ModuleType:
+    """The module that knows files of this ending."""
+    return pt if path.suffix.lower() == _PT else h5
 
 
 def _explain(path: Path, error: Exception) -> BadSlide:
-    """h5py's error in the words of somebody who can mend it."""
-    text = str(error)
+    """What a failed read means, in the words of somebody who can mend it."""
     if path.is_symlink() and not path.exists():
         return BadSlide(f"not found (symlink to {os.readlink(path)})", "mend the link or copy the file")
     if not path.exists():
@@ -265,26 +225,22 @@ def _explain(path: Path, error: Exception) -> BadSlide:
         return BadSlide("is a folder", "give an H5 file")
     if getattr(error, "errno", None) in (errno.EACCES, errno.EPERM) and not os.access(path, os.R_OK):
         return BadSlide("permission denied", "make it readable")
-    if isinstance(error, BlockingIOError) or "unable to lock file" in text:
-        return BadSlide("locked: is another process still writing it?",
-                        "wait, or set HDF5_USE_FILE_LOCKING=FALSE on file systems without locks")
-    size = path.stat().st_size
-    if size == 0:
+    if path.stat().st_size == 0 and not isinstance(error, BlockingIOError):
         return BadSlide("empty file", "copy it again")
-    if "file signature not found" in text:
-        head = path.open("rb").read(40)
-        pull = "run git lfs pull" if head.startswith(b"version https://git-lfs") else "give an H5 file"
-        return BadSlide(f"not an HDF5 file (starts with {head[:24].decode('latin-1')!r})", pull)
-    if "truncated file" in text:
-        return BadSlide(f"truncated ({size} bytes): {text[text.find('eof'):][:60]}", "copy it again")
-    if "required filter" in text or "can't open directory" in text or "filter is not" in text:
-        return BadSlide("compressed with a filter that is not installed", _FILTER_FIX)
-    return BadSlide(f"cannot be read ({text[:120]})", "copy it again or extract its features again")
+    return _opener(path).explain(path, error)
 
 
-def _try_inspect(path: str, h5_key: str | None, image_dim: int) -> SlideFile | BadSlide:
+def _slides_in(path: Path) -> list[str]:
     try:
-        return inspect_slide(path, h5_key, image_dim)
+        return h5.slides_in(path)
+    except (*h5.ERRORS, BadSlide) as error:
+        bad = error if isinstance(error, BadSlide) else _explain(path, error)
+        raise UserError(path, bad.what, bad.fix) from None
+
+
+def _try_inspect(path: str, **wanted: Any) -> SlideFile | BadSlide:
+    try:
+        return inspect_slide(path, **wanted)
     except BadSlide as problem:
         return problem
 

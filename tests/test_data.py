@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from finetune.config import DataConfig
-from finetune.data import Data, prepare_data, scan_contents, slide_of
+from finetune.data import Data, prepare_data, scan_contents
 from finetune.errors import UserError
 from finetune.labels import split_ids
 from finetune.tokenizer import VocabTokenizer
@@ -166,12 +166,6 @@ def test_H09_the_content_scan_lists_every_bad_file(config, tmp_path):
         scan_contents(prepare_data(config, 42))
     assert "2 bad files in all" in caught.value.line()
     assert sorted(d.split(":")[0][-5:] for d in caught.value.details) == ["s4.h5", "s7.h5"]
-
-
-def test_one_slide_by_its_path(config, tmp_path):
-    assert slide_of(tmp_path / "h5" / "s4.h5", None, 6).num_tiles == 5
-    with refused("s4.h5", "tiles are 6 wide", "set data.image_dim"):
-        slide_of(tmp_path / "h5" / "s4.h5", None, 12)
 
 
 # --- fingerprint -----------------------------------------------------------------------------------------------------

@@ -97,8 +97,8 @@ def test_nothing_shipped_imports_tests_or_benchmarks():
         assert not top_level(name) & {"tests", "benchmarks"}, name
 
 
-ROWS = [{"errors"}, {"config"}, {"cli", "labels", "tiles", "tokenizer", "demo", "metrics", "runlog", "optim", "runlock"},
-        {"batching", "checkpoint", "generate", "manifest", "scan"}, {"data", "model", "latents", "resume", "watch"}, {"loop",
+ROWS = [{"errors"}, {"config"}, {"cli", "labels", "h5", "tokenizer", "demo", "metrics", "runlog", "optim", "runlock"},
+        {"pt"}, {"tiles"}, {"batching", "checkpoint", "generate", "manifest", "scan"}, {"data", "model", "latents", "resume", "watch"}, {"loop",
         "caption"}, {"run"}]
 
 
@@ -119,7 +119,7 @@ def test_flags_and_bad_configs_are_judged_without_torch():
 
 
 def test_each_library_has_one_owner():
-    assert users_of("h5py") == {"finetune/tiles.py", "finetune/demo.py"}
+    assert users_of("h5py") == {"finetune/h5.py", "finetune/demo.py"}
     assert users_of("yaml") == {"finetune/config.py"}
     assert users_of("safetensors") <= {"prism/files.py"}
     assert all("huggingface_hub" not in top_level(n) for n in SHIPPED if package(n) != "prism")
@@ -130,10 +130,10 @@ def test_the_demo_opens_h5_files_only_to_write_them():
     assert opened and all(ast.literal_eval(call.args[1]) == "w" for call in opened)
 
 
-def test_torch_saves_in_one_place_and_loads_in_two_and_never_runs_what_it_loads():
+def test_torch_saves_in_one_place_and_loads_in_three_and_never_runs_what_it_loads():
     shipped = set(SHIPPED)
     assert callers_of("torch.save") & shipped == {"finetune/checkpoint.py"}
-    assert callers_of("torch.load") & shipped == {"finetune/checkpoint.py", "prism/files.py"}
+    assert callers_of("torch.load") & shipped == {"finetune/checkpoint.py", "finetune/pt.py", "prism/files.py"}
     for name in FILES:
         for called, call in calls(FILES[name]):
             if called == "torch.load":

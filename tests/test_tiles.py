@@ -338,7 +338,7 @@ def test_C08_a_folder_without_slides_is_refused(tmp_path):
     with refused(tmp_path / "no", "no such folder"):
         find_files(tmp_path / "no")
     (tmp_path / "a.h5").touch()
-    with refused(tmp_path / "a.h5", "no such folder"):
+    with refused(tmp_path / "a.h5", "empty file"):
         find_files(tmp_path / "a.h5")
 
 
