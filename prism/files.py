@@ -10,7 +10,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from .biogpt import BioGptConfig
+from .errors import PrismWeightsError
 from .perceiver import PerceiverConfig
+from .prism import PrismConfig
 
 # What a model folder may hold, best first: safetensors cannot carry code and is read tensor by tensor.
 WEIGHT_FILES = (
@@ -24,10 +27,6 @@ SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 ENCODER = "image_resampler."
 
 _log = logging.getLogger(__name__)
-
-
-class PrismWeightsError(ValueError):
-    """The weights cannot be had or are not Prism's; the message is one line: what, why, what to do."""
 
 
 def find_weights(path: Path) -> Path:
@@ -54,32 +53,48 @@ def read_config(folder: Path) -> PerceiverConfig:
     Raises:
         PrismWeightsError: the file is not JSON, or asks for an architecture we do not have.
     """
+    return _section(folder / "config.json", "perceiver_config", PerceiverConfig)
+
+
+def read_whole_config(folder: Path) -> PrismConfig:
+    """The same for all of Prism. Raises PrismWeightsError as `read_config`."""
     path = folder / "config.json"
-    if not path.is_file():
-        return PerceiverConfig()
-    known = PerceiverConfig.__dataclass_fields__
+    given = _read_json(path) if path.is_file() else {}
+    parts = {"perceiver_config": read_config(folder), "biogpt_config": _section(path, "biogpt_config", BioGptConfig)}
     try:
-        given = _read_json(path).get("perceiver_config") or {}
-        return PerceiverConfig(**{key: value for key, value in given.items() if key in known})
+        widths = {key: given[key] for key in ("biogpt_context_dim", "dim_latents") if key in given}
+        return PrismConfig(**parts, **widths)
+    except ValueError as error:
+        raise PrismWeightsError(f"{path}: {error}") from None
+
+
+def _section(path: Path, name: str, kind: type[Any]) -> Any:
+    """A config of `kind` from the mapping `name` in a config.json; its defaults where there is none."""
+    if not path.is_file():
+        return kind()
+    try:
+        given = _read_json(path).get(name) or {}
+        return kind(**{key: value for key, value in given.items() if key in kind.__dataclass_fields__})
     except (ValueError, AttributeError) as error:
-        reason = error if isinstance(error, ValueError) else "perceiver_config is not a mapping"
+        reason = error if isinstance(error, ValueError) else f"{name} is not a mapping"
         raise PrismWeightsError(f"{path}: {str(reason).removeprefix(f'{path}: ')}") from None
 
 
-def read_encoder(path: Path) -> tuple[dict[str, Tensor], int]:
-    """Tensors of the slide encoder in a file (or in the shards of an index), and how many keys it holds in all.
+def read_weights(path: Path, part: str) -> tuple[dict[str, Tensor], int]:
+    """Tensors whose names begin with `part` (ENCODER, or "" for all) in a file or in the shards of an index, and how
+    many keys it holds in all.
 
-    Wrappers' prefixes (`module.` of DataParallel, `_orig_mod.` of torch.compile) are taken off; the text side
-    is left out.
+    Wrappers' prefixes (`module.` of DataParallel, `_orig_mod.` of torch.compile) are taken off.
 
     Raises:
         PrismWeightsError: not a readable file of weights.
     """
     if path.name.endswith(".index.json"):
-        parts = [read_encoder(path.parent / name) for name in shard_names(path)]
+        parts = [read_weights(path.parent / name, part) for name in shard_names(path)]
         return {key: tensor for tensors, _ in parts for key, tensor in tensors.items()}, sum(n for _, n in parts)
     _refuse_impostors(path)
-    return _read_torch(path) if path.suffix.lower() in TORCH_SUFFIXES else _read_safetensors(path)
+    read = _read_torch if path.suffix.lower() in TORCH_SUFFIXES else _read_safetensors
+    return read(path, part)
 
 
 def shard_names(index: Path) -> list[str]:
@@ -94,12 +109,12 @@ def shard_names(index: Path) -> list[str]:
     return names
 
 
-def _encoder_keys(keys: list[str], path: Path) -> dict[str, str]:
-    """Published name -> name in the file, for the encoder's tensors."""
+def _keys_of(part: str, keys: list[str], path: Path) -> dict[str, str]:
+    """Published name -> name in the file, for the tensors of a part."""
     plain = {re.sub(r"^(module\.)+", "", key.replace("_orig_mod.", "")): key for key in keys}
     if set(plain) != set(keys):
         _log.warning("%s: prefix module. or _orig_mod. taken off the keys", path)
-    return {name: key for name, key in plain.items() if name.startswith(ENCODER)}
+    return {name: key for name, key in plain.items() if name.startswith(part)}
 
 
 def _refuse_impostors(path: Path) -> None:
@@ -117,16 +132,16 @@ def _refuse_impostors(path: Path) -> None:
         raise PrismWeightsError(f"{path}: a web page, not the weights; log in and download the file again")
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], int]:
+def _read_safetensors(path: Path, part: str) -> tuple[dict[str, Tensor], int]:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             keys = list(file.keys())
-            return {name: file.get_tensor(key) for name, key in _encoder_keys(keys, path).items()}, len(keys)
+            return {name: file.get_tensor(key) for name, key in _keys_of(part, keys, path).items()}, len(keys)
     except (SafetensorError, OSError):
         raise PrismWeightsError(f"{path}: not a readable safetensors file (cut off?); download it again") from None
 
 
-def _read_torch(path: Path) -> tuple[dict[str, Tensor], int]:
+def _read_torch(path: Path, part: str) -> tuple[dict[str, Tensor], int]:
     try:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # a damaged pickle can raise anything; torch's own text would advise to run what is in the file
@@ -136,7 +151,7 @@ def _read_torch(path: Path) -> tuple[dict[str, Tensor], int]:
         ) from None
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise PrismWeightsError(f"{path}: holds a {type(state).__name__}; need a mapping of names to tensors only")
-    return {name: state[key] for name, key in _encoder_keys(list(state), path).items()}, len(state)
+    return {name: state[key] for name, key in _keys_of(part, list(state), path).items()}, len(state)
 
 
 def _read_json(path: Path) -> Any:

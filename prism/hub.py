@@ -4,16 +4,23 @@
 who loads weights from disk need not have it.
 """
 
+import logging
 import os
 import threading
 from pathlib import Path
 
-from .files import WEIGHT_FILES, PrismWeightsError, shard_names
+from .errors import PrismWeightsError
+from .files import WEIGHT_FILES, shard_names
+from .tokenizer import VOCABULARY_FILES
 
 # Left alone, huggingface_hub 2.4 tries a dead network six times, 23 s in all [measured], and a firewall that drops
 # packets costs its timeout for every address of the hub. One question with one deadline decides instead;
 # HF_HUB_ETAG_TIMEOUT, huggingface_hub's own setting, prolongs it for slow links.
 ANSWER_WITHIN_S = 4.0
+# Prism was trained with the vocabulary of BioGPT, as of this commit
+_VOCABULARY, _VOCABULARY_COMMIT = "microsoft/biogpt", "eb0d815e95434dc9e3b78f464e52b899bee7d923"
+
+_log = logging.getLogger(__name__)
 
 
 def fetch(repo_id: str, revision: str | None) -> Path:
@@ -34,6 +41,21 @@ def fetch(repo_id: str, revision: str | None) -> Path:
     if failure is not None:
         raise _explain(repo_id, revision, failure) from failure
     raise PrismWeightsError(f"{repo_id}: the repository holds none of {', '.join(WEIGHT_FILES)}")
+
+
+def fetch_vocabulary(online: bool) -> Path | None:
+    """Folder with the two files of BioGPT's tokenizer, from the cache or, if `online`, the hub; None if they cannot be
+    had there, with a warning that says why."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        for name in VOCABULARY_FILES:
+            path = hf_hub_download(_VOCABULARY, name, revision=_VOCABULARY_COMMIT, local_files_only=not online)
+        return Path(path).parent
+    except Exception as error:  # as in `fetch`
+        if online:
+            _log.warning("no tokenizer: %s", _explain(_VOCABULARY, _VOCABULARY_COMMIT, error))
+        return None
 
 
 def _ask(repo_id: str, revision: str | None) -> Exception | None:

@@ -1,16 +1,23 @@
-"""The slide encoder as the rest of the world sees it: checked inputs, a dict out, and freezing.
+"""Prism as the rest of the world sees it: the slide encoder alone, with checked inputs and freezing, and all of it.
 
-Shapes: B slides, N tiles, C tile width (`tile_dim`), L image latents, D width of the output (`image_dim`).
+Shapes: B slides, N tiles, C tile width (`tile_dim`), L image latents, D width of the output (`image_dim`), T tokens.
 """
 
 import hashlib
-from typing import Self
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn import functional as F
 
+from .biogpt import BioGptConfig, TextDecoder
+from .generation import SearchOptions, search
 from .perceiver import ImageResampler, PerceiverConfig
+from .tokenizer import BioGptTokenizer
 
 
 class PrismSlideEncoder(nn.Module):
@@ -121,6 +128,166 @@ class PrismSlideEncoder(nn.Module):
         empty = (~mask.any(dim=1)).nonzero().flatten().tolist()
         if empty:
             raise ValueError(f"tile_mask leaves no tile in slide {empty[0]} of the batch ({len(empty)} such)")
+
+
+@dataclass(frozen=True)
+class PrismConfig:
+    """Architecture of the whole model, in the field names of the published `config.json`.
+
+    Raises:
+        ValueError: the parts do not fit each other.
+    """
+
+    perceiver_config: PerceiverConfig = field(default_factory=PerceiverConfig)
+    biogpt_config: BioGptConfig = field(default_factory=BioGptConfig)
+    biogpt_context_dim: int = 1280
+    dim_latents: int = 5120
+
+    def __post_init__(self) -> None:
+        if self.biogpt_context_dim != self.perceiver_config.latent_dim:
+            raise ValueError(f"biogpt_context_dim is {self.biogpt_context_dim!r}, perceiver_config.latent_dim "
+                             f"{self.perceiver_config.latent_dim}; they must be equal")
+        if type(self.dim_latents) is not int or self.dim_latents < 1:
+            raise ValueError(f"dim_latents is {self.dim_latents!r}; need an integer of 1 or more")
+
+
+class EmbedToLatents(nn.Module):
+    """An embedding (..., D) -> L2-normalised vector of the contrastive space (..., dim_latents)."""
+
+    def __init__(self, dim: int, dim_latents: int) -> None:
+        super().__init__()
+        self.to_latents = nn.Linear(dim, dim_latents, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(self.to_latents(x).float(), dim=-1)
+
+
+class Prism(PrismSlideEncoder):
+    """All of Prism: the slide encoder, BioGPT reading the slide, and the contrastive heads.
+
+    Names, arguments and results are those of the published model (https://arxiv.org/abs/2405.10254); `tile_mask` must
+    be bool. As published, ids of a text begin and end with `</s>`.
+
+    Attributes:
+        tokenizer: of the text side; None if there were no files for it. `tokenize` then says what is missing.
+        sha256: of the slide encoder alone, as `load_prism` has it.
+    """
+
+    def __init__(self, config: PrismConfig | None = None) -> None:
+        config = config or PrismConfig()
+        super().__init__(config.perceiver_config)
+        self.prism_config = config
+        self.text_decoder = TextDecoder(config.biogpt_config, config.biogpt_context_dim)
+        self.img_to_latents = EmbedToLatents(self.image_dim, config.dim_latents)
+        self.text_to_latents = EmbedToLatents(self.text_decoder.text_dim, config.dim_latents)
+        self.temperature = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.tokenizer: BioGptTokenizer | None = None
+
+    @classmethod
+    def from_pretrained(cls, weights: str | Path, revision: str | None = None) -> "Prism":
+        """The published model from a hub id or a local folder, frozen; `weights` and errors as for `load_prism`."""
+        from .weights import load_whole_prism
+
+        return load_whole_prism(weights, revision)
+
+    def slide_encoder(self) -> PrismSlideEncoder:
+        """The slide encoder alone; it shares its weights with this model."""
+        with torch.device("meta"):
+            encoder = PrismSlideEncoder(self.config)
+        encoder.image_resampler = self.image_resampler
+        encoder.source, encoder.revision, encoder.sha256 = self.source, self.revision, self.sha256
+        encoder.frozen = self.frozen
+        return encoder.train(self.training)
+
+    def forward(self, input_ids: Tensor, tile_embeddings: Tensor, tile_mask: Tensor | None = None,
+                attention_mask: Tensor | None = None) -> dict[str, Tensor]:
+        """
+        Args:
+            input_ids: (B, T), one text for each slide.
+            tile_embeddings, tile_mask: as for `slide_representations`.
+            attention_mask: (B, T), 1 or true = a token; None = all but the padding token.
+
+        Returns:
+            {"logits": (B, T, vocabulary), "text_embedding": (B, text width), "image_embedding": (B, D),
+            "image_latents": (B, L, D), "sim": (B texts, B slides), cosines times exp(temperature)}
+
+        Raises:
+            ValueError: as `slide_representations`; texts longer than the model has positions.
+        """
+        slide = self.slide_representations(tile_embeddings, tile_mask)
+        text = self.text_decoder(input_ids, slide["image_latents"], attention_mask)
+        return {**text, **slide, "sim": self.similarity(text["text_embedding"], slide["image_embedding"])}
+
+    def similarity(self, text_embedding: Tensor, image_embedding: Tensor) -> Tensor:
+        """(i, text width) and (j, D) -> their cosines in the contrastive space times exp(temperature), (i, j)."""
+        text, image = self.text_to_latents(text_embedding), self.img_to_latents(image_embedding)
+        return text @ image.T * self.temperature.exp()
+
+    @torch.no_grad()
+    def zero_shot(self, image_embeds: Tensor, *, neg_prompts: list[str], pos_prompts: list[str]) -> Tensor:
+        """Slide embeddings (B, D) -> probabilities (B, 2) of the negative and the positive class.
+
+        The softmax is over all prompts; a class has the sum of its own. As published, all prompts are tokenized
+        together and the last column is cut off: the longest ones lose their `</s>`, shorter ones keep it.
+        """
+        ids = self.tokenize(neg_prompts + pos_prompts)[:, :-1].to(image_embeds.device)
+        sim = self.similarity(self.text_decoder.unimodal(ids)[0], image_embeds)
+        probs = sim.T.float().softmax(dim=-1)
+        split = probs.split([len(neg_prompts), len(pos_prompts)], dim=-1)
+        return torch.stack([part.sum(-1) for part in split], dim=-1)
+
+    @torch.no_grad()
+    def generate(self, inputs: Tensor | None = None, key_value_states: Tensor | None = None, max_length: int = 100,
+                 do_sample: bool = False, num_beams: int = 1, num_beam_groups: int = 1, **options: Any) -> Tensor:
+        """Write a report for each slide.
+
+        Args:
+            inputs: prompt (B, T), all of one length and without `</s>` at the end; None = `</s>`, as in training.
+            key_value_states: image latents (B, L, D).
+            max_length: of the result, prompt included.
+            options: as in `SearchOptions` (temperature, top_k, top_p, repetition_penalty, ...).
+
+        Returns:
+            ids (B, at most max_length): the prompt, the words, `</s>` where the text came to its end, padding.
+
+        Raises:
+            ValueError: no image latents, padding in the prompt, or what Hugging Face no longer has: beam groups.
+            TypeError: an unknown option.
+        """
+        config = self.text_decoder.config
+        if key_value_states is None:
+            raise ValueError("image latents (key_value_states) are required for generation")
+        if num_beam_groups != 1 or (do_sample and num_beams > 1):
+            raise ValueError("groups of beams and sampling over beams are not supported")
+        chosen = SearchOptions(max_length=max_length, do_sample=do_sample, num_beams=num_beams, **options)
+        if inputs is None:
+            inputs = torch.full((len(key_value_states), 1), config.eos_token_id, device=key_value_states.device)
+        if (inputs == config.pad_token_id).any():
+            raise ValueError("the prompt has padding; give prompts of equal length, without it")
+        cache = self.text_decoder.start_decoding(key_value_states)
+        written = search(self.text_decoder.decode_step, cache, inputs, chosen, eos_id=config.eos_token_id,
+                         pad_id=config.pad_token_id)
+        rows = [words + [config.eos_token_id] * (inputs.shape[1] + len(words) < max_length) for words in written]
+        width = max(map(len, rows))
+        padded = torch.tensor([row + [config.pad_token_id] * (width - len(row)) for row in rows], dtype=torch.long)
+        return torch.cat([inputs, padded.to(inputs.device)], dim=1)
+
+    def tokenize(self, text: list[str]) -> Tensor:
+        """Texts -> ids (B, T) from `</s>` to `</s>`, padded on the right. Raises ValueError without a tokenizer."""
+        rows = [self._tokenizer().encode(t) for t in text]
+        eos, pad = self.text_decoder.config.eos_token_id, self.text_decoder.config.pad_token_id
+        width = max(map(len, rows), default=0)
+        return torch.tensor([[eos, *row, eos] + [pad] * (width - len(row)) for row in rows])
+
+    def untokenize(self, token_ids: Tensor) -> list[str]:
+        """Ids (B, T) -> texts, special tokens in place. Raises ValueError without a tokenizer."""
+        return [self._tokenizer().decode(row, skip_special_tokens=False) for row in token_ids.tolist()]
+
+    def _tokenizer(self) -> BioGptTokenizer:
+        if self.tokenizer is None:
+            raise ValueError("this Prism has no tokenizer: put vocab.json and merges.txt of microsoft/biogpt "
+                             "beside its weights")
+        return self.tokenizer
 
 
 def unpadded(tiles: Tensor, mask: Tensor) -> list[Tensor]:

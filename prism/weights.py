@@ -1,24 +1,34 @@
-"""`load_prism`: from a name or a path to a frozen encoder with checked weights.
+"""From a name or a path to a frozen model with checked weights: the slide encoder (`load_prism`) or all of Prism.
 
 Every source yields a mapping of names to tensors, which goes through one check (`_complete`) and is loaded strictly.
 Random weights are used only where they are asked for by name.
 """
 
 import logging
+import math
 import re
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .files import ENCODER, SUFFIXES, PrismWeightsError, find_weights, read_config, read_encoder
-from .hub import commit_of, fetch
+from .biogpt import BioGptConfig
+from .errors import PrismWeightsError
+from .files import ENCODER, SUFFIXES, find_weights, read_config, read_weights, read_whole_config
+from .hub import commit_of, fetch, fetch_vocabulary
 from .perceiver import PerceiverConfig
-from .prism import PrismSlideEncoder, fingerprint
+from .prism import Prism, PrismConfig, PrismSlideEncoder, fingerprint
+from .tokenizer import find_tokenizer, letters_tokenizer
 
-# Small, with the widths of the published model, so that every default fits: for the demo and the tests.
-RANDOM_TINY = PerceiverConfig(latent_seq=32, perceiver_depth=1, transformer_depth=1)
+# Small, with the widths of the published encoder, so that every default fits: for the demo and the tests.
+RANDOM_TINY = PrismConfig(
+    PerceiverConfig(latent_seq=32, perceiver_depth=1, transformer_depth=1),
+    BioGptConfig(vocab_size=256, hidden_size=64, num_hidden_layers=4, num_attention_heads=4, intermediate_size=128),
+    dim_latents=64)
+RANDOM = ("random", "random-tiny")
 SEED = 0
+Model = TypeVar("Model", bound=PrismSlideEncoder)
 
 _log = logging.getLogger(__name__)
 
@@ -37,21 +47,52 @@ def load_prism(weights: str | Path, revision: str | None = None) -> PrismSlideEn
         PrismWeightsError: nothing there, no access, an unreadable file, or weights of another architecture.
     """
     source = str(weights)
-    if source in ("random", "random-tiny"):
-        encoder = _empty(RANDOM_TINY if source == "random-tiny" else PerceiverConfig())
-        state, commit = _random_state(encoder), None
-    else:
-        path, commit = _locate(source, revision)
-        encoder = _empty(read_config(path.parent))
-        state, total = read_encoder(path)
-        if not state:
-            raise PrismWeightsError(f"{path}: none of its {total} keys starts with '{ENCODER}'; not a Prism checkpoint")
-        state = _complete(encoder, state, str(path))
-    # assign: the empty encoder lies on the meta device; its parameters become these tensors. Strict by default.
-    encoder.load_state_dict(state, assign=True)
-    encoder.source, encoder.revision, encoder.sha256 = source, commit, fingerprint(encoder)
-    _log.info("Prism slide encoder from %s, sha256 %s", source, encoder.sha256)
-    return encoder.freeze()
+    if source in RANDOM:
+        config = (RANDOM_TINY if source == "random-tiny" else PrismConfig()).perceiver_config
+        encoder = _empty(PrismSlideEncoder, config)
+        return _finish(encoder, _random_state(encoder), source, None)
+    path, commit = _locate(source, revision)
+    encoder = _empty(PrismSlideEncoder, read_config(path.parent))
+    state, total = read_weights(path, ENCODER)
+    if not state:
+        raise PrismWeightsError(f"{path}: none of its {total} keys starts with '{ENCODER}'; not a Prism checkpoint")
+    return _finish(encoder, _complete(encoder, state, str(path)), source, commit)
+
+
+def load_whole_prism(weights: str | Path, revision: str | None = None) -> Prism:
+    """Load all of Prism, as `load_prism` does its encoder, and its tokenizer.
+
+    The tokenizer is read from `vocab.json` and `merges.txt` beside the weights or in a folder `biogpt` there, and for
+    a hub id else from microsoft/biogpt. Random models have one that spells words with single letters.
+    Raises PrismWeightsError also for a file of the slide encoder alone.
+    """
+    source = str(weights)
+    if source in RANDOM:
+        prism = _empty(Prism, RANDOM_TINY if source == "random-tiny" else PrismConfig())
+        prism.tokenizer = letters_tokenizer()
+        return _finish(prism, _random_state(prism), source, None)
+    path, commit = _locate(source, revision)
+    prism = _empty(Prism, read_whole_config(path.parent))
+    state, total = read_weights(path, "")
+    if state and all(name.startswith(ENCODER) for name in state):
+        raise PrismWeightsError(f"{path}: its {total} keys are of the slide encoder alone; give the whole of Prism")
+    prism.tokenizer = find_tokenizer(path.parent)
+    if prism.tokenizer is None and (vocabulary := fetch_vocabulary(online=commit is not None)):
+        prism.tokenizer = find_tokenizer(vocabulary)
+    if prism.tokenizer and len(prism.tokenizer) > prism.prism_config.biogpt_config.vocab_size:
+        raise PrismWeightsError(f"{path.parent}: its vocabulary has {len(prism.tokenizer)} words, the weights have "
+                                f"{prism.prism_config.biogpt_config.vocab_size}")
+    return _finish(prism, _complete(prism, state, str(path)), source, commit)
+
+
+def _finish(model: Model, state: dict[str, Tensor], source: str, commit: str | None) -> Model:
+    """Give the empty model its tensors and its origin, and freeze it."""
+    # assign: the empty model lies on the meta device; its parameters become these tensors. Strict by default.
+    model.load_state_dict(state, assign=True)
+    model.source, model.revision = source, commit
+    model.sha256 = fingerprint(model.slide_encoder() if isinstance(model, Prism) else model)
+    _log.info("Prism%s from %s, sha256 %s", "" if isinstance(model, Prism) else " slide encoder", source, model.sha256)
+    return model.freeze()
 
 
 def _locate(source: str, revision: str | None) -> tuple[Path, str | None]:
@@ -69,12 +110,12 @@ def _locate(source: str, revision: str | None) -> tuple[Path, str | None]:
     return find_weights(folder), commit_of(folder)
 
 
-def _empty(config: PerceiverConfig) -> PrismSlideEncoder:
+def _empty(kind: type[nn.Module], config: PerceiverConfig | PrismConfig) -> Any:
     with torch.device("meta"):
-        return PrismSlideEncoder(config)
+        return kind(config)
 
 
-def _names(encoder: PrismSlideEncoder) -> dict[str, list[str]]:
+def _names(encoder: nn.Module) -> dict[str, list[str]]:
     """First name of every tensor -> all names it has in the state dict."""
     groups: dict[int, list[str]] = {}
     for name, parameter in encoder.named_parameters(remove_duplicate=False):
@@ -82,7 +123,7 @@ def _names(encoder: PrismSlideEncoder) -> dict[str, list[str]]:
     return {names[0]: names for names in groups.values()}
 
 
-def _random_state(encoder: PrismSlideEncoder) -> dict[str, Tensor]:
+def _random_state(encoder: nn.Module) -> dict[str, Tensor]:
     """Seeded weights: norms 1 and 0, biases 0, latents N(0, 0.02), matrices N(0, 1 / fan_in); keeps unit variance.
 
     The global random state is neither used nor changed.
@@ -95,6 +136,8 @@ def _random_state(encoder: PrismSlideEncoder) -> dict[str, Tensor]:
             tensor = torch.ones(shapes[first])
         elif first.endswith("bias"):
             tensor = torch.zeros(shapes[first])
+        elif first == "temperature":
+            tensor = torch.tensor(math.log(1 / 0.07))
         else:
             std = 0.02 if first.endswith("latents") else shapes[first][-1] ** -0.5
             tensor = torch.empty(shapes[first]).normal_(0, std, generator=generator)
@@ -102,7 +145,7 @@ def _random_state(encoder: PrismSlideEncoder) -> dict[str, Tensor]:
     return state
 
 
-def _complete(encoder: PrismSlideEncoder, given: dict[str, Tensor], where: str) -> dict[str, Tensor]:
+def _complete(encoder: nn.Module, given: dict[str, Tensor], where: str) -> dict[str, Tensor]:
     """`given`, checked, in float32 and under every name of a shared tensor: the full state dict of `encoder`."""
     groups = _names(encoder)
     present = {first: [name for name in names if name in given] for first, names in groups.items()}
@@ -123,6 +166,8 @@ def _complete(encoder: PrismSlideEncoder, given: dict[str, Tensor], where: str) 
     state: dict[str, Tensor] = {}
     for first, names in groups.items():
         tensor = _checked(given, present[first], where)
+        for name in present[first]:
+            del given[name]  # checked tensors are copies: two of everything would be 4 GB
         state.update(dict.fromkeys(names, tensor))
     return state
 

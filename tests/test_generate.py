@@ -9,7 +9,8 @@ import torch
 
 from finetune.config import GenerationOptions
 from finetune.errors import UserError
-from finetune.generate import generate, process_logits, warp_logits
+from finetune.generate import generate
+from prism.generation import process_logits, warp_logits
 
 PAD, BOS, EOS, WORDS = 0, 1, 2, 6
 NEVER = float("-inf")

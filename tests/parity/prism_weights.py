@@ -1,7 +1,8 @@
 """Weights of the reference Prism models by formula, and what the published checkpoint contains.
 
 The numbers in `prism_small.npz` were produced by the reference implementation in float32 on CPU with these weights.
-`prism_full_perceiver.json`: first name of each tensor of the published encoder -> [shape, further layers sharing it].
+`prism_full_perceiver.json`: first name of each tensor of the published encoder -> [shape, further layers sharing it];
+`prism_full_text.json`: name of each tensor of the text side, {} for a layer -> [shape, first and last layer or null].
 """
 
 import json
@@ -15,6 +16,13 @@ import torch
 HERE = Path(__file__).parent
 SMALL = json.loads((HERE / "prism_small_manifest.json").read_text(encoding="utf-8"))
 SMALL_CONFIG = SMALL["config"]["perceiver_config"]
+WHOLE_CONFIG = {
+    "perceiver_config": SMALL_CONFIG,
+    "biogpt_config": {"vocab_size": 42384, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4,
+                      "intermediate_size": 64, "max_position_embeddings": 64},
+    "biogpt_context_dim": 48,
+    "dim_latents": 64,
+}
 
 
 def by_formula(key: str, shape: list[int]) -> torch.Tensor:
@@ -47,3 +55,10 @@ def full_keys() -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
             name = re.sub(r"layers\.\d+", f"layers.{layer}", first, count=1)
             shapes[name], alias[name] = tuple(shape), first
     return shapes, alias
+
+
+def full_text_keys() -> dict[str, tuple[int, ...]]:
+    """Every key of the text side of the published checkpoint with its shape."""
+    stored = json.loads((HERE / "prism_full_text.json").read_text(encoding="utf-8"))
+    return {name.format(layer): tuple(shape) for name, (shape, layers) in stored.items()
+            for layer in (range(layers[0], layers[1] + 1) if layers else [None])}

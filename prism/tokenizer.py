@@ -1,0 +1,111 @@
+"""BioGPT's tokenizer: Moses words (sacremoses), then byte-pair merges (https://arxiv.org/abs/1508.07909)."""
+
+import itertools
+import json
+import string
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from .errors import PrismWeightsError
+
+VOCABULARY_FILES = ("vocab.json", "merges.txt")
+SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
+_END = "</w>"  # of a word: the mark on its last piece
+
+
+class BioGptTokenizer:
+    """Text <-> ids as in `transformers.BioGptTokenizer`, except that `</s>` in a text is text and no end token.
+
+    Raises:
+        ValueError: a special token or the piece of a merge is missing, or an id stands twice.
+    """
+
+    def __init__(self, vocabulary: Mapping[str, int], merges: Iterable[Sequence[str]]) -> None:
+        """vocabulary: piece -> id. merges: pairs of pieces, the ones to join first first."""
+        self.vocabulary, self.merges = dict(vocabulary), [(first, second) for first, second in merges]
+        self.pieces = {number: piece for piece, number in self.vocabulary.items()}
+        if missing := [s for s in SPECIALS if s not in self.vocabulary]:
+            raise ValueError(f"the vocabulary has no {missing[0]}")
+        if len(self.pieces) != len(self.vocabulary):
+            raise ValueError("the vocabulary has an id twice")
+        self.bos_id, self.pad_id, self.eos_id, self.unk_id = (self.vocabulary[s] for s in SPECIALS)
+        self._rank = {pair: rank for rank, pair in enumerate(self.merges)}
+        self._known: dict[str, list[int]] = {}
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> "BioGptTokenizer":
+        """From `vocab.json` and `merges.txt`. Raises PrismWeightsError if they are not what their names say."""
+        vocabulary, merges = (folder / name for name in VOCABULARY_FILES)
+        try:
+            lines = [line.split()[:2] for line in merges.read_text(encoding="utf-8").splitlines() if line.strip()]
+            return cls(json.loads(vocabulary.read_text(encoding="utf-8")), lines)
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise PrismWeightsError(f"{vocabulary}: not a BioGPT vocabulary with merges.txt beside it "
+                                    f"({error})") from None
+
+    def save(self, folder: Path) -> None:
+        """Write the two files as `transformers` reads them."""
+        (folder / VOCABULARY_FILES[0]).write_text(json.dumps(self.vocabulary, ensure_ascii=False), encoding="utf-8")
+        merges = "".join(f"{first} {second}\n" for first, second in self.merges)
+        (folder / VOCABULARY_FILES[1]).write_text(merges, encoding="utf-8")
+
+    def __len__(self) -> int:
+        return max(self.pieces) + 1
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`, without begin and end token."""
+        words = self._moses[0].tokenize(text, aggressive_dash_splits=True, return_str=False, escape=True)
+        return [number for word in words for number in self._word(word)]
+
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
+        """Text of `ids`."""
+        pieces = [self.pieces.get(i, SPECIALS[3]) for i in ids]
+        if skip_special_tokens:
+            pieces = [p for p in pieces if p not in SPECIALS]
+        return self._moses[1].detokenize("".join(pieces).replace(_END, " ").split())
+
+    def _word(self, word: str) -> list[int]:
+        """Ids of one word: its letters, joined pair by pair, always the pair of lowest rank first."""
+        if word not in self._known:
+            pieces = [*word[:-1], word[-1] + _END]
+            while len(pieces) > 1:
+                best = min(itertools.pairwise(pieces), key=lambda pair: self._rank.get(pair, len(self._rank)))
+                if best not in self._rank:
+                    break
+                joined: list[str] = []
+                for piece in pieces:
+                    if joined and (joined[-1], piece) == best:
+                        joined[-1] += piece
+                    else:
+                        joined.append(piece)
+                pieces = joined
+            self._known[word] = [self.vocabulary.get(p, self.unk_id) for p in pieces]
+        return self._known[word]
+
+    @cached_property
+    def _moses(self) -> tuple[Any, Any]:
+        try:
+            from sacremoses import MosesDetokenizer, MosesTokenizer
+        except ImportError:
+            raise ValueError("BioGPT's tokenizer needs sacremoses; pip install sacremoses") from None
+        return MosesTokenizer(lang="en"), MosesDetokenizer(lang="en")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "_moses"}
+
+
+def letters_tokenizer() -> BioGptTokenizer:
+    """For random models, which come without a vocabulary: every word is spelled in the letters of ASCII."""
+    letters = string.punctuation + string.digits + string.ascii_letters
+    pieces = [*SPECIALS, *letters, *(letter + _END for letter in letters)]
+    return BioGptTokenizer({piece: number for number, piece in enumerate(pieces)}, [])
+
+
+def find_tokenizer(folder: Path) -> BioGptTokenizer | None:
+    """From the files beside the weights, or in `biogpt` there; None if there are none."""
+    for place in (folder, folder / "biogpt"):
+        if all((place / name).is_file() for name in VOCABULARY_FILES):
+            return BioGptTokenizer.from_folder(place)
+    return None
