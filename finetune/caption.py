@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from .batching import encode_text, pad_tiles
 from .checkpoint import load_run
@@ -22,6 +21,7 @@ from .labels import load_labels
 from .metrics import distinct_share, exact_match, most_common_share, phrase_accuracy
 from .model import SlideCaptioner, build_model, check_architecture
 from .optim import Precision, resolve_device, resolve_precision
+from .progress import progress
 from .runlog import logger
 from .tiles import BadSlide, SlideFile, find_files, inspect_slide, read_tiles
 from .tokenizer import VocabTokenizer
@@ -97,7 +97,7 @@ def caption_slides(captioner: Captioner, paths: dict[str, list[str]], texts: lis
     """Records of {slide id: its file}; a slide that cannot be used has its reason in `error`, the others go on."""
     group: list[SlideFile] = []
     data = captioner.config.data
-    bar = tqdm(paths.items(), "captioning", unit="slide", leave=False, disable=None if len(paths) > 1 else True)
+    bar = progress(paths.items(), "captioning", len(paths), "slide")
     for slide_id, (path, *others) in bar:
         try:
             if others:

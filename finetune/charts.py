@@ -55,7 +55,8 @@ def line_chart(title: tuple[str, str], y_label: tuple[str, str], series: Mapping
     for name, points in kept.items():
         placed = [(x_at(x), y_at(y), f"{name}, epoch {x:g}: {y:.5g}") for x, y in points]
         lines[name] = " ".join(f"{x},{y}" for x, y, _ in placed), placed
-    return Chart(title, y_label, lines, [(x_at(t), f"{t:g}") for t in x_ticks], [(y_at(t), f"{t:.4g}") for t in y_ticks])
+    return Chart(title, y_label, lines, [(x_at(t), f"{t:g}") for t in x_ticks],
+                 [(y_at(t), f"{t:.4g}") for t in y_ticks])
 
 
 def ticks(low: float, high: float, about: int = 5, whole: bool = False) -> list[float]:
@@ -74,7 +75,7 @@ def ticks(low: float, high: float, about: int = 5, whole: bool = False) -> list[
 
 
 def thin(points: Points, most: int = _MOST_POINTS) -> list[tuple[float, float]]:
-    """At most `most` of the points: the lowest and the highest of each stretch, so that no spike is lost, and both ends."""
+    """At most `most` of the points: lowest and highest of each stretch, so that no spike is lost, and both ends."""
     points = list(points)
     if len(points) <= most:
         return points

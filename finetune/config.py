@@ -105,7 +105,7 @@ class TrainingConfig:
                           choices=("auto", "fp16", "bf16", "fp32"))
     device: str = _key("auto", "auto (CUDA if there is one), cpu, cuda or cuda:N")
     workers: int = _key(2, "processes that read slides; 0 = read in the training process", 0, 256)
-    report_to: tuple[str, ...] = _key((), "send the curves to these too, beside report.html: a list of tensorboard, wandb",
+    report_to: tuple[str, ...] = _key((), "where curves go beside report.html: a list of tensorboard, wandb",
                                       choices=("tensorboard", "wandb"))
 
 

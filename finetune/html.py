@@ -1,6 +1,6 @@
-"""HTML pages that stand alone: one file, no network, no script but ours. What is put into them is text, never markup.
+"""HTML pages that stand alone: one file, no network, no script but ours. What is put into them is text, not markup.
 
-Templates lie in `pages/`. Each page carries a Content-Security-Policy that allows exactly the style and script in it, by
+Templates lie in `pages/`. Each page carries a Content-Security-Policy that allows exactly its own style and script, by
 their SHA-256, so that even a fault in the escaping runs nothing.
 """
 

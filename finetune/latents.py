@@ -19,10 +19,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from .batching import pad_tiles
 from .errors import UserError
+from .progress import progress
 from .runlog import logger
 from .tiles import SlideFile, read_tiles
 
@@ -105,7 +105,8 @@ class SlideCache:
         self._make_room(len(missing), len(slides))
         groups = [g for g in _groups(slides) if any(s.slide_id in missing for s in g)]
         tiles = sum(s.num_tiles for g in groups for s in g)
-        with ThreadPoolExecutor(max(1, workers)) as pool, _progress(tiles) as bar:
+        with ThreadPoolExecutor(max(1, workers)) as pool, progress(
+                None, "encoding slides", tiles, "tile", unit_scale=True) as bar:
             writing: deque[Future] = deque()
             done = 0
             for group, embeddings, mask in _read_ahead(pool, groups):
@@ -187,7 +188,3 @@ def _read_ahead(pool: ThreadPoolExecutor, groups: list[list[SlideFile]],
         if number + 1 < len(groups):
             coming = pool.submit(read, groups[number + 1])
         yield group, embeddings, mask
-
-
-def _progress(tiles: int) -> tqdm:
-    return tqdm(desc="encoding slides", total=tiles, unit="tile", unit_scale=True, disable=None)

@@ -51,8 +51,9 @@ def view(folder: Path) -> dict[str, Any]:
     captions = _captions(read_lines(folder / CAPTIONS))
     return {
         "name": folder.resolve().name, "config": _config(folder / "config.yaml"), "about": _about(starts),
-        "resumed": len(starts) - 1, "state": next((e for e in reversed(events) if e.get("kind") in ("start", "end")), {}),
-        "epochs": max(metrics, default=0), "best": metrics.get(best), "last": metrics[max(metrics)] if metrics else None,
+        "resumed": len(starts) - 1,
+        "state": next((e for e in reversed(events) if e.get("kind") in ("start", "end")), {}),
+        "epochs": max(metrics, default=0), "best": metrics.get(best),
         "charts": _charts(list(metrics.values()), [epochs[n] for n in sorted(epochs)]),
         "captions": captions[:_MOST_CAPTIONS], "num_captions": len(captions),
         "num_right": sum(c["right"] for c in captions), "retrieval": _retrieval(folder / RETRIEVAL),
@@ -112,8 +113,8 @@ def _charts(metrics: list[dict[str, Any]], epochs: list[dict[str, Any]]) -> list
     def curve(name: str, records: list[dict[str, Any]] = metrics) -> list[tuple[float, float]]:
         return [(r["epoch"], _number(r.get(name))) for r in records]
 
-    charts = [line_chart(title, ("损失（nat）", "loss (nat)"), {"train": curve(name), "validation": curve(f"val_{name}")})
-              for name, title in _LOSSES.items()]
+    charts = [line_chart(title, ("损失（nat）", "loss (nat)"),
+                         {"train": curve(name), "validation": curve(f"val_{name}")}) for name, title in _LOSSES.items()]
     charts.append(line_chart(("学习率", "learning rate"), ("学习率", "learning rate"), {"lr": curve("lr")}))
     known = _NOT_A_SCORE | set(_LOSSES) | {f"val_{name}" for name in _LOSSES}
     scores = {name: curve(name) for name in dict.fromkeys(n for r in metrics for n in r) if name not in known}
@@ -137,7 +138,8 @@ def _captions(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     newest, rows = max((r["epoch"] for r in records), default=0), []
     for record in (r for r in records if r["epoch"] == newest):
         caption = record["caption"][:_MOST_CHARACTERS]
-        matches = [(_matcher(caption, text), text) for text in (str(t)[:_MOST_CHARACTERS] for t in record["references"])]
+        references = [str(text)[:_MOST_CHARACTERS] for text in record["references"]]
+        matches = [(_matcher(caption, text), text) for text in references]
         matcher, reference = max(matches, key=lambda match: match[0].ratio())
         scores = record.get("scores")
         rows.append({"id": str(record.get("id")), "likeness": matcher.ratio(), "right": caption == reference,
@@ -149,8 +151,8 @@ def _captions(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _matcher(caption: str, reference: str) -> difflib.SequenceMatcher[str]:
     """Compares words and numbers where there are spaces, and single characters of Chinese."""
-    pieces = [re.findall(r"[A-Za-z\u00c0-\u024f]+|\d+(?:\.\d+)?|\s+|.", text, re.DOTALL) for text in (caption, reference)]
-    return difflib.SequenceMatcher(None, *pieces, autojunk=False)
+    piece = re.compile(r"[A-Za-z\u00c0-\u024f]+|\d+(?:\.\d+)?|\s+|.", re.DOTALL)
+    return difflib.SequenceMatcher(None, piece.findall(caption), piece.findall(reference), autojunk=False)
 
 
 def _marked(matcher: difflib.SequenceMatcher[str], pieces: list[str], at: int) -> list[tuple[bool, str]]:

@@ -33,6 +33,7 @@ from .runlock import RunLock
 from .runlog import RunLog, log_to_console, log_to_file, logger
 from .tiles import TileReader
 from .tokenizer import VocabTokenizer
+from .trackers import open_trackers
 from .watch import CaptionWatch
 
 # What may differ when a run is resumed. `epochs` stretches the learning-rate schedule from there on.
@@ -78,12 +79,14 @@ def _train(config: Config, resume: str | None, folder: Path, memory: MemoryHandl
     _check_space(folder, model)
     for stale in folder.glob("*.pth.tmp"):  # left by a run that was killed while saving
         stale.unlink()
-    log_to_file(memory, expand(config.training.log_dir))
+    parts.log.trackers = open_trackers(config.training.report_to, folder, about["config"])
+    earlier = log_to_file(memory, expand(config.training.log_dir))
     (folder / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
     (folder / "tokenizer.json").write_text(data.tokenizer.to_json(), encoding="utf-8")
     if checkpoint and checkpoint.name != LAST:  # else a later `auto` would go on from what is left behind here
         saver.save(state, state.best_epoch == state.epoch and not state.batches_done)
     parts.log.truncate(state.metrics_bytes)
+    parts.log.start(earlier, _for_the_report(data, model, about))
     _announce(config, data, model, precision, parts, checkpoint)
     slides = [s.slide for s in data.train + data.validation]
     if manifest:
@@ -92,7 +95,12 @@ def _train(config: Config, resume: str | None, folder: Path, memory: MemoryHandl
         cache.fill(slides, partial(encode, model, precision), config.training.workers)
     with _Signals() as signals:
         parts.stop = lambda: signals.received is not None
-        state = fit(parts, state)
+        try:
+            state = fit(parts, state)
+        except UserError as error:
+            parts.log.finish(f"error: {error.line()}")
+            raise
+    parts.log.finish("finished" if state.epoch >= parts.epochs else "stopped")
     if signals.received is not None and state.epoch < parts.epochs:
         logger.warning("stopped by %s after step %d; go on with --resume auto",
                        signal.Signals(signals.received).name, state.step)
@@ -201,6 +209,21 @@ def _about(config: Config, data: Data, model: SlideCaptioner, precision: Precisi
         "versions": {"torch": str(torch.__version__), "python": platform.python_version(),
                      "threads": torch.get_num_threads(), "precision": precision.name,
                      "device": _device_name(precision.device)},
+    }
+
+
+def _for_the_report(data: Data, model: SlideCaptioner, about: dict[str, Any]) -> dict[str, str]:
+    """What report.html says was trained on what."""
+    tiles = [s.slide.num_tiles for s in data.train + data.validation]
+    prism, versions = about["prism"], about["versions"]
+    trained = sum(p.numel() for p in model.trained_parameters())
+    return {
+        "slides": f"{len(data.train)} training, {len(data.validation)} validation",
+        "tiles per slide": f"{min(tiles)} - {max(tiles)}, {sum(tiles)} in all",
+        "vocabulary": str(len(data.tokenizer)), "data fingerprint": str(about["data"]["fingerprint"]),
+        "Prism": Path(str(prism["source"])).name if Path(str(prism["source"])).exists() else str(prism["source"]),
+        "Prism revision": str(prism["revision"]), "Prism SHA-256": str(prism["sha256"]),
+        "trained parameters": f"{trained / 1e6:.1f} M", **{name: str(value) for name, value in versions.items()},
     }
 
 

@@ -1,4 +1,4 @@
-"""Where else curves go (`training.report_to`): TensorBoard or Weights & Biases, asked for by name, imported only then."""
+"""Where else curves go (`training.report_to`): TensorBoard or Weights & Biases, asked for by name, imported then."""
 
 from __future__ import annotations
 

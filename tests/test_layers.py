@@ -97,7 +97,7 @@ def test_nothing_shipped_imports_tests_or_benchmarks():
         assert not top_level(name) & {"tests", "benchmarks"}, name
 
 
-ROWS = [{"errors"}, {"config"}, {"cli", "labels", "h5", "tokenizer", "demo", "metrics", "runlog", "optim", "runlock"},
+ROWS = [{"errors"}, {"config"}, {"html", "charts", "progress", "trackers"}, {"report"}, {"cli", "labels", "h5", "tokenizer", "demo", "metrics", "runlog", "optim", "runlock"},
         {"pt"}, {"tiles"}, {"batching", "checkpoint", "generate", "manifest", "scan"}, {"data", "model", "latents", "resume", "watch"}, {"loop",
         "caption"}, {"run"}]
 
