@@ -5,28 +5,31 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from .batching import encode_text, pad_tiles
 from .checkpoint import load_run
-from .config import Config, GenerationOptions, expand, from_dict
+from .config import Config, GenerationOptions, expand, from_dict, load_plain_yaml
 from .errors import UserError, printable, say
+from .findings import FindingDictionary
 from .generate import generate
 from .labels import load_labels
-from .metrics import distinct_share, exact_match, most_common_share, phrase_accuracy
 from .model import SlideCaptioner, build_model, check_architecture
 from .optim import Precision, resolve_device, resolve_precision
 from .progress import progress
 from .runlog import logger
+from .scores import Answers, evaluate
 from .tiles import BadSlide, SlideFile, find_files, inspect_slide, read_tiles
 from .tokenizer import VocabTokenizer
 
 _BATCH = 8  # slides decoded together
+_TEXTS = 64  # texts embedded together
 
 
 @dataclass
@@ -63,8 +66,12 @@ class Captioner:
                    list(held_out) if isinstance(held_out := content["data"].get("validation_ids"), list) else [])
 
     @torch.no_grad()
-    def describe(self, slides: list[SlideFile], texts: list[str], options: GenerationOptions) -> list[dict[str, Any]]:
-        """One record per slide: caption, cosine similarity to each text, and with several texts their probabilities."""
+    def describe(self, slides: list[SlideFile], texts: list[str], options: GenerationOptions,
+                 embeddings: dict[str, np.ndarray] | None = None) -> list[dict[str, Any]]:
+        """One record per slide: caption, cosine similarity to each text, and with several texts their probabilities.
+
+        embeddings: gets {slide id: its unit vector (dim_latents,) in the space of `embed_texts`}.
+        """
         coca, device = self.model.coca, self.precision.device
         tiles, mask = pad_tiles([read_tiles(s) for s in slides])
         with self.precision.autocast():
@@ -72,28 +79,48 @@ class Captioner:
             captions = generate(coca, image_tokens, options, bos_id=self.tokenizer.bos_id,
                                 eos_id=self.tokenizer.eos_id, pad_id=self.tokenizer.pad_id)
             image_embeds, _ = coca.embed_image(image_tokens=image_tokens)
-            cosines = coca.similarity(self._embed(texts), image_embeds).T.float() if texts else None  # (B, texts)
+            images = _units(coca.img_to_latents(image_embeds))
+        cosines = torch.from_numpy(images @ self.embed_texts(texts).T) if texts else None  # (B, texts)
+        if embeddings is not None:
+            embeddings.update(zip((s.slide_id for s in slides), images, strict=True))
         records = []
         for i, (slide, ids) in enumerate(zip(slides, captions, strict=True)):
             record = _record(slide.slide_id, caption=self.tokenizer.decode(ids))
             if cosines is not None:
                 record["similarity"] = dict(zip(texts, cosines[i].tolist(), strict=True))
                 if len(texts) > 1:
-                    odds = (cosines[i] * coca.logit_scale.float()).softmax(0)
+                    odds = (cosines[i] * coca.logit_scale.float().cpu()).softmax(0)
                     record["probability"] = dict(zip(texts, odds.tolist(), strict=True))
             records.append(record)
         return records
 
-    def _embed(self, texts: list[str]) -> torch.Tensor:
-        """Text embeddings (texts, dim), as in training: with the begin, without the end token."""
-        ids = [torch.tensor(encode_text(self.tokenizer, t, self.config.data.max_seq_len)[0][:-1]) for t in texts]
-        text = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=self.tokenizer.pad_id)
-        mask = torch.arange(text.shape[1]) < torch.tensor([[len(i)] for i in ids])
-        return self.model.coca.embed_text(text.to(self.precision.device), mask.to(self.precision.device))[0]
+    @torch.no_grad()
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit vectors (texts, dim_latents), as in training: with the begin, without the end token."""
+        coca, device, rows = self.model.coca, self.precision.device, []
+        for begin in range(0, len(texts), _TEXTS):
+            ids = [torch.tensor(encode_text(self.tokenizer, t, self.config.data.max_seq_len)[0][:-1])
+                   for t in texts[begin:begin + _TEXTS]]
+            text = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=self.tokenizer.pad_id)
+            mask = torch.arange(text.shape[1]) < torch.tensor([[len(i)] for i in ids])
+            with self.precision.autocast():
+                rows.append(_units(coca.text_to_latents(coca.embed_text(text.to(device), mask.to(device))[0])))
+        return np.concatenate(rows)
+
+    @torch.no_grad()
+    def class_probabilities(self, embeddings: np.ndarray, prompts: dict[str, list[str]]) -> np.ndarray:
+        """Slides (n, dim_latents) -> (n, classes): softmax over all prompts, summed per class, as Prism does it."""
+        cosines = embeddings @ self.embed_texts([text for texts in prompts.values() for text in texts]).T
+        odds = (torch.from_numpy(cosines) * self.model.coca.logit_scale.float().cpu()).softmax(1)
+        return torch.stack([part.sum(1) for part in odds.split([len(t) for t in prompts.values()], 1)], 1).numpy()
 
 
-def caption_slides(captioner: Captioner, paths: dict[str, list[str]], texts: list[str],
-                   options: GenerationOptions) -> Iterator[dict[str, Any]]:
+def _units(vectors: torch.Tensor) -> np.ndarray:
+    return torch.nn.functional.normalize(vectors.float(), dim=-1).cpu().numpy()
+
+
+def caption_slides(captioner: Captioner, paths: dict[str, list[str]], texts: list[str], options: GenerationOptions,
+                   embeddings: dict[str, np.ndarray] | None = None) -> Iterator[dict[str, Any]]:
     """Records of {slide id: its file}; a slide that cannot be used has its reason in `error`, the others go on."""
     group: list[SlideFile] = []
     data = captioner.config.data
@@ -106,9 +133,9 @@ def caption_slides(captioner: Captioner, paths: dict[str, list[str]], texts: lis
         except BadSlide as bad:
             yield _record(slide_id, error=f"{path}: {bad.what}; {bad.fix}")
         if len(group) == _BATCH:
-            yield from _describe_each(captioner, group, texts, options)
+            yield from _describe_each(captioner, group, texts, options, embeddings)
             group = []
-    yield from _describe_each(captioner, group, texts, options)
+    yield from _describe_each(captioner, group, texts, options, embeddings)
 
 
 def select_slides(captioner: Captioner, embeddings_file: str | None, embeddings_dir: str | None,
@@ -129,17 +156,6 @@ def select_slides(captioner: Captioner, embeddings_file: str | None, embeddings_
     if not wanted:
         raise UserError(embeddings_dir, f"no slide to caption (split {split})", "check the ids in the labels file")
     return {i: files[i] for i in wanted}
-
-
-def summary(records: Iterable[dict[str, Any]], labels: dict[str, str]) -> dict[str, Any]:
-    """Scores of the captions that have a label: exact match, its dullest baseline, phrases by place, distinct share."""
-    pairs = [(r["caption"], labels[r["id"]]) for r in records if r["error"] is None and r["id"] in labels]
-    if not pairs:
-        return {"slides": 0}
-    captions, references = zip(*pairs, strict=True)
-    return {"slides": len(pairs), "exact_match": exact_match(captions, references),
-            "most_common_text": most_common_share(references), "distinct_share": distinct_share(captions),
-            "phrase_accuracy": phrase_accuracy(captions, references)}
 
 
 def write_records(records: list[dict[str, Any]], path: Path) -> None:
@@ -163,28 +179,95 @@ def _write_csv(records: list[dict[str, Any]], path: Path) -> None:
                                     *([_cell(c) for c in row] for row in rows)])
 
 
+@dataclass
+class Truth:
+    """What is known of the slides, to score against: reference texts and classes by id, prompts, findings."""
+
+    labels: dict[str, str] | None
+    prompts: dict[str, list[str]] | None
+    classes: dict[str, str] | None
+    findings: FindingDictionary | None
+
+    @classmethod
+    def load(cls, args: argparse.Namespace) -> Truth:
+        """Raises UserError for files that cannot be used, and for flags without those they need."""
+        for flag, needed in (("findings", "labels_file"), ("classes_file", "prompts")):
+            if getattr(args, flag) and not getattr(args, needed):
+                raise UserError(f"--{flag}", f"needs --{needed}", f"add --{needed} FILE")
+        prompts = load_prompts(args.prompts) if args.prompts else None
+        classes = load_labels(args.classes_file)[0] if args.classes_file else None
+        if classes and (unknown := sorted(set(classes.values()) - set(prompts or ()))):
+            raise UserError(args.classes_file, f"class {unknown[0]!r} has no prompt", f"add it to {args.prompts}")
+        return cls(load_labels(args.labels_file)[0] if args.labels_file else None, prompts, classes,
+                   FindingDictionary.load(args.findings) if args.findings else None)
+
+    def answers(self, captioner: Captioner, records: list[dict[str, Any]],
+                embeddings: dict[str, np.ndarray]) -> Answers | None:
+        """The records that can be scored; None if there are none."""
+        known = [r for r in records if r["error"] is None
+                 and r["id"] in (self.classes or {} if self.labels is None else self.labels)]
+        if not known:
+            return None
+        answers = Answers([r["caption"] for r in known], findings=self.findings)
+        images = np.stack([embeddings[r["id"]] for r in known])
+        if self.labels is not None:
+            answers.references = [[self.labels[r["id"]]] for r in known]
+            answers.texts = list(dict.fromkeys(text for several in answers.references for text in several))
+            answers.similarity = images @ captioner.embed_texts(answers.texts).T
+        if self.classes is not None:
+            names = list(self.prompts)
+            answers.class_probabilities = captioner.class_probabilities(images, self.prompts)
+            true = [self.classes.get(r["id"]) for r in known]
+            answers.true_classes = np.array([-1 if c is None else names.index(c) for c in true])
+        return answers
+
+
+def load_prompts(path: str) -> dict[str, list[str]]:
+    """{class: its prompts} of a YAML or JSON file. Raises UserError."""
+    prompts = load_plain_yaml(path)
+    if not isinstance(prompts, dict) or len(prompts) < 2 or not all(
+            isinstance(texts, list) and texts and all(isinstance(t, str) and t.strip() for t in texts)
+            for texts in prompts.values()):
+        raise UserError(path, "holds no prompts", "write class: [prompt, ...] for two or more classes")
+    return prompts
+
+
 def run_inference(args: argparse.Namespace, options: GenerationOptions) -> int:
     """What inference.py does after parsing: caption, print, write, score; 2 if a slide failed, else 0."""
     output = _output_path(args.output)
-    labels = load_labels(args.labels_file)[0] if args.labels_file else None
+    truth = Truth.load(args)
     captioner = Captioner.load(args.checkpoint, args.prism, args.device)
-    paths = select_slides(captioner, args.embeddings_file, args.embeddings_dir, labels, args.split)
+    paths = select_slides(captioner, args.embeddings_file, args.embeddings_dir, truth.labels, args.split)
     texts = _texts_to_score(args.text, captioner)
-    records = []
+    records: list[dict[str, Any]] = []
+    embeddings: dict[str, np.ndarray] = {}
     try:
-        for record in caption_slides(captioner, paths, texts, options):
+        for record in caption_slides(captioner, paths, texts, options, embeddings):
+            if truth.prompts and record["error"] is None:
+                odds = captioner.class_probabilities(embeddings[record["id"]][None], truth.prompts)[0]
+                record["classes"] = dict(zip(truth.prompts, odds.tolist(), strict=True))
             records.append(record)
             _print_record(record)
     finally:  # Ctrl+C, or no memory for a slide: what is done is kept
         if output:
             write_records(records, output)
-    if labels:
-        say(f"summary: {json.dumps(summary(records, labels), ensure_ascii=False)}")
+    if truth.labels is not None or truth.classes is not None:
+        _print_scores(truth.answers(captioner, records, embeddings))
     failed = [r for r in records if r["error"] is not None]
     if failed:
         raise UserError(failed[0]["id"], f"{len(failed)} of {len(records)} slides failed",
                         "their records say why", [r["error"] for r in failed[:20]])
     return 0
+
+
+def _print_scores(answers: Answers | None) -> None:
+    """A table for people, then all of it on one line for programs."""
+    if answers is None:
+        say('summary: {"slides": 0}')
+        return
+    report = evaluate(answers)
+    say(f"scores of {len(answers.captions)} slides, with 95 % intervals:", *report.lines(), report.signature())
+    say(f"summary: {json.dumps(report.to_dict(), ensure_ascii=False)}")
 
 
 def _texts_to_score(texts: list[str], captioner: Captioner) -> list[str]:
@@ -208,6 +291,8 @@ def _print_record(record: dict[str, Any]) -> None:
         probability = record["probability"].get(text)
         say(f"\tsimilarity {cosine:.4f}" + (f"  probability {probability:.4f}" if probability is not None else "")
             + f"  {printable(text)}")
+    for name, probability in record.get("classes", {}).items():
+        say(f"\tclass probability {probability:.4f}  {printable(name)}")
 
 
 def _output_path(path: str | None) -> Path | None:
@@ -224,19 +309,18 @@ def _output_path(path: str | None) -> Path | None:
     return target
 
 
-def _describe_each(captioner: Captioner, group: list[SlideFile], texts: list[str],
-                   options: GenerationOptions) -> Iterator[dict[str, Any]]:
+def _describe_each(captioner: Captioner, group: list[SlideFile], *how: Any) -> Iterator[dict[str, Any]]:
     """Describe a group together; if one of its files turns out to be unreadable, each alone."""
     if not group:
         return
     try:
-        yield from captioner.describe(group, texts, options)
+        yield from captioner.describe(group, *how)
     except UserError as error:
         if len(group) == 1:
             yield _record(group[0].slide_id, error=error.line())
         else:
             for slide in group:
-                yield from _describe_each(captioner, [slide], texts, options)
+                yield from _describe_each(captioner, [slide], *how)
 
 
 def _record(slide_id: str, caption: str | None = None, error: str | None = None) -> dict[str, Any]:

@@ -78,6 +78,10 @@ def add_inference_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text", nargs="+", action="extend", default=[],
                         help="texts to score: cosine similarity, and of several texts the probability of each")
     parser.add_argument("--labels_file", help="JSON {id: text}: caption only these slides, and score the captions")
+    parser.add_argument("--findings", nargs="+", action="extend", default=[], metavar="NAME",
+                        help="score findings too: breast, gastric, colorectal, or YAML files of your own")
+    parser.add_argument("--prompts", metavar="FILE", help="YAML or JSON {class: [prompt, ...]}: classify zero-shot")
+    parser.add_argument("--classes_file", metavar="FILE", help="JSON {id: class}: score the classification")
     parser.add_argument("--split", choices=("all", "val"), default="all",
                         help="val: only the slides held out when the checkpoint was trained")
     parser.add_argument("--output", metavar="FILE", help="write a record per slide: .jsonl, .json or .csv")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import os
 import re
 import types
 import typing
@@ -165,7 +166,8 @@ class Config:
         weights = (self.model.caption_loss_weight, self.model.contrastive_loss_weight)
         if max(weights) == 0:
             raise UserError(where, "both loss weights are 0", "set model.caption_loss_weight above 0")
-        if self.training.batch_size == 1 and weights[1] > 0:
+        if self.training.batch_size * self.training.accum_freq * int(os.environ.get("WORLD_SIZE", "1")) == 1 \
+                and weights[1] > 0:
             raise UserError(where, "training.batch_size is 1, where the contrastive loss is always 0",
                             "use 2 or more, or model.contrastive_loss_weight=0")
         if self.model.dim_head % 2:
@@ -204,6 +206,26 @@ def _text_of(node: yaml.Node, key: str, several: bool, where: str) -> str | None
     if not isinstance(node, yaml.ScalarNode):
         raise UserError(where, f"{key} is a {node.id}", "write a single value")
     return None if _is_null(node) else node.value
+
+
+def load_plain_yaml(path: str | Path) -> Any:
+    """A YAML or JSON file of dicts, lists and texts; every scalar is the text that stands there, `no` and `1e-4` too.
+
+    Raises UserError as `load_yaml`.
+    """
+    def plain(node: yaml.Node) -> Any:
+        if isinstance(node, yaml.ScalarNode):
+            return node.value
+        if isinstance(node, yaml.SequenceNode):
+            return [plain(item) for item in node.value]
+        result: dict[str, Any] = {}
+        for key, value in _mapping(node, f"{path}:{node.start_mark.line + 1}"):
+            if key.value in result:
+                raise UserError(f"{path}:{key.start_mark.line + 1}", f"{key.value} stands twice", "keep one of them")
+            result[key.value] = plain(value)
+        return result
+
+    return plain(_yaml_root(path))
 
 
 def apply_overrides(config: Config, pairs: Iterable[str]) -> Config:

@@ -10,7 +10,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import platform
 import shutil
+import time
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +24,7 @@ import numpy as np
 import torch
 
 from .batching import pad_tiles
+from .distributed import ALONE, World
 from .errors import UserError
 from .progress import progress
 from .runlog import logger
@@ -30,6 +34,8 @@ _FORMAT = 1  # part of every name: a new layout never meets old files
 _GROUP_TILES = 16_000  # tiles encoded together (80 MB in float16); a larger slide goes alone
 _GROUP_SLIDES = 16
 _SPARE_BYTES = 1 << 30  # left free on the disk
+_LATE = 120  # seconds
+_MACHINE = f"{zlib.crc32(platform.node().encode()):08x}"  # two of them may have processes of one number
 
 Encode = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # tiles (B, N, C), mask (B, N) -> tokens (B, n, D)
 
@@ -91,30 +97,41 @@ class SlideCache:
         except OSError:
             return False
 
-    def fill(self, slides: Sequence[SlideFile], encode: Encode, workers: int = 2) -> int:
+    def fill(self, slides: Sequence[SlideFile], encode: Encode, workers: int = 2, world: World = ALONE) -> int:
         """Encode what is missing of `slides`; returns how many. `encode` runs here, reading and writing beside it.
 
         The groups that are encoded together do not depend on what is there already, so that a run killed while it
-        fills ends with the same bits as an undisturbed one. Raises UserError if the disk is too small or a slide
-        cannot be encoded; what is done by then stays.
+        fills ends with the same bits as an undisturbed one; nor does it which rank of `world` encodes a group, so that
+        ranks that see a shared folder at different moments leave no gap between them. All return when every slide is
+        there. Raises UserError if the disk is too small or a slide cannot be encoded; what is done by then stays.
         """
         missing = {s.slide_id for s in slides if not self.has(s)}
-        if not missing:
+        if missing:
+            self._make_room(len(missing), len(slides))
+            groups = _groups(slides)[world.rank::world.size]
+            self._encode([g for g in groups if any(s.slide_id in missing for s in g)], missing, encode, workers)
+        else:
             logger.info("slide cache %s: all %d slides are there", self._name, len(slides))
-            return 0
-        self._make_room(len(missing), len(slides))
-        groups = [g for g in _groups(slides) if any(s.slide_id in missing for s in g)]
+        if world.any(bool(missing)):
+            self._wait_for(slides)
+        return len(missing)
+
+    def _encode(self, groups: list[list[SlideFile]], missing: set[str], encode: Encode, workers: int) -> None:
+        if not groups:
+            return
         tiles = sum(s.num_tiles for g in groups for s in g)
-        with ThreadPoolExecutor(max(1, workers)) as pool, progress(
-                None, "encoding slides", tiles, "tile", unit_scale=True) as bar:
+        bar = progress(None, "encoding slides", tiles, "tile", unit_scale=True)
+        with ThreadPoolExecutor(max(1, workers)) as pool, bar:
             writing: deque[Future] = deque()
             done = 0
             for group, embeddings, mask in _read_ahead(pool, groups):
-                tokens = encode(embeddings, mask)
-                self._require_finite(group, tokens)
-                for slide, row in zip(group, tokens.float().cpu().numpy().astype(self.dtype), strict=True):
-                    if slide.slide_id in missing:
-                        writing.append(pool.submit(self._write, slide, row))
+                wanted = {s.slide_id for s in group if s.slide_id in missing and not self.has(s)}
+                if wanted:  # another run that fills this folder may have been quicker
+                    tokens = encode(embeddings, mask)
+                    self._require_finite(group, tokens)
+                    rows = tokens.float().cpu().numpy().astype(self.dtype)
+                    writing += [pool.submit(self._write, slide, row) for slide, row in zip(group, rows, strict=True)
+                                if slide.slide_id in wanted]
                 while writing and writing[0].done():
                     writing.popleft().result()  # a full disk is told at once
                 done += len(group)
@@ -122,11 +139,19 @@ class SlideCache:
                 bar.update(sum(s.num_tiles for s in group))
             for future in writing:
                 future.result()
-        return len(missing)
+
+    def _wait_for(self, slides: Sequence[SlideFile]) -> None:
+        """Return when this machine sees every file: a network drive shows those of another one up to a minute late."""
+        end = time.monotonic() + _LATE
+        while late := [s for s in slides if not self.has(s)]:
+            if time.monotonic() > end:
+                raise UserError(self.path(late[0]), f"is not there, nor are {len(late) - 1} more cached slides",
+                                "with several machines data.latents_cache must be on a disk that all of them share")
+            time.sleep(0.5)
 
     def _write(self, slide: SlideFile, tokens: np.ndarray) -> None:
         path = self.path(slide)
-        temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp")  # two machines may fill one folder
+        temporary = path.with_name(f".{path.stem}.{_MACHINE}.{os.getpid()}.tmp")  # several may fill one folder
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary.unlink(missing_ok=True)  # of a process of this number that died

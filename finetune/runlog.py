@@ -53,15 +53,16 @@ class _FileHandler(logging.FileHandler):
             super().close()
 
 
-def log_to_console() -> logging.handlers.MemoryHandler:
-    """Send log lines to stderr, and keep them until `log_to_file` knows the file."""
+def log_to_console(quiet: bool = False) -> logging.handlers.MemoryHandler:
+    """Send log lines to stderr, and keep them until `log_to_file` knows the file. quiet: neither lines nor bars, for
+    all processes of a run but the first."""
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()
     console, memory = _TqdmHandler(), logging.handlers.MemoryHandler(100_000, flushLevel=logging.CRITICAL + 1,
                                                                      flushOnClose=False)
     console.setFormatter(_Printable("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.CRITICAL if quiet else logging.INFO)
     logger.propagate = False
     logger.addHandler(console)
     logger.addHandler(memory)
@@ -87,7 +88,7 @@ def log_to_file(memory: logging.handlers.MemoryHandler, folder: Path) -> list[lo
 class _Events(logging.Handler):
     """events.jsonl: starts, warnings, and of each epoch what a resumed run does not repeat. A convenience, too."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None) -> None:
         super().__init__(logging.WARNING)
         self.path = path
 
@@ -106,10 +107,12 @@ class RunLog:
     metrics.jsonl holds what a resumed run repeats bit for bit; times, rates and warnings go to events.jsonl.
     """
 
-    def __init__(self, folder: Path, trackers: Sequence[Tracker] = ()) -> None:
-        self.folder, self.path, self.trackers = folder, folder / METRICS, trackers
+    def __init__(self, folder: Path | None, trackers: Sequence[Tracker] = ()) -> None:
+        """folder: of the run; None where nothing is to be written."""
+        self.folder, self.trackers = folder, trackers
+        self.path = folder / METRICS if folder else None
         self._started, self._slides = time.monotonic(), 0.0
-        self._events = _Events(folder / EVENTS)
+        self._events = _Events(folder / EVENTS if folder else None)
 
     def start(self, earlier: Iterable[logging.LogRecord], about: dict[str, str]) -> None:
         """From here on warnings are kept for the report, with the `earlier` ones. about: what is trained on what."""
@@ -120,6 +123,8 @@ class RunLog:
         logger.addHandler(self._events)
 
     def finish(self, status: str) -> None:
+        if self.path is None:
+            return
         self._events.note("end", status=status)
         self._report()
         logger.removeHandler(self._events)
@@ -140,12 +145,12 @@ class RunLog:
 
     def epoch_bar(self, state: TrainState, total: int, epochs: int) -> tqdm:
         self._started, self._slides = time.monotonic(), 0.0
-        return progress(None, f"epoch {state.epoch + 1}/{epochs}", total, "batch", initial=state.batches_done)
+        return progress(None, f"epoch {state.epoch + 1}/{epochs}", total, "step", initial=state.batches_done)
 
-    def step(self, bar: tqdm, report: dict[str, float], batches: int) -> None:
+    def step(self, bar: tqdm, report: dict[str, float]) -> None:
         self._slides += report["slides"]
         bar.set_postfix(loss=f"{report['loss']:.3f}", lr=f"{report['lr']:.2e}", refresh=False)
-        bar.update(batches)
+        bar.update()
 
     def epoch(self, state: TrainState, scores: dict[str, float], lr: float, is_best: bool) -> None:
         """Log a finished epoch, append it to metrics.jsonl, note the new length of that file in `state`, report."""
@@ -157,6 +162,8 @@ class RunLog:
         rate = self._slides / max(seconds, 1e-9)
         logger.info("epoch %d  %s  lr %.2e  %.1f slides/s%s", state.epoch, values, lr, rate,
                     "  best" if is_best else "")
+        if self.path is None:
+            return
         try:
             with open(self.path, "ab") as file:
                 file.write(json.dumps(record).encode() + b"\n")

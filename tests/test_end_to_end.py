@@ -119,6 +119,7 @@ def test_a_bad_slide_in_a_folder_does_not_stop_the_others(data, trained, tmp_pat
                  "--labels_file", data / "labels.json", "--output", tmp_path / "out.csv", cwd=tmp_path)
     assert result.returncode == 0, "the labels choose the slides, the broken ones are not among them"
     assert '"exact_match": 1.0' in result.stdout
+    assert "bleu_4" in result.stdout and "tok:zh" in result.stdout
     result = run("inference.py", "--checkpoint", trained / "run" / "best_model.pth", "--embeddings_dir", folder,
                  "--output", tmp_path / "out.csv", cwd=tmp_path)
     assert_one_error(result, "2 of 5")
@@ -126,6 +127,25 @@ def test_a_bad_slide_in_a_folder_does_not_stop_the_others(data, trained, tmp_pat
         rows = {r["id"]: r for r in csv.DictReader(file)}
     assert [rows[f"s{i:02d}"]["caption"] for i in range(3)] == TEXTS
     assert "not an HDF5 file" in rows["broken"]["error"] and "NaN" in rows["poisoned"]["error"]
+
+
+def test_findings_and_classes_are_scored_beside_the_texts(data, trained, tmp_path):
+    (tmp_path / "prompts.yaml").write_text("".join(f"class{i}: ['{t}']\n" for i, t in enumerate(TEXTS)), encoding="utf-8")
+    classes = {f"s{i:02d}": f"class{i % 3}" for i in range(11)}  # one slide has none
+    (tmp_path / "classes.json").write_text(json.dumps(classes), encoding="utf-8")
+    result = run("inference.py", "--checkpoint", trained / "run" / "best_model.pth", "--embeddings_dir",
+                 data / "embeddings", "--labels_file", data / "labels.json", "--findings", "breast", "--prompts", "prompts.yaml",
+                 "--classes_file", "classes.json", "--output", "out.jsonl", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    summary = json.loads(next(line for line in result.stdout.splitlines() if line.startswith("summary: "))[9:])
+    assert summary["slides"] == 12 and summary["bleu_4"] == 1 and summary["zero_shot_balanced_accuracy"] == 1
+    assert summary["image_to_text_r1"] == 1 and summary["baselines"]["most_common_text"]["exact_match"] == pytest.approx(1 / 3)
+    assert summary["findings"]["invasive_carcinoma"] == {"present": 4, "absent": 0, "precision": 1, "recall": 1,
+                                                         "contradictions": 0}
+    first = json.loads((tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    assert max(first["classes"], key=first["classes"].get) == "class0" and sum(first["classes"].values()) == pytest.approx(1)
+    for flag, word in ((["--classes_file", "classes.json"], "--prompts"), (["--findings", "breast"], "--labels_file")):
+        assert_one_error(run("inference.py", "--checkpoint", "no.pth", "--embeddings_dir", data, *flag, cwd=tmp_path), word)
 
 
 def test_yaml_and_flags_train_the_same_weights(data, tmp_path):

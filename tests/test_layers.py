@@ -97,9 +97,10 @@ def test_nothing_shipped_imports_tests_or_benchmarks():
         assert not top_level(name) & {"tests", "benchmarks"}, name
 
 
-ROWS = [{"errors"}, {"config"}, {"html", "charts", "progress", "trackers"}, {"report"}, {"cli", "labels", "h5", "tokenizer", "demo", "metrics", "runlog", "optim", "runlock"},
-        {"pt"}, {"tiles"}, {"batching", "checkpoint", "generate", "manifest", "scan"}, {"data", "model", "latents", "resume", "watch"}, {"loop",
-        "caption"}, {"run"}]
+ROWS = [{"errors"}, {"config"}, {"html", "charts", "progress", "trackers"}, {"report"},
+        {"cli", "labels", "h5", "tokenizer", "demo", "metrics", "runlog", "optim", "runlock", "distributed"}, {"pt"}, {"tiles"},
+        {"batching", "checkpoint", "generate", "manifest", "scan", "findings"},
+        {"data", "model", "latents", "resume", "scores"}, {"watch"}, {"objective"}, {"loop", "caption"}, {"run"}]
 
 
 def test_inside_finetune_imports_only_point_down():
