@@ -7,32 +7,51 @@ import multiprocessing
 import os
 import signal
 import threading
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from .errors import UserError
-from .tiles import SlideFile
+from .tiles import Slide
 from .tokenizer import VocabTokenizer
 
 _READ_TIMEOUT = 300  # seconds: a loader process that hangs (a dead network drive) ends the run, not stalls it
 _AHEAD = 2  # batches read ahead by each worker
 _POOL = 50  # batches among which an epoch sorts by size: enough for little padding, few enough to stay shuffled
 
-Reader = Callable[[SlideFile, int], np.ndarray]  # (slide, epoch) -> its tiles (N, D), or image tokens (n, D)
+Reader = Callable[[Slide, int], np.ndarray]  # (slide, epoch) -> its tiles (N, D), or image tokens (n, D)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One slide and the ids of its text: [bos, ..., eos]."""
+    """One slide, or the slides of a case, and the ids of its text: [bos, ..., eos].
 
-    slide: SlideFile
+    references: all its texts as they stand in the labels. choices: the ids of each of them, where training takes
+    another one each epoch.
+    """
+
+    slide: Slide
     token_ids: list[int]
+    references: tuple[str, ...] = ()
+    choices: tuple[list[int], ...] = ()
+
+    def at(self, epoch: int, seed: int) -> Sample:
+        """This sample in an epoch: its texts take turns, from a first one that depends on the seed and the id."""
+        if len(self.choices) < 2:
+            return self
+        turn = zlib.crc32(f"{seed} {self.slide.slide_id}".encode()) + epoch
+        return replace(self, token_ids=self.choices[turn % len(self.choices)])
+
+    @property
+    def most_tokens(self) -> int:
+        """Length of its longest text, the begin token not counted."""
+        return max(map(len, self.choices or (self.token_ids,))) - 1
 
 
 @dataclass
@@ -159,7 +178,8 @@ class Batches:
         ahead = _AHEAD * self._workers
         waiting: deque[list[tuple[list[Sample], list[Callable[[], np.ndarray]]]]] = deque()
         for step in self.order.steps(epoch)[start:]:
-            batches = [[self.samples[i] for i in b] for b in dealt(step, self._rank, self._world_size)]
+            batches = [[self.samples[i].at(epoch, self.order.seed) for i in batch]
+                       for batch in dealt(step, self._rank, self._world_size)]
             waiting.append([(samples, [self._request(s.slide, epoch) for s in samples]) for samples in batches])
             while waiting and sum(map(len, waiting)) - len(waiting[0]) >= ahead:
                 yield [self._finish(*batch) for batch in waiting.popleft()]
@@ -178,7 +198,7 @@ class Batches:
             self._pool.shutdown(wait=False, cancel_futures=True)
             self._pool = None
 
-    def _request(self, slide: SlideFile, epoch: int) -> Callable[[], np.ndarray]:
+    def _request(self, slide: Slide, epoch: int) -> Callable[[], np.ndarray]:
         """Begin to read; calling the result waits for it."""
         if not self._workers:
             return lambda: self._read(slide, epoch)

@@ -19,13 +19,13 @@ from .config import Config, GenerationOptions, expand, from_dict, load_plain_yam
 from .errors import UserError, printable, say
 from .findings import FindingDictionary
 from .generate import generate
-from .labels import load_labels
+from .labels import Label, load_labels
 from .model import SlideCaptioner, build_model, check_architecture
 from .optim import Precision, resolve_device, resolve_precision
 from .progress import progress
 from .runlog import logger
 from .scores import Answers, evaluate
-from .tiles import BadSlide, SlideFile, find_files, inspect_slide, read_tiles
+from .tiles import Slide, find_files, open_case, read_tiles
 from .tokenizer import VocabTokenizer
 
 _BATCH = 8  # slides decoded together
@@ -40,7 +40,7 @@ class Captioner:
     tokenizer: VocabTokenizer
     config: Config
     precision: Precision
-    validation_ids: list[str]
+    held_out: dict[str, list[str]]  # ids of the sides val and test
 
     @classmethod
     def load(cls, checkpoint: str | Path, prism: str | None = None, device: str = "auto") -> Captioner:
@@ -63,10 +63,11 @@ class Captioner:
         model.load_saved_state(content["model"], str(checkpoint))
         where = resolve_device(device)
         return cls(model.to(where).eval(), tokenizer, config, resolve_precision("auto", where),
-                   list(held_out) if isinstance(held_out := content["data"].get("validation_ids"), list) else [])
+                   {side: [*ids] if isinstance(ids := content["data"].get(key), list) else []
+                    for side, key in (("val", "validation_ids"), ("test", "test_ids"))})
 
     @torch.no_grad()
-    def describe(self, slides: list[SlideFile], texts: list[str], options: GenerationOptions,
+    def describe(self, slides: list[Slide], texts: list[str], options: GenerationOptions,
                  embeddings: dict[str, np.ndarray] | None = None) -> list[dict[str, Any]]:
         """One record per slide: caption, cosine similarity to each text, and with several texts their probabilities.
 
@@ -119,19 +120,17 @@ def _units(vectors: torch.Tensor) -> np.ndarray:
     return torch.nn.functional.normalize(vectors.float(), dim=-1).cpu().numpy()
 
 
-def caption_slides(captioner: Captioner, paths: dict[str, list[str]], texts: list[str], options: GenerationOptions,
+def caption_slides(captioner: Captioner, cases: dict[str, list[list[str]]], texts: list[str],
+                   options: GenerationOptions,
                    embeddings: dict[str, np.ndarray] | None = None) -> Iterator[dict[str, Any]]:
-    """Records of {slide id: its file}; a slide that cannot be used has its reason in `error`, the others go on."""
-    group: list[SlideFile] = []
+    """Records of {id: the files of each of its slides}; `error` says why one cannot be used, the others go on."""
+    group: list[Slide] = []
     data = captioner.config.data
-    bar = progress(paths.items(), "captioning", len(paths), "slide")
-    for slide_id, (path, *others) in bar:
+    for case_id, slides in progress(cases.items(), "captioning", len(cases), "slide"):
         try:
-            if others:
-                raise BadSlide(f"{len(others)} other files have this name, {others[0]} among them", "keep one of them")
-            group.append(inspect_slide(path, data.h5_key, data.image_dim, data.wanted_encoder))
-        except BadSlide as bad:
-            yield _record(slide_id, error=f"{path}: {bad.what}; {bad.fix}")
+            group.append(open_case(case_id, slides, data.h5_key, data.image_dim, data.wanted_encoder))
+        except UserError as error:
+            yield _record(case_id, error=error.line())
         if len(group) == _BATCH:
             yield from _describe_each(captioner, group, texts, options, embeddings)
             group = []
@@ -139,23 +138,24 @@ def caption_slides(captioner: Captioner, paths: dict[str, list[str]], texts: lis
 
 
 def select_slides(captioner: Captioner, embeddings_file: str | None, embeddings_dir: str | None,
-                  labels: dict[str, str] | None, split: str) -> dict[str, list[str]]:
-    """{slide id: files of this name}: one file, or of a folder all slides, those with a label, or the held-out ones."""
+                  labels: dict[str, Label] | None, split: str) -> dict[str, list[list[str]]]:
+    """{id: the files of each of its slides}: one file; or of a folder all, the labelled, or the held-out ones."""
     if embeddings_file is not None:
         path = expand(embeddings_file)
-        return {path.stem: [str(path)]}
+        return {path.stem: [[str(path)]]}
     files = find_files(embeddings_dir or "")
-    wanted = list(files)
+    wanted = {i: [paths] for i, paths in files.items()}
     if labels is not None:
-        wanted = [i for i in labels if i in files]
+        wanted = {i: [files[name] for name in label.slides] for i, label in labels.items()
+                  if files.keys() >= set(label.slides)}
         if absent := len(labels) - len(wanted):
             logger.warning("%d of %d labels have no H5 file and are left out", absent, len(labels))
-    if split == "val":
-        held_out = set(captioner.validation_ids)
-        wanted = [i for i in wanted if i in held_out]
+    if split != "all":
+        held_out = set(captioner.held_out[split])
+        wanted = {i: paths for i, paths in wanted.items() if i in held_out}
     if not wanted:
         raise UserError(embeddings_dir, f"no slide to caption (split {split})", "check the ids in the labels file")
-    return {i: files[i] for i in wanted}
+    return wanted
 
 
 def write_records(records: list[dict[str, Any]], path: Path) -> None:
@@ -183,7 +183,7 @@ def _write_csv(records: list[dict[str, Any]], path: Path) -> None:
 class Truth:
     """What is known of the slides, to score against: reference texts and classes by id, prompts, findings."""
 
-    labels: dict[str, str] | None
+    labels: dict[str, Label] | None
     prompts: dict[str, list[str]] | None
     classes: dict[str, str] | None
     findings: FindingDictionary | None
@@ -195,10 +195,11 @@ class Truth:
             if getattr(args, flag) and not getattr(args, needed):
                 raise UserError(f"--{flag}", f"needs --{needed}", f"add --{needed} FILE")
         prompts = load_prompts(args.prompts) if args.prompts else None
-        classes = load_labels(args.classes_file)[0] if args.classes_file else None
+        labels, classes = (load_labels(path)[0] if path else None for path in (args.labels_file, args.classes_file))
+        classes = {i: label.text for i, label in classes.items()} if classes is not None else None
         if classes and (unknown := sorted(set(classes.values()) - set(prompts or ()))):
             raise UserError(args.classes_file, f"class {unknown[0]!r} has no prompt", f"add it to {args.prompts}")
-        return cls(load_labels(args.labels_file)[0] if args.labels_file else None, prompts, classes,
+        return cls(labels, prompts, classes,
                    FindingDictionary.load(args.findings) if args.findings else None)
 
     def answers(self, captioner: Captioner, records: list[dict[str, Any]],
@@ -211,7 +212,7 @@ class Truth:
         answers = Answers([r["caption"] for r in known], findings=self.findings)
         images = np.stack([embeddings[r["id"]] for r in known])
         if self.labels is not None:
-            answers.references = [[self.labels[r["id"]]] for r in known]
+            answers.references = [list(self.labels[r["id"]].texts) for r in known]
             answers.texts = list(dict.fromkeys(text for several in answers.references for text in several))
             answers.similarity = images @ captioner.embed_texts(answers.texts).T
         if self.classes is not None:
@@ -309,7 +310,7 @@ def _output_path(path: str | None) -> Path | None:
     return target
 
 
-def _describe_each(captioner: Captioner, group: list[SlideFile], *how: Any) -> Iterator[dict[str, Any]]:
+def _describe_each(captioner: Captioner, group: list[Slide], *how: Any) -> Iterator[dict[str, Any]]:
     """Describe a group together; if one of its files turns out to be unreadable, each alone."""
     if not group:
         return

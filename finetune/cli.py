@@ -75,6 +75,11 @@ def add_inference_flags(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--embeddings_file", help="H5 tile embeddings of one slide")
     source.add_argument("--embeddings_dir", help="folder of H5 files: caption them all")
+    source.add_argument("--serve", action="store_true", help="open a page on this machine to try the model")
+    parser.add_argument("--explain", metavar="DIR", help="of one slide, write there which tiles each word comes from")
+    parser.add_argument("--thumbnail", metavar="FILE", help="with --explain: a PNG or JPEG of the whole slide")
+    parser.add_argument("--thumbnail_scale", metavar="F", help="pixels of the slide at full size per pixel of the "
+                        "thumbnail (default: as if the tiles reached to its far edge)")
     parser.add_argument("--text", nargs="+", action="extend", default=[],
                         help="texts to score: cosine similarity, and of several texts the probability of each")
     parser.add_argument("--labels_file", help="JSON {id: text}: caption only these slides, and score the captions")
@@ -82,8 +87,8 @@ def add_inference_flags(parser: argparse.ArgumentParser) -> None:
                         help="score findings too: breast, gastric, colorectal, or YAML files of your own")
     parser.add_argument("--prompts", metavar="FILE", help="YAML or JSON {class: [prompt, ...]}: classify zero-shot")
     parser.add_argument("--classes_file", metavar="FILE", help="JSON {id: class}: score the classification")
-    parser.add_argument("--split", choices=("all", "val"), default="all",
-                        help="val: only the slides held out when the checkpoint was trained")
+    parser.add_argument("--split", choices=("all", "val", "test"), default="all",
+                        help="val, test: only the slides of this side when the checkpoint was trained")
     parser.add_argument("--output", metavar="FILE", help="write a record per slide: .jsonl, .json or .csv")
     parser.add_argument("--prism", metavar="WEIGHTS", help="where Prism's weights are, if moved since training")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")

@@ -40,13 +40,13 @@ from .trackers import open_trackers
 from .watch import CaptionWatch
 
 # What may differ when a run is resumed. `epochs` stretches the learning-rate schedule from there on.
-_MAY_CHANGE = {"data.embeddings_dir", "data.labels_file", "data.sha256_file", "data.on_bad", "data.max_bad_fraction",
-               "data.latents_cache", "data.tile_encoder", "prism.weights", "prism.revision", "training.epochs",
-               "training.save_every", "training.save_every_steps", "training.output_dir", "training.log_dir",
-               "training.device", "training.workers", "training.report_to"}
+_MAY_CHANGE = {"data.embeddings_dir", "data.labels_file", "data.split_file", "data.sha256_file", "data.on_bad",
+               "data.max_bad_fraction", "data.latents_cache", "data.tile_encoder", "prism.weights", "prism.revision",
+               "training.epochs", "training.save_every", "training.save_every_steps", "training.output_dir",
+               "training.log_dir", "training.device", "training.workers", "training.report_to"}
 # Where things lie on this disk is of no use in a checkpoint, which others may see.
-_PATHS = ("data.embeddings_dir", "data.labels_file", "data.sha256_file", "data.latents_cache", "training.output_dir",
-          "training.log_dir")
+_PATHS = ("data.embeddings_dir", "data.labels_file", "data.split_file", "data.sha256_file", "data.latents_cache",
+          "training.output_dir", "training.log_dir")
 _CHECKPOINTS_FREE = 3  # the disk must have room for so many: best, last and the one being written
 
 
@@ -89,7 +89,7 @@ def _train(config: Config, resume: str | None, folder: Path, memory: MemoryHandl
     if world.is_main:
         _open_folder(config, data, parts, saver, folder, memory, checkpoint, state)
     _announce(config, data, parts, state, checkpoint)
-    slides = [s.slide for s in data.train + data.validation]
+    slides = data.slides
     if manifest and world.is_main:
         write_manifest(manifest, config.data.h5_key, config.data.image_dim, config.data.wanted_encoder, slides)
     if cache:
@@ -191,7 +191,7 @@ def _assemble(config: Config, data: Data, objective: Objective, about: dict[str,
 def _batches(config: Config, pad_id: int, cache: SlideCache | None, world: World, micro_batches: int,
              samples: list[Sample], *, shuffle: bool, drop_single: bool = False) -> Batches:
     data, training = config.data, config.training
-    sizes = [(0 if cache else min(s.slide.num_tiles, data.max_tiles or s.slide.num_tiles), len(s.token_ids) - 1)
+    sizes = [(0 if cache else min(s.slide.num_tiles, data.max_tiles or s.slide.num_tiles), s.most_tokens)
              for s in samples]
     order = BatchOrder(sizes, training.batch_size, training.seed, shuffle=shuffle, drop_single=drop_single,
                        max_tokens=training.max_batch_tokens, micro_batches=micro_batches)
@@ -214,7 +214,7 @@ def _slide_cache(config: Config, data: Data, model: SlideCaptioner, precision: P
     most = config.data.max_tiles
     if config.data.latents_cache is None or not config.prism.freeze:
         return None
-    if most is not None and any(s.slide.num_tiles > most for s in data.train + data.validation):
+    if most is not None and any(s.num_tiles > most for s in data.slides):
         return None
     return SlideCache.of(_cache_folder(config), model.prism.sha256, precision.name, *model.image_tokens_shape)
 
@@ -238,7 +238,8 @@ def _about(config: Config, data: Data, model: SlideCaptioner, precision: Precisi
         "tokenizer": data.tokenizer.to_dict(),
         "prism": {"source": prism.source, "revision": prism.revision, "sha256": prism.sha256,
                   "architecture": asdict(prism.config)},
-        "data": {"fingerprint": data.fingerprint, "validation_ids": [s.slide.slide_id for s in data.validation]},
+        "data": {"fingerprint": data.fingerprint, "test_ids": data.test_ids,
+                 "validation_ids": [s.slide.slide_id for s in data.validation]},
         "versions": {"torch": str(torch.__version__), "python": platform.python_version(),
                      "threads": torch.get_num_threads(), "precision": precision.name,
                      "device": _device_name(precision.device), "processes": world.size},
@@ -322,7 +323,7 @@ def _announce(config: Config, data: Data, parts: Parts, state: TrainState, check
 
 
 def _announce_data(data: Data) -> None:
-    tiles = [s.slide.num_tiles for s in data.train + data.validation]
+    tiles = [s.num_tiles for s in data.slides]
     logger.info("%d training and %d validation slides, %d to %d tiles each; vocabulary of %d", len(data.train),
                 len(data.validation), min(tiles), max(tiles), len(data.tokenizer))
 

@@ -98,7 +98,8 @@ def test_nothing_shipped_imports_tests_or_benchmarks():
 
 
 ROWS = [{"errors"}, {"config"}, {"html", "charts", "progress", "trackers"}, {"report"},
-        {"cli", "labels", "h5", "tokenizer", "demo", "metrics", "runlog", "optim", "runlock", "distributed"}, {"pt"}, {"tiles"},
+        {"cli", "labels", "h5", "tokenizer", "demo", "metrics", "runlog", "optim", "runlock", "distributed"},
+        {"pt", "splits"}, {"tiles"},
         {"batching", "checkpoint", "generate", "manifest", "scan", "findings"},
         {"data", "model", "latents", "resume", "scores"}, {"watch"}, {"objective"}, {"loop", "caption"}, {"run"}]
 
