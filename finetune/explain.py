@@ -2,9 +2,9 @@
 
 Two ways to weigh tiles, both through CoCa's cross-attention, its pooling and the encoder's cross-attention:
 
-- `gradient`, what is shown: each tile gets a weight in every cross-attention of the encoder, 1 where nothing is changed;
+- `gradient`, what is shown: each tile gets a weight in every cross-attention of the encoder, 1 if nothing is changed;
   the derivative of a token's log-probability by the logarithm of that weight says how much the token hangs on the tile.
-  Gradients through attention, in the line of Chefer et al. 2021 (https://arxiv.org/abs/2103.15679). Of a phrase: the sum.
+  Gradients through attention, in the line of Chefer et al. 2021 (https://arxiv.org/abs/2103.15679). Of a phrase: a sum.
 - `attention`, to compare with: attention rollout (Abnar & Zuidema 2020, https://arxiv.org/abs/2005.00928). It says
   where the model looks, not what changes its words.
 
@@ -157,7 +157,7 @@ def _probability(log_probs: Tensor, span: range) -> float:
 
 def explain(captioner: Captioner, slide: Slide, caption: str) -> dict[str, Any]:
     """All that is known of where `caption` comes from: plain types, weights as lists over the tiles in file order."""
-    tiles = torch.from_numpy(np.asarray(read_tiles(slide))).to(captioner.precision.device)
+    tiles = torch.from_numpy(np.array(read_tiles(slide))).to(captioner.precision.device)
     tokenizer = captioner.tokenizer
     words = tokenizer.encode(caption)
     if not words:
@@ -190,13 +190,14 @@ def run_explain(args: argparse.Namespace, options: GenerationOptions) -> int:
     if args.embeddings_file is None:
         raise UserError("--explain", "is for one slide", "give it with --embeddings_file")
     thumbnail = open_thumbnail(expand(args.thumbnail)) if args.thumbnail else None
+    scale = _positive("--thumbnail_scale", args.thumbnail_scale)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(folder, f"cannot be made ({error.strerror})", "give another folder to --explain") from None
     captioner = Captioner.load(args.checkpoint, args.prism, args.device)
     slide = open_slide(captioner, expand(args.embeddings_file))
-    explanation, layout = explain_slide(captioner, slide, options, args.thumbnail_scale if thumbnail else None)
+    explanation, layout = explain_slide(captioner, slide, options, thumbnail and thumbnail.size, scale)
     try:
         write_atomically(folder / "explanation.json", json.dumps(explanation, ensure_ascii=False))
         for number, phrase in enumerate(explanation["phrases"], start=1):
@@ -213,11 +214,21 @@ def run_explain(args: argparse.Namespace, options: GenerationOptions) -> int:
     return 0
 
 
+def _positive(flag: str, text: str | None) -> float | None:
+    try:
+        value = None if text is None else float(text)
+    except ValueError:
+        value = math.nan
+    if value is not None and not 0 < value < math.inf:
+        raise UserError(flag, f"is {text!r}", "it must be a number above 0")
+    return value
+
+
 def describe_test(test: dict[str, Any]) -> str:
     if test["holds"] is None:
         return f"probability {test['probability']:.3f}; too few tiles for a deletion test"
-    return (f"probability {test['probability']:.3f}; without its top {test['removed']} tiles {test['without_top']:.3f}, "
-            f"without {test['removed']} random ones {test['without_random']:.3f}"
+    return (f"probability {test['probability']:.3f}; without its top {test['removed']} tiles "
+            f"{test['without_top']:.3f}, without as many random ones {test['without_random']:.3f}"
             + ("" if test["holds"] else "  (the deletion test does not hold: do not trust this map)"))
 
 
@@ -227,13 +238,20 @@ def open_slide(captioner: Captioner, path: Path) -> Slide:
 
 
 def explain_slide(captioner: Captioner, slide: Slide, options: GenerationOptions,
+                  thumbnail_size: tuple[int, int] | None = None,
                   thumbnail_scale: float | None = None) -> tuple[dict[str, Any], Layout]:
-    """Caption a slide and explain it; tiles with their coordinates, or laid on a square where the file has none."""
+    """Caption a slide and explain it; tiles with their coordinates, or laid on a square where the file has none.
+
+    Raises UserError for a model with Prism's own decoder, and for a slide whose caption is empty.
+    """
+    if not isinstance(captioner.model.coca, CoCa):
+        raise UserError("--explain", "this checkpoint has Prism's own text decoder (model.decoder prism)",
+                        "explanations are for model.decoder=coca")
     caption = captioner.describe([slide], [], options)[0]["caption"]
     coords = read_coords(slide)
     if coords is None:
         logger.warning("%s has no coordinates: its tiles are laid on a square in the order of the file", slide.slide_id)
-    layout = lay_out(slide.num_tiles, coords, thumbnail_scale)
+    layout = lay_out(slide.num_tiles, coords, thumbnail_size, thumbnail_scale)
     explanation = explain(captioner, slide, caption)
     explanation["unit"] = coords.unit if coords else None
     explanation["coordinates"] = coords.xy.tolist() if coords else None

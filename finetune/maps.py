@@ -15,6 +15,7 @@ from PIL import Image
 
 from .errors import UserError
 from .h5 import Coords
+from .runlog import logger
 
 _LONGEST = 1024  # side of a heatmap in pixels
 _MOST_CELLS = 4096  # of the page: beyond, neighbouring tiles share one
@@ -38,10 +39,12 @@ class Layout:
         return columns, rows
 
 
-def lay_out(num_tiles: int, coords: Coords | None, thumbnail_scale: float | None = None) -> Layout:
+def lay_out(num_tiles: int, coords: Coords | None, thumbnail_size: tuple[int, int] | None = None,
+            thumbnail_scale: float | None = None) -> Layout:
     """The grid cell of each tile: by its coordinates, or in file order on a square.
 
-    thumbnail_scale: units of the coordinates per pixel of the thumbnail, whose corner is their origin.
+    thumbnail_size: (width, height) in pixels of a picture whose corner is the origin of the coordinates.
+    thumbnail_scale: units of the coordinates per pixel of it; None = as if the tiles reached to its far edge.
     """
     if coords is None:
         side = math.ceil(math.sqrt(num_tiles))
@@ -52,8 +55,12 @@ def lay_out(num_tiles: int, coords: Coords | None, thumbnail_scale: float | None
         step = extent / (_MOST_SIDE - 1)
     cells = np.rint((coords.xy - low) / step).astype(int)
     box = None
-    if thumbnail_scale is not None:
+    if thumbnail_size is not None:
         size = (cells.max(axis=0) + 1) * step
+        if thumbnail_scale is None:
+            thumbnail_scale = float(((low + size) / thumbnail_size).max())
+            logger.warning("the thumbnail is taken to end with the tiles, %.4g to a pixel; if not so, give "
+                           "--thumbnail_scale", thumbnail_scale)
         box = tuple(float(v) / thumbnail_scale for v in (*low, *size))
     return Layout(cells, known=True, thumbnail_box=box)  # type: ignore[arg-type]
 
@@ -64,12 +71,13 @@ def open_thumbnail(path: Path) -> Image.Image:
         with Image.open(path, formats=("PNG", "JPEG")) as image:
             return image.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        what = "not found" if isinstance(error, FileNotFoundError) else f"is no usable PNG or JPEG ({type(error).__name__})"
+        what = f"is no usable PNG or JPEG ({type(error).__name__})"
+        what = "not found" if isinstance(error, FileNotFoundError) else what
         raise UserError(path, what, "give --thumbnail a picture of the whole slide") from None
 
 
 def heatmap_png(layout: Layout, weights: Sequence[float], thumbnail: Image.Image | None = None) -> bytes:
-    """The weights (N,) as a PNG: white where there is no tile, grey to orange by weight, over the thumbnail if given."""
+    """Weights (N,) as a PNG: white where there is no tile, grey to orange by weight, over the thumbnail if given."""
     columns, rows = layout.shape
     total, there = np.zeros((rows, columns)), np.zeros((rows, columns), dtype=bool)
     np.add.at(total, (layout.cells[:, 1], layout.cells[:, 0]), weights)

@@ -19,7 +19,7 @@ def encode_weighted(encoder: PrismSlideEncoder, tiles: Tensor, log_weights: Tens
 
     Args:
         tiles: (N, C), of the type of the weights of the encoder.
-        log_weights: (N,), added to the scores of each cross-attention: 0 = the tile counts as it does, -inf = not at all.
+        log_weights: (N,), added to the scores of each cross-attention: 0 = nothing is changed, -inf = no such tile.
 
     Returns:
         slide embedding (D,), image latents (L, D), and the attention rollout (S, N) of the slots: what share of a slot

@@ -99,9 +99,10 @@ def test_nothing_shipped_imports_tests_or_benchmarks():
 
 ROWS = [{"errors"}, {"config"}, {"html", "charts", "progress", "trackers"}, {"report"},
         {"cli", "labels", "h5", "tokenizer", "demo", "metrics", "runlog", "optim", "runlock", "distributed"},
-        {"pt", "splits"}, {"tiles"},
-        {"batching", "checkpoint", "generate", "manifest", "scan", "findings"},
-        {"data", "model", "latents", "resume", "scores"}, {"watch"}, {"objective"}, {"loop", "caption"}, {"run"}]
+        {"pt", "splits", "maps"}, {"tiles"},
+        {"batching", "checkpoint", "generate", "manifest", "prism_decoder", "scan", "findings"},
+        {"data", "export", "model", "latents", "resume", "scores"}, {"watch"}, {"objective"}, {"loop", "caption"},
+        {"run", "explain"}]
 
 
 def test_inside_finetune_imports_only_point_down():
@@ -123,7 +124,7 @@ def test_flags_and_bad_configs_are_judged_without_torch():
 def test_each_library_has_one_owner():
     assert users_of("h5py") == {"finetune/h5.py", "finetune/demo.py"}
     assert users_of("yaml") == {"finetune/config.py"}
-    assert users_of("safetensors") <= {"prism/files.py"}
+    assert users_of("safetensors") <= {"prism/files.py", "finetune/export.py"}
     assert all("huggingface_hub" not in top_level(n) for n in SHIPPED if package(n) != "prism")
 
 
