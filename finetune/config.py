@@ -28,7 +28,8 @@ _MAX_YAML_DEPTH = 4  # ours has 2; PyYAML takes 40 s for 50 kB of "["
 
 def _key(default: Any, help: str, low: float | None = None, high: float | None = None, *, open_low: bool = False,
          choices: tuple[str, ...] = ()) -> Any:
-    """A config field: its default, a help line, and the allowed range (`low` itself excluded if `open_low`)."""
+    """A config field: its default, a help line, and the allowed range (`low` itself excluded if `open_low`), or the
+    allowed words; with both, the words stand in place of a number."""
     return field(default=default, metadata={"help": help, "low": low, "high": high, "open_low": open_low,
                                             "choices": choices})
 
@@ -38,6 +39,10 @@ class DataConfig:
     embeddings_dir: str = _key("", "folder of H5 tile embeddings, flat or nested; the file name is the slide id")
     labels_file: str = _key("", "JSON file {slide id: text}, or with several texts or slides to an id")
     max_seq_len: int = _key(128, "longest text in tokens, begin and end token included; longer texts are cut", 4)
+    tokenizer: str = _key("vocab", "vocab: characters and words of the training texts; bpe or bpe:SIZE: byte pairs of "
+                          "them; hf:NAME_OR_FOLDER: a tokenizer of Hugging Face")
+    normalize: bool = _key(False, "full-width signs to half-width (NFKC) and units in one spelling before a text is "
+                           "encoded")
     image_dim: int = _key(2560, "width of a tile embedding", 1)
     val_split: float = _key(0.1, "share of the slides held out for validation; 0 = none", 0, 0.9)
     group_pattern: str | None = _key(None, "regular expression that finds the patient in an id; all of a patient is on "
@@ -97,7 +102,8 @@ class ModelConfig:
 
 @dataclass(kw_only=True)
 class TrainingConfig:
-    batch_size: int = _key(4, "slides per process and micro-step", 1)
+    batch_size: int | str = _key(4, "slides per process and micro-step; auto = as many as fit into the GPU", 1,
+                                 choices=("auto",))
     max_batch_tokens: int | None = _key(None, "fill each batch up to so many padded text tokens, two slides at least, "
                                         "instead of batch_size slides; null = off", 1)
     epochs: int = _key(50, "passes over the training slides", 1)
@@ -174,16 +180,22 @@ class Config:
         for key in ("embeddings_dir", "labels_file"):
             if not getattr(self.data, key):
                 raise UserError(where, f"data.{key} is not set", f"give --{key} or write it under data:")
+        if not re.fullmatch(r"vocab|bpe(:([3-9]\d\d|[1-9]\d{3,5}))?|hf:.+", self.data.tokenizer):
+            raise UserError(where, f"data.tokenizer is {self.data.tokenizer!r}",
+                            "it must be vocab, bpe, bpe:SIZE (300 to 999999) or hf:NAME_OR_FOLDER")
         weights = (self.model.caption_loss_weight, self.model.contrastive_loss_weight)
         if max(weights) == 0:
             raise UserError(where, "both loss weights are 0", "set model.caption_loss_weight above 0")
-        if self.training.batch_size * self.training.accum_freq * int(os.environ.get("WORLD_SIZE", "1")) == 1 \
-                and weights[1] > 0:
+        if self.training.batch_size == 1 and weights[1] > 0 and \
+                self.training.accum_freq * int(os.environ.get("WORLD_SIZE", "1")) == 1:
             raise UserError(where, "training.batch_size is 1, where the contrastive loss is always 0",
                             "use 2 or more, or model.contrastive_loss_weight=0")
         if self.model.decoder == "prism" and self.prism.image_tokens != "latents":
             raise UserError(where, f"prism.image_tokens is {self.prism.image_tokens}, Prism's decoder reads latents",
                             "use prism.image_tokens=latents, or model.decoder=coca")
+        if self.model.decoder == "prism" and (self.data.tokenizer, self.data.normalize) != ("vocab", False):
+            raise UserError(where, "data.tokenizer or data.normalize is set, but Prism's decoder has its own tokenizer",
+                            "leave both at their defaults, or use model.decoder=coca")
         if self.model.lora_rank and self.model.decoder != "prism":
             raise UserError(where, "model.lora_rank is set, but model.decoder is coca, which has no weights to adapt",
                             "use model.decoder=prism, or leave model.lora_rank at 0")
@@ -310,9 +322,11 @@ def _parse(key: str, text: str | None, kind: Any, choices: tuple[str, ...], wher
     if typing.get_origin(kind) is tuple:  # tuple[str, ...]
         names = [name.strip() for name in (text or "").strip("[]").split(",") if name.strip()]
         return tuple(dict.fromkeys(_parse(key, name, str, choices, where) for name in names))
-    if isinstance(kind, types.UnionType):  # X | None
-        if text is None:
+    if isinstance(kind, types.UnionType):  # X | None, or a number | str
+        if text is None and types.NoneType in typing.get_args(kind):
             return None
+        if text in choices:
+            return text
         kind = next(k for k in typing.get_args(kind) if k is not types.NoneType)
     if text is None:
         raise UserError(where, f"{key} is empty", "give a value or leave the key out")
@@ -326,7 +340,7 @@ def _parse(key: str, text: str | None, kind: Any, choices: tuple[str, ...], wher
             return float(re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?\.?(inf|nan)", text)[0])  # type: ignore[index]
     except (KeyError, TypeError, ValueError):
         wanted = {bool: "true or false", int: "a whole number such as 8", float: "a number such as 1e-4"}[kind]
-        raise UserError(where, f"{key} is {text!r}", f"it must be {wanted}") from None
+        raise UserError(where, f"{key} is {text!r}", f"it must be {' or '.join((wanted, *choices))}") from None
     if choices and text not in choices:
         raise UserError(where, f"{key} is {text!r}", f"it must be one of {', '.join(choices)}")
     return text
