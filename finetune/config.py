@@ -123,6 +123,8 @@ class TrainingConfig:
                           choices=("auto", "fp16", "bf16", "fp32"))
     device: str = _key("auto", "auto (CUDA if there is one), cpu, cuda or cuda:N")
     workers: int = _key(2, "processes that read slides; 0 = read in the training process", 0, 256)
+    report_to: tuple[str, ...] = _key((), "where curves go beside report.html: a list of tensorboard, wandb",
+                                      choices=("tensorboard", "wandb"))
 
 
 @dataclass(kw_only=True)
@@ -160,7 +162,9 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        return dataclasses.asdict(self)
+        """Plain types, as YAML and JSON have them."""
+        return dataclasses.asdict(self, dict_factory=lambda items: {
+            name: list(value) if isinstance(value, tuple) else value for name, value in items})
 
     def set(self, key: str, text: str | None, where: str) -> None:
         """Set `section.key` from text (None = null). Raises UserError naming `where`, key, value and allowed range."""
@@ -219,10 +223,18 @@ def load_yaml(path: str | Path, config: Config) -> Config:
             if key in seen:
                 raise UserError(where, f"{key} stands twice (also in line {seen[key]})", "keep one of them")
             seen[key] = line
-            if not isinstance(value_node, yaml.ScalarNode):
-                raise UserError(where, f"{key} is a {value_node.id}", "write a single value")
-            config.set(key, None if _is_null(value_node) else value_node.value, where)
+            several = isinstance(getattr(getattr(config, section), key_node.value, None), tuple)
+            config.set(key, _text_of(value_node, key, several, where), where)
     return config
+
+
+def _text_of(node: yaml.Node, key: str, several: bool, where: str) -> str | None:
+    """A YAML value as the text a flag would give: None for null, a list, where the key takes one, joined by commas."""
+    if several and isinstance(node, yaml.SequenceNode) and all(isinstance(i, yaml.ScalarNode) for i in node.value):
+        return ",".join(item.value for item in node.value)
+    if not isinstance(node, yaml.ScalarNode):
+        raise UserError(where, f"{key} is a {node.id}", "write a single value")
+    return None if _is_null(node) else node.value
 
 
 def load_plain_yaml(path: str | Path) -> Any:
@@ -259,7 +271,7 @@ def from_dict(values: dict[str, dict[str, Any]], where: str) -> Config:
     """The config stored in a checkpoint. Raises UserError for unknown keys and wrong values."""
     config = Config()
     for section, keys in values.items():
-        if not isinstance(keys, dict) or any(isinstance(v, (dict, list, tuple)) for v in keys.values()):
+        if not isinstance(keys, dict) or not all(_is_flat(v) for v in keys.values()):
             raise UserError(where, f"its config has an unusable section {section!r}", "use another checkpoint")
         for name, value in keys.items():
             config.set(f"{section}.{name}", None if value is None else _as_text(value), where)
@@ -278,7 +290,14 @@ def expand(path: str) -> Path:
     return Path(os.path.abspath(os.path.expandvars(os.path.expanduser(path))))
 
 
+def _is_flat(value: Any) -> bool:
+    """A scalar, or a list of texts."""
+    return all(type(v) is str for v in value) if isinstance(value, (list, tuple)) else not isinstance(value, dict)
+
+
 def _as_text(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ",".join(value)
     return {True: "true", False: "false"}[value] if isinstance(value, bool) else str(value)
 
 
@@ -300,6 +319,9 @@ def _set_field(owner: Any, name: str, key: str, text: str | None, where: str) ->
 
 
 def _parse(key: str, text: str | None, kind: Any, choices: tuple[str, ...], where: str) -> Any:
+    if typing.get_origin(kind) is tuple:  # tuple[str, ...]
+        names = [name.strip() for name in (text or "").strip("[]").split(",") if name.strip()]
+        return tuple(dict.fromkeys(_parse(key, name, str, choices, where) for name in names))
     if isinstance(kind, types.UnionType):  # X | None, or a number | str
         if text is None and types.NoneType in typing.get_args(kind):
             return None
