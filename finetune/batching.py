@@ -29,10 +29,11 @@ Reader = Callable[[SlideFile, int], np.ndarray]  # (slide, epoch) -> its tiles (
 
 @dataclass(frozen=True)
 class Sample:
-    """One slide and the ids of its text: [bos, ..., eos]."""
+    """One slide, the ids of its text: [bos, ..., eos], and all its texts as they stand in the labels."""
 
     slide: SlideFile
     token_ids: list[int]
+    references: tuple[str, ...] = ()
 
 
 @dataclass

@@ -152,7 +152,7 @@ def _samples(ids: list[str], slides: dict[str, SlideFile], texts: dict[str, str]
                         "are these texts in another language? use more training texts, or another split seed")
     if unknown:
         logger.warning("%.2f %% of the %s tokens are unknown to the vocabulary", 100 * unknown, split)
-    return [Sample(slides[i], token_ids) for i, (token_ids, _) in zip(ids, encoded, strict=True)]
+    return [Sample(slides[i], token_ids, (texts[i],)) for i, (token_ids, _) in zip(ids, encoded, strict=True)]
 
 
 def _fingerprint(slides: list[SlideFile], texts: dict[str, str], val_ids: list[str]) -> str:

@@ -23,6 +23,8 @@ from .checkpoint import LAST, Saver
 from .config import Config, dump_yaml, expand, from_dict
 from .data import Data, prepare_data, scan_contents, scans_contents
 from .errors import UserError
+from .evaluation import EVALUATED, SHORT, CaptionEvaluation, check_monitor, choose
+from .finish import finish, is_finished
 from .latents import SlideCache
 from .loop import Parts, TrainState, fit
 from .manifest import write_manifest
@@ -38,8 +40,8 @@ from .watch import CaptionWatch
 # What may differ when a run is resumed. `epochs` stretches the learning-rate schedule from there on.
 _MAY_CHANGE = {"data.embeddings_dir", "data.labels_file", "data.sha256_file", "data.on_bad", "data.max_bad_fraction",
                "data.latents_cache", "data.tile_encoder", "prism.weights", "prism.revision", "training.epochs",
-               "training.save_every", "training.save_every_steps", "training.output_dir", "training.log_dir",
-               "training.device", "training.workers"}
+               "training.save_every", "training.save_every_steps", "training.eval_captions", "training.output_dir",
+               "training.log_dir", "training.device", "training.workers"}
 # Where things lie on this disk is of no use in a checkpoint, which others may see.
 _PATHS = ("data.embeddings_dir", "data.labels_file", "data.sha256_file", "data.latents_cache", "training.output_dir",
           "training.log_dir")
@@ -53,6 +55,7 @@ def train(config: Config, resume: str | None = None) -> int:
     """
     memory = log_to_console()
     folder = expand(config.check("config").training.output_dir)
+    check_monitor(config)
     with RunLock(folder):
         return _train(config, resume, folder, memory)
 
@@ -72,11 +75,11 @@ def _train(config: Config, resume: str | None, folder: Path, memory: MemoryHandl
     cache = _slide_cache(config, data, model, precision)
     parts, saver = _assemble(config, data, model, precision, about, folder, cache)
     state = TrainState.of(saver.restore(content, checkpoint), str(checkpoint)) if content else TrainState()
-    if state.epoch >= config.training.epochs:
+    if state.epoch >= config.training.epochs and is_finished(folder):
         logger.info("%s is of a finished run: nothing to do", checkpoint.name)
         return 0
     _check_space(folder, model)
-    for stale in folder.glob("*.pth.tmp"):  # left by a run that was killed while saving
+    for stale in folder.glob("*.tmp"):  # left by a run that was killed while saving
         stale.unlink()
     log_to_file(memory, expand(config.training.log_dir))
     (folder / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
@@ -97,6 +100,8 @@ def _train(config: Config, resume: str | None, folder: Path, memory: MemoryHandl
         logger.warning("stopped by %s after step %d; go on with --resume auto",
                        signal.Signals(signals.received).name, state.step)
         return 128 + signals.received
+    finish(folder, model, precision, data.train,
+           lambda side: _batches(config, getattr(data, side), data.tokenizer.pad_id, cache, shuffle=False).epoch(0))
     logger.info("finished: best epoch %d, files in %s", state.best_epoch, config.training.output_dir)
     return 0
 
@@ -104,7 +109,8 @@ def _train(config: Config, resume: str | None, folder: Path, memory: MemoryHandl
 def check(config: Config) -> int:
     """Look at all labels, headers and tiles, train nothing, write nothing. Raises UserError with the list of faults."""
     log_to_console()
-    data = prepare_data(config.check("config").data, config.training.seed)
+    check_monitor(config.check("config"))
+    data = prepare_data(config.data, config.training.seed)
     if not scans_contents(config.data):  # else it is done
         scan_contents(data)
     _announce_data(data)
@@ -138,12 +144,17 @@ def _assemble(config: Config, data: Data, model: SlideCaptioner, precision: Prec
     optimizer = build_optimizer(model, training.learning_rate, training.weight_decay)
     scaler = precision.scaler()
     saver = Saver(folder, training.save_every, model, optimizer, scaler, about)
-    parts = Parts(model, optimizer, scaler, precision, batches, validation, RunLog(folder), saver.save, lambda: False,
-                  epochs=training.epochs, peak_lr=training.learning_rate, warmup=training.warmup,
+    evaluation = None
+    if training.eval_captions and data.validation:
+        chosen = choose(data.validation, training.eval_captions, training.seed)
+        evaluation = CaptionEvaluation(chosen, data.tokenizer, config.data.max_seq_len, folder)
+    quiet = set(EVALUATED) - {*SHORT, training.monitor}
+    parts = Parts(model, optimizer, scaler, precision, batches, validation, RunLog(folder, quiet), saver.save,
+                  lambda: False, epochs=training.epochs, peak_lr=training.learning_rate, warmup=training.warmup,
                   accum_freq=training.accum_freq, grad_clip_norm=training.grad_clip_norm,
                   save_every_steps=training.save_every_steps,
-                  watch=CaptionWatch(data.tokenizer.bos_id, data.tokenizer.eos_id, data.tokenizer.pad_id)
-                  if config.model.caption_loss_weight else None)
+                  watch=CaptionWatch(data.tokenizer.bos_id, data.tokenizer.eos_id, data.tokenizer.pad_id, evaluation)
+                  if config.model.caption_loss_weight else None, monitor=training.monitor)
     return parts, saver
 
 

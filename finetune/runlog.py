@@ -84,8 +84,9 @@ class RunLog:
     metrics.jsonl holds what a resumed run repeats bit for bit; times and rates go to the log only.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "metrics.jsonl"
+    def __init__(self, folder: Path, quiet: Iterable[str] = ()) -> None:
+        """quiet: scores for which a line of the log has no room; metrics.jsonl has them all."""
+        self.path, self._quiet = folder / "metrics.jsonl", frozenset(quiet)
         self._started, self._slides = time.monotonic(), 0.0
 
     def truncate(self, length: int) -> None:
@@ -116,7 +117,7 @@ class RunLog:
         if state.skipped:
             record["skipped_steps"] = state.skipped
         seconds = time.monotonic() - self._started
-        values = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        values = "  ".join(f"{name} {value:.4f}" for name, value in scores.items() if name not in self._quiet)
         logger.info("epoch %d  %s  lr %.2e  %.1f slides/s%s", state.epoch, values, lr,
                     self._slides / max(seconds, 1e-9), "  best" if is_best else "")
         try:

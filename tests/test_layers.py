@@ -99,7 +99,8 @@ def test_nothing_shipped_imports_tests_or_benchmarks():
 
 ROWS = [{"errors"}, {"config"}, {"cli", "labels", "h5", "tokenizer", "demo", "metrics", "runlog", "optim", "runlock"},
         {"pt"}, {"tiles"}, {"batching", "checkpoint", "generate", "manifest", "scan", "findings"},
-        {"data", "model", "latents", "resume", "scores"}, {"watch"}, {"loop", "caption"}, {"run"}]
+        {"data", "model", "latents", "resume", "scores", "embed"}, {"evaluation"}, {"watch"}, {"loop", "finish"},
+        {"caption"}, {"run"}]
 
 
 def test_inside_finetune_imports_only_point_down():
