@@ -17,8 +17,10 @@ import torch
 from coca_pytorch import CoCa
 from finetune.batching import Batch
 from finetune.config import GenerationOptions
+from finetune.distributed import World
 from finetune.generate import generate
 from finetune.model import SlideCaptioner
+from finetune.objective import Objective
 from finetune.optim import Precision, build_optimizer, resolve_device, resolve_precision
 from prism import load_prism
 
@@ -49,9 +51,7 @@ def millions(module: torch.nn.Module) -> float:
 
 
 def train_step(model: SlideCaptioner, optimizer: torch.optim.Optimizer, batch: Batch, precision: Precision) -> None:
-    with precision.autocast():
-        losses = model(batch)
-    losses.loss.backward()
+    Objective(model, precision, World()).backward([batch], precision.scaler())
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 

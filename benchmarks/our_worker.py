@@ -14,9 +14,11 @@ import torch
 
 from coca_pytorch import CoCa
 from finetune.batching import Batches, BatchOrder, Sample
+from finetune.distributed import World
 from finetune.latents import SlideCache
 from finetune.loop import Parts, TrainState, train_step
 from finetune.model import SlideCaptioner
+from finetune.objective import Objective
 from finetune.optim import build_optimizer, resolve_device, resolve_precision
 from finetune.run import encode
 from finetune.runlog import RunLog
@@ -46,11 +48,11 @@ def epochs(folder: str, batch: int, tokens: int, words: int, model: dict[str, in
         cache.fill(slides, lambda tiles, mask: encode(captioner, resolved, tiles, mask))
         order = BatchOrder([(0, tokens)] * len(slides), batch, 0, shuffle=True)
         batches = Batches(samples, order, cache, 0, workers=2, encoded=True)
-        parts = Parts(captioner, optimizer, resolved.scaler(), resolved, batches, None, RunLog(Path(folder)),
-                      lambda *_: None, lambda: False, epochs=2, peak_lr=1e-4, warmup=0, accum_freq=1,
+        parts = Parts(Objective(captioner, resolved, World()), optimizer, resolved.scaler(), batches, None,
+                      RunLog(Path(folder)), lambda *_: None, lambda: False, epochs=2, peak_lr=1e-4, warmup=0,
                       grad_clip_norm=1.0)
-        for data in batches.epoch(epoch):
-            assert math.isfinite(train_step(parts, [data], 1e-4, TrainState())["loss"])
+        for group in batches.epoch(epoch):
+            assert math.isfinite(train_step(parts, group, 1e-4, TrainState())["loss"])
         seconds.append(time.perf_counter() - start)
     return {"seconds": seconds, "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}
 

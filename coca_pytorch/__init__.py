@@ -1,6 +1,6 @@
 """CoCa, the captioner: image tokens and text in, logits, embeddings and losses out. Imports torch and einops alone."""
 
 from .coca_pytorch import CoCa
-from .losses import CoCaLosses
+from .losses import CoCaLosses, CoCaOutputs
 
-__all__ = ["CoCa", "CoCaLosses"]
+__all__ = ["CoCa", "CoCaLosses", "CoCaOutputs"]

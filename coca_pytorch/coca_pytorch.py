@@ -27,7 +27,7 @@ from .layers import (
     attention_bias,
     rotary_table,
 )
-from .losses import CoCaLosses, caption_loss, contrastive_loss, cosine_similarity, equal_text_groups
+from .losses import CoCaLosses, CoCaOutputs, caption_loss, contrastive_loss, cosine_similarity, equal_text_groups
 
 # CLIP (https://arxiv.org/abs/2103.00020) starts the logit scale at 1 / 0.07 and stops it at 100, which its authors
 # found necessary against instability
@@ -137,6 +137,14 @@ class CoCa(nn.Module):
         """What cosines are multiplied with in the contrastive softmax: a float32 scalar, at most 100."""
         return self.temperature.float().clamp(max=_LAST_TEMPERATURE).exp().squeeze(0)
 
+    @torch.no_grad()
+    def limit_temperature(self) -> None:
+        """Stop the temperature at its ceiling; called before each training step.
+
+        On the parameter itself: a clamp in the graph would leave it stuck above with no gradient.
+        """
+        self.temperature.clamp_(max=_LAST_TEMPERATURE)
+
     def similarity(self, text_embeds: Tensor, image_embeds: Tensor) -> Tensor:
         """Text embeddings (i, dim), image embeddings (j, dim) -> their cosines (i, j) in the contrastive space."""
         return cosine_similarity(self.text_to_latents(text_embeds), self.img_to_latents(image_embeds))
@@ -151,24 +159,36 @@ class CoCa(nn.Module):
         it alone then says which are learned; without it that is each label other than `pad_id`.
         Raises ValueError for shapes that do not fit, and as `embed_image`.
         """
+        outputs = self.outputs(text, labels, images=images, image_tokens=image_tokens, text_mask=text_mask,
+                               image_mask=image_mask)
+        caption = outputs.caption_loss / max(outputs.words, 1)
+        contrastive = torch.zeros((), device=text.device)
+        if self.contrastive_loss_weight:
+            contrastive = contrastive_loss(outputs.text_latents, outputs.image_latents, self.logit_scale,
+                                           outputs.text_groups)
+        loss = self.caption_loss_weight * caption + self.contrastive_loss_weight * contrastive
+        return CoCaLosses(loss, caption, contrastive)
+
+    def outputs(self, text: Tensor, labels: Tensor | None = None, *, images: Tensor | None = None,
+                image_tokens: Tensor | None = None, text_mask: Tensor | None = None,
+                image_mask: Tensor | None = None, caption: bool = True) -> CoCaOutputs:
+        """What `compute_losses` puts together, for batches whose losses are joined. caption: False leaves out the upper
+        half and with it the caption loss. Arguments and errors as there."""
         text, labels, text_mask, label_mask = self._inputs_and_labels(text, labels, text_mask)
         rotary, bias = self._positions(text_mask)
         text_embeds, text_tokens = self._unimodal(text, rotary, bias)
         image_embeds, pooled = self.embed_image(images, image_tokens, image_mask)
-        caption = contrastive = torch.zeros((), device=text.device)
-        if self.caption_loss_weight:
-            norm, to_words = self.to_logits
-            hidden = self._multimodal(text_tokens, pooled, rotary, bias)[label_mask]  # (real positions, dim)
-            caption = caption_loss(norm(hidden), to_words.weight, labels[label_mask])
+        labels, latents = labels[label_mask], (None, None)
         if self.contrastive_loss_weight:
             if self.training:
-                # on the parameter itself: a clamp in the graph would leave it stuck above with no gradient
-                with torch.no_grad():
-                    self.temperature.clamp_(max=_LAST_TEMPERATURE)
-            contrastive = contrastive_loss(self.text_to_latents(text_embeds), self.img_to_latents(image_embeds),
-                                           self.logit_scale, equal_text_groups(text, text_mask))
-        loss = self.caption_loss_weight * caption + self.contrastive_loss_weight * contrastive
-        return CoCaLosses(loss, caption, contrastive)
+                self.limit_temperature()
+            latents = self.text_to_latents(text_embeds), self.img_to_latents(image_embeds)
+        loss = torch.zeros((), device=text.device)
+        if self.caption_loss_weight and caption:
+            norm, to_words = self.to_logits
+            hidden = self._multimodal(text_tokens, pooled, rotary, bias)[label_mask]  # (real positions, dim)
+            loss = caption_loss(norm(hidden), to_words.weight, labels)
+        return CoCaOutputs(*latents, equal_text_groups(text, text_mask), loss, len(labels))
 
     def forward(
         self,

@@ -7,33 +7,51 @@ import multiprocessing
 import os
 import signal
 import threading
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from .errors import UserError
-from .tiles import SlideFile
+from .tiles import Slide
 from .tokenizer import VocabTokenizer
 
 _READ_TIMEOUT = 300  # seconds: a loader process that hangs (a dead network drive) ends the run, not stalls it
 _AHEAD = 2  # batches read ahead by each worker
 _POOL = 50  # batches among which an epoch sorts by size: enough for little padding, few enough to stay shuffled
 
-Reader = Callable[[SlideFile, int], np.ndarray]  # (slide, epoch) -> its tiles (N, D), or image tokens (n, D)
+Reader = Callable[[Slide, int], np.ndarray]  # (slide, epoch) -> its tiles (N, D), or image tokens (n, D)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One slide, the ids of its text: [bos, ..., eos], and all its texts as they stand in the labels."""
+    """One slide, or the slides of a case, and the ids of its text: [bos, ..., eos].
 
-    slide: SlideFile
+    references: all its texts as they stand in the labels. choices: the ids of each of them, where training takes
+    another one each epoch.
+    """
+
+    slide: Slide
     token_ids: list[int]
     references: tuple[str, ...] = ()
+    choices: tuple[list[int], ...] = ()
+
+    def at(self, epoch: int, seed: int) -> Sample:
+        """This sample in an epoch: its texts take turns, from a first one that depends on the seed and the id."""
+        if len(self.choices) < 2:
+            return self
+        turn = zlib.crc32(f"{seed} {self.slide.slide_id}".encode()) + epoch
+        return replace(self, token_ids=self.choices[turn % len(self.choices)])
+
+    @property
+    def most_tokens(self) -> int:
+        """Length of its longest text, the begin token not counted."""
+        return max(map(len, self.choices or (self.token_ids,))) - 1
 
 
 @dataclass
@@ -65,38 +83,46 @@ def encode_text(tokenizer: VocabTokenizer, text: str, max_seq_len: int) -> tuple
 
 
 class BatchOrder:
-    """Which samples stand in which batch of an epoch.
+    """Which samples stand in which step of an epoch, and in which micro-batch of it.
 
-    An epoch is shuffled and cut into batches of `batch_size`. With `max_tokens` it is sorted by rough size within
-    pools of some batches, cut into batches of as many samples as fit in so many padded text tokens (two at least), and
-    the batches are shuffled: little is padding. Only then, and only roughly, as texts of one length tend to say the
-    same, and a batch of them has few true negatives (LOG.md). The same (seed, epoch) gives the same batches.
+    An epoch is shuffled and cut into steps of `batch_size * micro_batches`, these into micro-batches of `batch_size`.
+    With `max_tokens` it is sorted by rough size within pools of some batches, cut into micro-batches of as many samples
+    as fit in so many padded text tokens (two at least), and these are shuffled; a step is `micro_batches` of them. So
+    little is padding. Only then, and only roughly, as texts of one length tend to say the same, and a batch of them has
+    few true negatives (LOG.md). The same (seed, epoch) gives the same steps, on however many processes they are taken.
     """
 
     def __init__(self, sizes: Sequence[tuple[int, int]], batch_size: int, seed: int, *, shuffle: bool,
-                 drop_single: bool = False, max_tokens: int | None = None) -> None:
+                 drop_single: bool = False, max_tokens: int | None = None, micro_batches: int = 1) -> None:
         """sizes: (tiles to pad, or 0; text tokens) of each sample."""
         self.sizes, self.batch_size, self.seed = list(sizes), batch_size, seed
         self.shuffle, self.drop_single, self.max_tokens = shuffle, drop_single, max_tokens
+        self.micro_batches = micro_batches
 
-    def epoch(self, epoch: int) -> list[list[int]]:
-        """Batches of sample indices."""
-        if not self.shuffle:
-            return self._cut(range(len(self.sizes)))
+    def steps(self, epoch: int) -> list[list[list[int]]]:
+        """For each step its micro-batches of sample indices."""
         rng = np.random.default_rng([self.seed, epoch])
-        order = rng.permutation(len(self.sizes)).tolist()
-        if self.max_tokens is not None:
+        order = rng.permutation(len(self.sizes)).tolist() if self.shuffle else list(range(len(self.sizes)))
+        if self.max_tokens is not None and self.shuffle:
             usual = max(2, self.max_tokens * len(order) // sum(tokens for _, tokens in self.sizes))
             pool = _POOL * usual
             order = [i for p in range(0, len(order), pool) for i in sorted(order[p:p + pool], key=self._rough_size)]
-        batches = self._cut(order)
-        return [batches[b] for b in rng.permutation(len(batches))]
+        cut = self._cut(order)
+        if self.shuffle:
+            cut = [cut[b] for b in rng.permutation(len(cut))]
+        if self.max_tokens is not None:
+            return _chunks(cut, self.micro_batches)
+        return [_chunks(step, self.batch_size) for step in cut]
+
+    def epoch(self, epoch: int) -> list[list[int]]:
+        """The micro-batches of all steps."""
+        return [batch for step in self.steps(epoch) for batch in step]
 
     def count(self, epoch: int) -> int:
-        """Number of batches of an epoch."""
+        """Number of steps of an epoch."""
         if self.max_tokens is not None:
-            return len(self.epoch(epoch))
-        full, rest = divmod(len(self.sizes), self.batch_size)
+            return len(self.steps(epoch))
+        full, rest = divmod(len(self.sizes), self.batch_size * self.micro_batches)
         return full + (rest > (1 if self.drop_single else 0))
 
     def padding(self, epoch: int) -> float:
@@ -110,6 +136,7 @@ class BatchOrder:
         return int(8 * math.log2(tiles + 1)), tokens // 4  # steps of 9 % of the tiles, of 4 tokens
 
     def _cut(self, order: Iterable[int]) -> list[list[int]]:
+        """Cut into steps or, with a budget of tokens, into micro-batches."""
         batches: list[list[int]] = []
         longest = 0
         for i in order:
@@ -122,7 +149,7 @@ class BatchOrder:
 
     def _full(self, count: int, longest: int) -> bool:
         if self.max_tokens is None:
-            return count == self.batch_size
+            return count == self.batch_size * self.micro_batches
         return count >= 2 and (count + 1) * longest > self.max_tokens
 
 
@@ -136,25 +163,31 @@ class Batches:
     """
 
     def __init__(self, samples: Sequence[Sample], order: BatchOrder, read: Reader, pad_id: int, *, workers: int = 0,
-                 encoded: bool = False) -> None:
+                 encoded: bool = False, rank: int = 0, world_size: int = 1) -> None:
+        """rank, world_size: of this process, which gets its part of each step's micro-batches."""
         self.samples, self.order, self.collate = list(samples), order, Collate(pad_id, encoded=encoded)
         self._read, self._workers = read, workers
+        self._rank, self._world_size = rank, world_size
         self._pool: Executor | None = None
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Batches `start`.. of an epoch. Raises UserError for a slide that cannot be read or a worker that died."""
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[list[Batch]]:
+        """For each step from `start` on, this process's micro-batches (in a small last step perhaps none).
+
+        Raises UserError for a slide that cannot be read or a worker that died.
+        """
         ahead = _AHEAD * self._workers
-        waiting: deque[tuple[list[Sample], list[Callable[[], np.ndarray]]]] = deque()
-        for indices in self.order.epoch(epoch)[start:]:
-            samples = [self.samples[i] for i in indices]
-            waiting.append((samples, [self._request(s.slide, epoch) for s in samples]))
-            if len(waiting) > ahead:
-                yield self._finish(*waiting.popleft())
+        waiting: deque[list[tuple[list[Sample], list[Callable[[], np.ndarray]]]]] = deque()
+        for step in self.order.steps(epoch)[start:]:
+            batches = [[self.samples[i].at(epoch, self.order.seed) for i in batch]
+                       for batch in dealt(step, self._rank, self._world_size)]
+            waiting.append([(samples, [self._request(s.slide, epoch) for s in samples]) for samples in batches])
+            while waiting and sum(map(len, waiting)) - len(waiting[0]) >= ahead:
+                yield [self._finish(*batch) for batch in waiting.popleft()]
         while waiting:
-            yield self._finish(*waiting.popleft())
+            yield [self._finish(*batch) for batch in waiting.popleft()]
 
     def count(self, epoch: int) -> int:
-        """Number of batches of an epoch."""
+        """Number of steps of an epoch."""
         return self.order.count(epoch)
 
     def close(self) -> None:
@@ -165,7 +198,7 @@ class Batches:
             self._pool.shutdown(wait=False, cancel_futures=True)
             self._pool = None
 
-    def _request(self, slide: SlideFile, epoch: int) -> Callable[[], np.ndarray]:
+    def _request(self, slide: Slide, epoch: int) -> Callable[[], np.ndarray]:
         """Begin to read; calling the result waits for it."""
         if not self._workers:
             return lambda: self._read(slide, epoch)
@@ -190,6 +223,17 @@ class Batches:
             f"reading a slide took more than {_READ_TIMEOUT} s"
         return UserError("training.workers", what,
                          "out of memory, or a dead network drive? lower training.workers or data.max_tiles")
+
+
+def dealt(step: list[list[int]], rank: int, world_size: int) -> list[list[int]]:
+    """The micro-batches of a step that fall to `rank`; large ones are halved until all ranks have one."""
+    while len(step) < world_size and any(len(batch) > 1 for batch in step):
+        step = [half for b in step for half in (b[:len(b) // 2], b[len(b) // 2:]) if half]
+    return step[rank::world_size]
+
+
+def _chunks(items: list, size: int) -> list[list]:
+    return [items[i:i + size] for i in range(0, len(items), size)]
 
 
 def _start_worker() -> None:

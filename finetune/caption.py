@@ -23,12 +23,12 @@ from .errors import UserError, printable, say
 from .findings import FindingDictionary
 from .finish import NEAREST, read_nearest, same_weights, temperature_of
 from .generate import confidences, generate
-from .labels import load_labels
+from .labels import Label, load_labels
 from .model import SlideCaptioner, build_model, check_architecture
 from .optim import Precision, resolve_device, resolve_precision
 from .runlog import logger
 from .scores import Answers, evaluate
-from .tiles import BadSlide, SlideFile, find_files, inspect_slide, read_tiles
+from .tiles import Slide, find_files, open_case, read_tiles
 from .tokenizer import VocabTokenizer
 
 _BATCH = 8  # slides decoded together
@@ -46,7 +46,7 @@ class Captioner:
     tokenizer: VocabTokenizer
     config: Config
     precision: Precision
-    validation_ids: list[str]
+    held_out: dict[str, list[str]]  # ids of the sides val and test
     temperature: float | None = None
     about: dict[str, Any] = field(default_factory=dict)
 
@@ -71,11 +71,12 @@ class Captioner:
         model.load_saved_state(content["model"], str(checkpoint))
         where = resolve_device(device)
         return cls(model.to(where).eval(), tokenizer, config, resolve_precision("auto", where),
-                   list(held_out) if isinstance(held_out := content["data"].get("validation_ids"), list) else [],
+                   {side: [*ids] if isinstance(ids := content["data"].get(key), list) else []
+                    for side, key in (("val", "validation_ids"), ("test", "test_ids"))},
                    temperature_of(content), {key: content[key] for key in ("data", "progress")})
 
     @torch.no_grad()
-    def describe(self, slides: list[SlideFile], texts: list[str], options: GenerationOptions,
+    def describe(self, slides: list[Slide], texts: list[str], options: GenerationOptions,
                  embeddings: dict[str, np.ndarray] | None = None) -> list[dict[str, Any]]:
         """One record per slide: caption, cosine similarity to each text, and with several texts their probabilities.
 
@@ -117,19 +118,18 @@ class Captioner:
         return torch.stack([part.sum(1) for part in odds.split([len(t) for t in prompts.values()], 1)], 1).numpy()
 
 
-def caption_slides(captioner: Captioner, paths: dict[str, list[str]], texts: list[str], options: GenerationOptions,
+def caption_slides(captioner: Captioner, cases: dict[str, list[list[str]]], texts: list[str],
+                   options: GenerationOptions,
                    embeddings: dict[str, np.ndarray] | None = None) -> Iterator[dict[str, Any]]:
-    """Records of {slide id: its file}; a slide that cannot be used has its reason in `error`, the others go on."""
-    group: list[SlideFile] = []
+    """Records of {id: the files of each of its slides}; `error` says why one cannot be used, the others go on."""
+    group: list[Slide] = []
     data = captioner.config.data
-    bar = tqdm(paths.items(), "captioning", unit="slide", leave=False, disable=None if len(paths) > 1 else True)
-    for slide_id, (path, *others) in bar:
+    bar = tqdm(cases.items(), "captioning", unit="slide", leave=False, disable=None if len(cases) > 1 else True)
+    for case_id, slides in bar:
         try:
-            if others:
-                raise BadSlide(f"{len(others)} other files have this name, {others[0]} among them", "keep one of them")
-            group.append(inspect_slide(path, data.h5_key, data.image_dim, data.wanted_encoder))
-        except BadSlide as bad:
-            yield _record(slide_id, error=f"{path}: {bad.what}; {bad.fix}")
+            group.append(open_case(case_id, slides, data.h5_key, data.image_dim, data.wanted_encoder))
+        except UserError as error:
+            yield _record(case_id, error=error.line())
         if len(group) == _BATCH:
             yield from _describe_each(captioner, group, texts, options, embeddings)
             group = []
@@ -137,23 +137,24 @@ def caption_slides(captioner: Captioner, paths: dict[str, list[str]], texts: lis
 
 
 def select_slides(captioner: Captioner, embeddings_file: str | None, embeddings_dir: str | None,
-                  labels: dict[str, str] | None, split: str) -> dict[str, list[str]]:
-    """{slide id: files of this name}: one file, or of a folder all slides, those with a label, or the held-out ones."""
+                  labels: dict[str, Label] | None, split: str) -> dict[str, list[list[str]]]:
+    """{id: the files of each of its slides}: one file; or of a folder all, the labelled, or the held-out ones."""
     if embeddings_file is not None:
         path = expand(embeddings_file)
-        return {path.stem: [str(path)]}
+        return {path.stem: [[str(path)]]}
     files = find_files(embeddings_dir or "")
-    wanted = list(files)
+    wanted = {i: [paths] for i, paths in files.items()}
     if labels is not None:
-        wanted = [i for i in labels if i in files]
+        wanted = {i: [files[name] for name in label.slides] for i, label in labels.items()
+                  if files.keys() >= set(label.slides)}
         if absent := len(labels) - len(wanted):
             logger.warning("%d of %d labels have no H5 file and are left out", absent, len(labels))
-    if split == "val":
-        held_out = set(captioner.validation_ids)
-        wanted = [i for i in wanted if i in held_out]
+    if split != "all":
+        held_out = set(captioner.held_out[split])
+        wanted = {i: paths for i, paths in wanted.items() if i in held_out}
     if not wanted:
         raise UserError(embeddings_dir, f"no slide to caption (split {split})", "check the ids in the labels file")
-    return {i: files[i] for i in wanted}
+    return wanted
 
 
 def write_records(records: list[dict[str, Any]], path: Path) -> None:
@@ -182,7 +183,7 @@ def _write_csv(records: list[dict[str, Any]], path: Path) -> None:
 class Truth:
     """What is known of the slides, to score against: reference texts and classes by id, prompts, findings."""
 
-    labels: dict[str, str] | None
+    labels: dict[str, Label] | None
     prompts: dict[str, list[str]] | None
     classes: dict[str, str] | None
     findings: FindingDictionary | None
@@ -194,10 +195,11 @@ class Truth:
             if getattr(args, flag) and not getattr(args, needed):
                 raise UserError(f"--{flag}", f"needs --{needed}", f"add --{needed} FILE")
         prompts = load_prompts(args.prompts) if args.prompts else None
-        classes = load_labels(args.classes_file)[0] if args.classes_file else None
+        labels, classes = (load_labels(path)[0] if path else None for path in (args.labels_file, args.classes_file))
+        classes = {i: label.text for i, label in classes.items()} if classes is not None else None
         if classes and (unknown := sorted(set(classes.values()) - set(prompts or ()))):
             raise UserError(args.classes_file, f"class {unknown[0]!r} has no prompt", f"add it to {args.prompts}")
-        return cls(load_labels(args.labels_file)[0] if args.labels_file else None, prompts, classes,
+        return cls(labels, prompts, classes,
                    FindingDictionary.load(args.findings) if args.findings else None)
 
     def answers(self, captioner: Captioner, records: list[dict[str, Any]],
@@ -210,7 +212,7 @@ class Truth:
         answers = Answers([r["caption"] for r in known], findings=self.findings)
         images = np.stack([embeddings[r["id"]] for r in known])
         if self.labels is not None:
-            answers.references = [[self.labels[r["id"]]] for r in known]
+            answers.references = [list(self.labels[r["id"]].texts) for r in known]
             answers.texts = list(dict.fromkeys(text for several in answers.references for text in several))
             answers.similarity = images @ captioner.embed_texts(answers.texts).T
         if self.classes is not None:
@@ -355,7 +357,7 @@ def _output_path(path: str | None) -> Path | None:
     return target
 
 
-def _describe_each(captioner: Captioner, group: list[SlideFile], *how: Any) -> Iterator[dict[str, Any]]:
+def _describe_each(captioner: Captioner, group: list[Slide], *how: Any) -> Iterator[dict[str, Any]]:
     """Describe a group together; if one of its files turns out to be unreadable, each alone."""
     if not group:
         return

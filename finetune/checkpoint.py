@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from .distributed import ALONE, World
 from .errors import UserError
 
 if TYPE_CHECKING:
@@ -228,18 +229,22 @@ class Saver:
     """Saves and restores one run: everything that decides how it goes on, in one dict of plain types and tensors."""
 
     def __init__(self, folder: Path, save_every: int, model: SlideCaptioner, optimizer: torch.optim.Optimizer,
-                 scaler: torch.amp.GradScaler, about: dict[str, Any]) -> None:
+                 scaler: torch.amp.GradScaler, about: dict[str, Any], world: World = ALONE) -> None:
         """about: what does not change during the run: config, tokenizer, prism, data, versions."""
-        self.folder, self.save_every, self.about = folder, save_every, about
+        self.folder, self.save_every, self.about, self.world = folder, save_every, about, world
         self.model, self.optimizer, self.scaler = model, optimizer, scaler
 
     def save(self, state: TrainState, is_best: bool) -> None:
-        """Write last_model.pth, and before it best_model.pth and checkpoint_epoch_N.pth when they are due."""
+        """On rank 0 write last_model.pth, and before it best_model.pth and checkpoint_epoch_N.pth when they are due."""
+        mine, *others = self.world.gather(random_states())
+        if not self.world.is_main:
+            return
         at_epoch_end = state.batches_done == 0
         periodic = at_epoch_end and self.save_every and state.epoch % self.save_every == 0
         names = [BEST] * is_best + [epoch_name(state.epoch)] * bool(periodic) + [LAST]
         save_checkpoint(self.folder, names, {
-            "format_version": FORMAT_VERSION, **self.about, "progress": asdict(state), "random_states": random_states(),
+            "format_version": FORMAT_VERSION, **self.about, "progress": asdict(state),
+            "random_states": mine | ({"other_ranks": others} if others else {}),
             "model": self.model.saved_state(), "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict()})
 
@@ -256,7 +261,9 @@ class Saver:
                                 "use the config the checkpoint was trained with")
             self.scaler.load_state_dict(content["scaler"])
             self.optimizer.load_state_dict(content["optimizer"])
-            set_random_states(content["random_states"])
+            of_ranks = [content["random_states"], *content["random_states"].get("other_ranks", [])]
+            if self.world.rank < len(of_ranks):  # else there are more ranks than before, and this one is as seeded
+                set_random_states(of_ranks[self.world.rank])
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError, OverflowError) as error:
             raise UserError(where, f"its training state is not usable ({type(error).__name__})",
                             "use another checkpoint of the run") from None

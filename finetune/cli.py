@@ -86,8 +86,8 @@ def add_inference_flags(parser: argparse.ArgumentParser) -> None:
                         help="show the texts of the K training slides that lie nearest (needs nearest.pt of the run)")
     parser.add_argument("--abstain_below", type=_number(float, 0, 1), default=0.0, metavar="P",
                         help="give no caption whose confidence is below P (default 0: always give one)")
-    parser.add_argument("--split", choices=("all", "val"), default="all",
-                        help="val: only the slides held out when the checkpoint was trained")
+    parser.add_argument("--split", choices=("all", "val", "test"), default="all",
+                        help="val, test: only the slides of this side when the checkpoint was trained")
     parser.add_argument("--output", metavar="FILE", help="write a record per slide: .jsonl, .json or .csv")
     parser.add_argument("--prism", metavar="WEIGHTS", help="where Prism's weights are, if moved since training")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")

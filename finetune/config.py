@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import os
 import re
 import types
 import typing
@@ -35,10 +36,16 @@ def _key(default: Any, help: str, low: float | None = None, high: float | None =
 @dataclass(kw_only=True)
 class DataConfig:
     embeddings_dir: str = _key("", "folder of H5 tile embeddings, flat or nested; the file name is the slide id")
-    labels_file: str = _key("", "JSON file {slide id: text}")
+    labels_file: str = _key("", "JSON file {slide id: text}, or with several texts or slides to an id")
     max_seq_len: int = _key(128, "longest text in tokens, begin and end token included; longer texts are cut", 4)
     image_dim: int = _key(2560, "width of a tile embedding", 1)
     val_split: float = _key(0.1, "share of the slides held out for validation; 0 = none", 0, 0.9)
+    group_pattern: str | None = _key(None, "regular expression that finds the patient in an id; all of a patient is on "
+                                     "one side of the split; null = each id is its own")
+    split_file: str | None = _key(None, "JSON {id: train, val or test} or CSV with the columns id,split; null = as the "
+                                  "labels say, else by val_split")
+    folds: int | None = _key(None, "cross-validation: so many folds, of which one validates; null = by val_split", 2)
+    fold: int = _key(0, "with folds: the one that validates, counted from 0", 0)
     h5_key: str | None = _key(None, "dataset inside the H5 file; null = found by its usual names")
     tile_encoder: str = _key("auto", "tile encoder that a file must be of, if it names one; auto: virchow if image_dim "
                              "is 2560, Prism's; any = no check")
@@ -163,7 +170,8 @@ class Config:
         weights = (self.model.caption_loss_weight, self.model.contrastive_loss_weight)
         if max(weights) == 0:
             raise UserError(where, "both loss weights are 0", "set model.caption_loss_weight above 0")
-        if self.training.batch_size == 1 and weights[1] > 0:
+        if self.training.batch_size * self.training.accum_freq * int(os.environ.get("WORLD_SIZE", "1")) == 1 \
+                and weights[1] > 0:
             raise UserError(where, "training.batch_size is 1, where the contrastive loss is always 0",
                             "use 2 or more, or model.contrastive_loss_weight=0")
         if self.model.dim_head % 2:

@@ -11,11 +11,12 @@ from pathlib import Path
 from .batching import Sample, encode_text
 from .config import DataConfig, expand
 from .errors import UserError
-from .labels import load_labels, split_ids
+from .labels import Label, load_labels
 from .manifest import read_manifest
 from .runlog import logger
 from .scan import bad_contents
-from .tiles import BadSlide, SlideFile, find_files, index_slides
+from .splits import Split, make_split, report_split
+from .tiles import BadSlide, Slide, find_files, index_slides, join_slides
 from .tokenizer import VocabTokenizer
 
 _MAX_UNKNOWN = 0.3  # above this share of unknown tokens a vocabulary was made for other texts
@@ -23,43 +24,51 @@ _MAX_UNKNOWN = 0.3  # above this share of unknown tokens a vocabulary was made f
 
 @dataclass
 class Data:
-    """What a run trains on. `fingerprint` covers ids, texts, tile counts and the split: equal data, equal value."""
+    """What a run trains on. `fingerprint` covers ids, texts, tile counts and the split: equal data, equal value.
+
+    test_ids: cases that are kept for a test: they are checked like the others and used for nothing.
+    """
 
     train: list[Sample]
     validation: list[Sample]
     tokenizer: VocabTokenizer
     fingerprint: str
+    test_ids: list[str]
+
+    @property
+    def slides(self) -> list[Slide]:
+        return [s.slide for s in self.train + self.validation]
 
 
 def prepare_data(config: DataConfig, seed: int, tokenizer: VocabTokenizer | None = None,
                  manifest: Path | None = None) -> Data:
-    """Match labels and H5 files by id, split, and encode the texts.
+    """Match labels and files by id, join the slides of a case, split, and encode the texts.
 
     tokenizer: of the run that is resumed; None builds one from the training texts. manifest: file of the headers that
     an earlier run has read. Raises UserError listing all bad labels and files at once, unless `data.on_bad` is skip and
     they are few.
     """
     labels, slides = _usable(config, manifest)
-    texts = {s.slide_id: labels[s.slide_id] for s in slides}
-    train_ids, val_ids = split_ids(list(texts), config.val_split, seed)
-    if not train_ids:
+    split = make_split(labels, config, seed)
+    if not split.train:
         raise UserError(config.embeddings_dir, "no slide to train on", "compare the ids with the file names")
-    if not val_ids:
+    if not split.val:
         logger.warning("no validation slides (data.val_split is 0): best_model.pth is the last one")
-    by_id = {s.slide_id: s for s in slides}
-    _warn_of_twins(by_id, set(val_ids))
-    if repeated := len(train_ids) - len({texts[i] for i in train_ids}):
+    _warn_of_twins(slides, split)
+    report_split(labels, split, config)
+    texts = [text for i in split.train for text in labels[i].texts]
+    if repeated := len(texts) - len(set(texts)):
         logger.warning("%d of %d training texts repeat another one: they are no negatives of each other",
-                       repeated, len(train_ids))
-    tokenizer = tokenizer or VocabTokenizer.build(texts[i] for i in train_ids)
-    return Data(_samples(train_ids, by_id, texts, tokenizer, config.max_seq_len, "training"),
-                _samples(val_ids, by_id, texts, tokenizer, config.max_seq_len, "validation"),
-                tokenizer, _fingerprint(slides, texts, val_ids))
+                       repeated, len(texts))
+    tokenizer = tokenizer or VocabTokenizer.build(texts)
+    return Data(_samples(split.train, slides, labels, tokenizer, config.max_seq_len, "training"),
+                _samples(split.val, slides, labels, tokenizer, config.max_seq_len, "validation"),
+                tokenizer, _fingerprint(slides, labels, split), split.test)
 
 
 def scan_contents(data: Data) -> None:
     """Read every tile of every slide. Raises one UserError that lists all unreadable or non-finite ones."""
-    bad = bad_contents([s.slide for s in data.train + data.validation], None)
+    bad = bad_contents([part for slide in data.slides for part in slide.parts], None)
     if bad:
         path, first = next(iter(bad.items()))
         raise UserError(path, f"{first.what} ({len(bad)} bad files in all)", first.fix,
@@ -71,24 +80,31 @@ def scans_contents(config: DataConfig) -> bool:
     return config.on_bad == "skip" or config.sha256_file is not None
 
 
-def _usable(config: DataConfig, manifest: Path | None) -> tuple[dict[str, str], list[SlideFile]]:
-    """(texts by id, the slides to use); stops or skips what is bad, tells what has no counterpart."""
+def _usable(config: DataConfig, manifest: Path | None) -> tuple[dict[str, Label], dict[str, Slide]]:
+    """(labels, slides) by id of the cases that can be used; stops or skips what is bad, tells what has no partner."""
     labels, bad_labels = load_labels(config.labels_file)
     files = find_files(config.embeddings_dir)
+    names = list(dict.fromkeys(name for label in labels.values() for name in label.slides))
     wanted = config.h5_key, config.image_dim, config.wanted_encoder
-    slides, bad_files = index_slides(files, list(labels), *wanted, read_manifest(manifest, *wanted) if manifest else {})
+    found, bad_files = index_slides(files, names, *wanted, read_manifest(manifest, *wanted) if manifest else {})
     bad_files |= _near_misses(bad_files, files)
     if scans_contents(config):
-        bad_files |= (bad := bad_contents(slides, config.sha256_file))
-        slides = [s for s in slides if s.place not in bad]
+        bad_files |= (bad := bad_contents(found, config.sha256_file))
+        found = [s for s in found if s.place not in bad]
+    by_name = {s.slide_id: s for s in found}
+    slides = {i: join_slides(i, [by_name[n] for n in label.slides]) for i, label in labels.items()
+              if by_name.keys() >= set(label.slides)}
     problems = {f"{i!r} in {config.labels_file}": BadSlide(why, "correct the label") for i, why in bad_labels.items()}
     _judge(problems | bad_files, len(slides), config)
-    if unlabelled := sorted(files.keys() - labels.keys() - bad_labels.keys()):
+    if torn := [i for i, label in labels.items() if i not in slides and by_name.keys() & set(label.slides)]:
+        logger.warning("%d cases are left out as one of their slides cannot be used: %s ...", len(torn),
+                       ", ".join(torn[:5]))
+    if unlabelled := sorted(files.keys() - set(names) - bad_labels.keys()):
         logger.warning("%d H5 files have no label: %s ...", len(unlabelled), ", ".join(unlabelled[:5]))
     root = os.path.realpath(expand(config.embeddings_dir)) + os.sep
-    if outside := [s.slide_id for s in slides if not os.path.realpath(s.path).startswith(root)]:
+    if outside := [s.slide_id for s in found if not os.path.realpath(s.place).startswith(root)]:
         logger.warning("%d H5 files are links out of data.embeddings_dir: %s ...", len(outside), ", ".join(outside[:5]))
-    return labels, slides
+    return {i: labels[i] for i in slides}, slides
 
 
 def _near_misses(bad: dict[str, BadSlide], files: dict[str, list[str]]) -> dict[str, BadSlide]:
@@ -102,18 +118,21 @@ def _near_misses(bad: dict[str, BadSlide], files: dict[str, list[str]]) -> dict[
             for i, name in near.items()}
 
 
-def _warn_of_twins(slides: dict[str, SlideFile], val_ids: set[str]) -> None:
-    """Two ids of one file (a link) count twice; across the split the validation would be on training data: an error."""
+def _warn_of_twins(slides: dict[str, Slide], split: Split) -> None:
+    """A file in two cases (or linked) counts twice; across the split the scores would be on training data: an error."""
     by_file: dict[tuple[int, int, str], list[str]] = {}
-    for slide_id, slide in slides.items():
-        stat = os.stat(slide.path)
-        if stat.st_ino:  # 0 on file systems that number no files
-            by_file.setdefault((stat.st_dev, stat.st_ino, slide.key), []).append(slide_id)
+    for case_id, slide in slides.items():
+        for part in slide.parts:
+            stat = os.stat(part.path)
+            if stat.st_ino:  # 0 on file systems that number no files
+                by_file.setdefault((stat.st_dev, stat.st_ino, part.key), []).append(case_id)
     twins = [ids for ids in by_file.values() if len(ids) > 1]
+    side_of = {i: side for side, ids in zip(("training", "validation", "test"), (split.train, split.val, split.test),
+                                            strict=True) for i in ids}
     for ids in twins:
-        if 0 < len(val_ids & set(ids)) < len(ids):
-            raise UserError(slides[ids[0]].path, f"is one file with the ids {', '.join(map(repr, ids))}, in training "
-                            "and in validation", "keep one of these labels")
+        if len(sides := sorted({side_of[i] for i in ids})) > 1:
+            raise UserError(slides[ids[0]].path, f"is one file with the ids {', '.join(map(repr, ids))}, in "
+                            f"{' and in '.join(sides)}", "keep one of these labels")
     if twins:
         logger.warning("%d H5 files have several ids, such as %s: they count more than once", len(twins),
                        ", ".join(twins[0]))
@@ -138,29 +157,33 @@ def _judge(problems: dict[str, BadSlide], usable: int, config: DataConfig) -> No
     logger.warning("%s and are skipped", count)
 
 
-def _samples(ids: list[str], slides: dict[str, SlideFile], texts: dict[str, str], tokenizer: VocabTokenizer,
+def _samples(ids: list[str], slides: dict[str, Slide], labels: dict[str, Label], tokenizer: VocabTokenizer,
              max_seq_len: int, split: str) -> list[Sample]:
-    encoded = [encode_text(tokenizer, texts[i], max_seq_len) for i in ids]
-    if cut := sum(was_cut for _, was_cut in encoded):
-        longest = max(len(tokenizer.encode(texts[i])) for i in ids) + 2
+    """One per case. Training may take any of its texts, validation takes the first."""
+    texts = {i: labels[i].texts if split == "training" else labels[i].texts[:1] for i in ids}
+    encoded = {i: [encode_text(tokenizer, text, max_seq_len) for text in its] for i, its in texts.items()}
+    every = [e for several in encoded.values() for e in several]
+    if cut := sum(was_cut for _, was_cut in every):
+        longest = max(len(tokenizer.encode(text)) for its in texts.values() for text in its) + 2
         logger.warning("%d of %d %s texts are longer than data.max_seq_len %d and are cut (the longest has %d tokens)",
-                       cut, len(ids), split, max_seq_len, longest)
-    words = sum(len(token_ids) for token_ids, _ in encoded)
-    unknown = sum(token_ids.count(tokenizer.unk_id) for token_ids, _ in encoded) / max(words, 1)
+                       cut, len(every), split, max_seq_len, longest)
+    words = sum(len(token_ids) for token_ids, _ in every)
+    unknown = sum(token_ids.count(tokenizer.unk_id) for token_ids, _ in every) / max(words, 1)
     if unknown > _MAX_UNKNOWN:
         raise UserError("tokenizer", f"{unknown:.0%} of the {split} tokens are unknown to it",
                         "are these texts in another language? use more training texts, or another split seed")
     if unknown:
         logger.warning("%.2f %% of the %s tokens are unknown to the vocabulary", 100 * unknown, split)
-    return [Sample(slides[i], token_ids, (texts[i],)) for i, (token_ids, _) in zip(ids, encoded, strict=True)]
+    return [Sample(slides[i], several[0][0], labels[i].texts, tuple(token_ids for token_ids, _ in several))
+            for i, several in encoded.items()]
 
 
-def _fingerprint(slides: list[SlideFile], texts: dict[str, str], val_ids: list[str]) -> str:
+def _fingerprint(slides: dict[str, Slide], labels: dict[str, Label], split: Split) -> str:
+    """Of a case with one text and one slide the row is as it was when there were no others: old runs go on."""
     digest = hashlib.sha256()
-    held_out = set(val_ids)
-    for slide in sorted(slides, key=lambda s: s.slide_id):
-        row = (slide.slide_id, texts[slide.slide_id], slide.num_tiles, slide.slide_id in held_out)
+    sides = dict.fromkeys(split.train, False) | dict.fromkeys(split.val, True) | dict.fromkeys(split.test, "test")
+    for case_id in sorted(slides):
+        texts, tiles = labels[case_id].texts, [part.num_tiles for part in slides[case_id].parts]
+        row = (case_id, texts[0] if len(texts) == 1 else texts, tiles[0] if len(tiles) == 1 else tiles, sides[case_id])
         digest.update(repr(row).encode("utf-8", "backslashreplace"))
     return digest.hexdigest()
-
-

@@ -18,6 +18,7 @@ class UserError(Exception):
 
     def __init__(self, where: object, what: str, fix: str, details: Sequence[str] = ()) -> None:
         self.where, self.what, self.fix, self.details = str(where), what, fix, tuple(details)
+        self.told = False  # by another process of this run
         super().__init__(self.line())
 
     def line(self) -> str:
@@ -55,6 +56,8 @@ def run_script(main: Callable[[], int | None]) -> None:
     except UserError as error:
         if "--debug" in sys.argv:
             raise
+        if error.told:
+            sys.exit(2)
         details = (f"  {printable(d)[:_MAX_LINE]}" for d in error.details)
         print(f"error: {error.line()}", *details, sep="\n", file=sys.stderr)
         code = 2

@@ -21,6 +21,7 @@ from .scores import RETRIEVAL_SCORES, TEXT_SCORES, Answers
 from .tokenizer import VocabTokenizer
 
 if TYPE_CHECKING:
+    from .distributed import World
     from .model import SlideCaptioner
 
 FILE = "validation_captions.jsonl"
@@ -83,9 +84,11 @@ class CaptionEvaluation:
                 "caption": tokenizer.decode(ids), "references": texts, "confidence": confidence, "vector": vector,
                 "text_vectors": embed_texts(model.coca, tokenizer, texts, self.max_seq_len)}
 
-    def scores(self, epoch: int) -> dict[str, float]:
-        """Scores over the chosen slides by their name in metrics.jsonl; writes validation_captions.jsonl."""
-        records = [self._records[s.slide.slide_id] for s in self.chosen]
+    def scores(self, epoch: int, world: World) -> dict[str, float]:
+        """Scores over the chosen slides, of all ranks, by their name in metrics.jsonl; rank 0 writes
+        validation_captions.jsonl."""
+        seen = {slide_id: record for of_rank in world.gather(self._records) for slide_id, record in of_rank.items()}
+        records = [seen[s.slide.slide_id] for s in self.chosen]
         references = [r["references"] for r in records]
         vectors = {text: v for r in records for text, v in zip(r["references"], r["text_vectors"], strict=True)}
         similarity = np.stack([r["vector"] for r in records]) @ np.stack(list(vectors.values())).T
@@ -95,7 +98,8 @@ class CaptionEvaluation:
                   "scores": {name: round(statistics[name](np.array([i])), 6) for name in per_slide},
                   "confidence": round(r["confidence"], 6)}
                  for i, (sample, r) in enumerate(zip(self.chosen, records, strict=True))]
-        _write(self.folder / FILE, lines)
+        if world.is_main:
+            _write(self.folder / FILE, lines)
         everyone = np.arange(len(records))
         return {f"val_{name}": score(everyone) for name, score in statistics.items()}
 

@@ -10,7 +10,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import platform
 import shutil
+import time
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,17 +22,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from .batching import pad_tiles
+from .distributed import ALONE, World
 from .errors import UserError
-from .runlog import logger
-from .tiles import SlideFile, read_tiles
+from .runlog import logger, progress
+from .tiles import Slide, read_tiles
 
 _FORMAT = 1  # part of every name: a new layout never meets old files
 _GROUP_TILES = 16_000  # tiles encoded together (80 MB in float16); a larger slide goes alone
 _GROUP_SLIDES = 16
 _SPARE_BYTES = 1 << 30  # left free on the disk
+_LATE = 120  # seconds
+_MACHINE = f"{zlib.crc32(platform.node().encode()):08x}"  # two of them may have processes of one number
 
 Encode = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # tiles (B, N, C), mask (B, N) -> tokens (B, n, D)
 
@@ -58,13 +63,13 @@ class SlideCache:
     def slide_bytes(self) -> int:
         return self.tokens * self.width * np.dtype(self.dtype).itemsize
 
-    def path(self, slide: SlideFile) -> Path:
-        """Where the tokens of this very file belong."""
-        identity = (os.path.realpath(slide.path), slide.size, slide.mtime_ns, slide.key, slide.num_tiles)
-        name = hashlib.sha256(repr(identity).encode("utf-8", "surrogatepass")).hexdigest()
+    def path(self, slide: Slide) -> Path:
+        """Where the tokens of this very file belong, or of the very files of a case, in their order."""
+        files = [(os.path.realpath(p.path), p.size, p.mtime_ns, p.key, p.num_tiles) for p in slide.parts]
+        name = hashlib.sha256(repr(files[0] if len(files) == 1 else files).encode("utf-8", "surrogatepass")).hexdigest()
         return self.folder / name[:2] / f"{name[2:34]}.npy"  # 256 folders: 100 000 files in one are slow to list
 
-    def __call__(self, slide: SlideFile, epoch: int = 0) -> np.ndarray:
+    def __call__(self, slide: Slide, epoch: int = 0) -> np.ndarray:
         """Tokens (n, D) of a slide. Raises UserError if they are not there or not whole.
 
         Read, not mapped: all of it is needed, and so a loader thread does the waiting for the disk.
@@ -84,36 +89,48 @@ class SlideCache:
         """The folder as a log names it: without the way there, which may hold a user's name."""
         return "/".join(self.folder.parts[-2:])
 
-    def has(self, slide: SlideFile) -> bool:
+    def has(self, slide: Slide) -> bool:
         """Whether a whole file is there: a crash of the machine can leave one that is too short."""
         try:
             return os.path.getsize(self.path(slide)) > self.slide_bytes
         except OSError:
             return False
 
-    def fill(self, slides: Sequence[SlideFile], encode: Encode, workers: int = 2) -> int:
+    def fill(self, slides: Sequence[Slide], encode: Encode, workers: int = 2, world: World = ALONE) -> int:
         """Encode what is missing of `slides`; returns how many. `encode` runs here, reading and writing beside it.
 
         The groups that are encoded together do not depend on what is there already, so that a run killed while it
-        fills ends with the same bits as an undisturbed one. Raises UserError if the disk is too small or a slide
-        cannot be encoded; what is done by then stays.
+        fills ends with the same bits as an undisturbed one; nor does it which rank of `world` encodes a group, so that
+        ranks that see a shared folder at different moments leave no gap between them. All return when every slide is
+        there. Raises UserError if the disk is too small or a slide cannot be encoded; what is done by then stays.
         """
         missing = {s.slide_id for s in slides if not self.has(s)}
-        if not missing:
+        if missing:
+            self._make_room(len(missing), len(slides))
+            groups = _groups(slides)[world.rank::world.size]
+            self._encode([g for g in groups if any(s.slide_id in missing for s in g)], missing, encode, workers)
+        else:
             logger.info("slide cache %s: all %d slides are there", self._name, len(slides))
-            return 0
-        self._make_room(len(missing), len(slides))
-        groups = [g for g in _groups(slides) if any(s.slide_id in missing for s in g)]
+        if world.any(bool(missing)):
+            self._wait_for(slides)
+        return len(missing)
+
+    def _encode(self, groups: list[list[Slide]], missing: set[str], encode: Encode, workers: int) -> None:
+        if not groups:
+            return
         tiles = sum(s.num_tiles for g in groups for s in g)
-        with ThreadPoolExecutor(max(1, workers)) as pool, _progress(tiles) as bar:
+        bar = progress(desc="encoding slides", total=tiles, unit="tile", unit_scale=True)
+        with ThreadPoolExecutor(max(1, workers)) as pool, bar:
             writing: deque[Future] = deque()
             done = 0
             for group, embeddings, mask in _read_ahead(pool, groups):
-                tokens = encode(embeddings, mask)
-                self._require_finite(group, tokens)
-                for slide, row in zip(group, tokens.float().cpu().numpy().astype(self.dtype), strict=True):
-                    if slide.slide_id in missing:
-                        writing.append(pool.submit(self._write, slide, row))
+                wanted = {s.slide_id for s in group if s.slide_id in missing and not self.has(s)}
+                if wanted:  # another run that fills this folder may have been quicker
+                    tokens = encode(embeddings, mask)
+                    self._require_finite(group, tokens)
+                    rows = tokens.float().cpu().numpy().astype(self.dtype)
+                    writing += [pool.submit(self._write, slide, row) for slide, row in zip(group, rows, strict=True)
+                                if slide.slide_id in wanted]
                 while writing and writing[0].done():
                     writing.popleft().result()  # a full disk is told at once
                 done += len(group)
@@ -121,11 +138,19 @@ class SlideCache:
                 bar.update(sum(s.num_tiles for s in group))
             for future in writing:
                 future.result()
-        return len(missing)
 
-    def _write(self, slide: SlideFile, tokens: np.ndarray) -> None:
+    def _wait_for(self, slides: Sequence[Slide]) -> None:
+        """Return when this machine sees every file: a network drive shows those of another one up to a minute late."""
+        end = time.monotonic() + _LATE
+        while late := [s for s in slides if not self.has(s)]:
+            if time.monotonic() > end:
+                raise UserError(self.path(late[0]), f"is not there, nor are {len(late) - 1} more cached slides",
+                                "with several machines data.latents_cache must be on a disk that all of them share")
+            time.sleep(0.5)
+
+    def _write(self, slide: Slide, tokens: np.ndarray) -> None:
         path = self.path(slide)
-        temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp")  # two machines may fill one folder
+        temporary = path.with_name(f".{path.stem}.{_MACHINE}.{os.getpid()}.tmp")  # several may fill one folder
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary.unlink(missing_ok=True)  # of a process of this number that died
@@ -154,7 +179,7 @@ class SlideCache:
             raise UserError(self.folder, f"the slide cache needs {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free",
                             "set data.latents_cache to a folder on a larger disk, or to null")
 
-    def _require_finite(self, group: list[SlideFile], tokens: torch.Tensor) -> None:
+    def _require_finite(self, group: list[Slide], tokens: torch.Tensor) -> None:
         """NaN or infinity in one tile reaches all tokens of its slide, so the result is looked at, not the input."""
         limit = float(np.finfo(self.dtype).max)
         for slide, row in zip(group, tokens, strict=True):
@@ -164,9 +189,9 @@ class SlideCache:
                                 "use training.precision=fp32, or leave the slide out")
 
 
-def _groups(slides: Sequence[SlideFile]) -> list[list[SlideFile]]:
+def _groups(slides: Sequence[Slide]) -> list[list[Slide]]:
     """Slides to encode together: neighbours in size, so that little is padding; a pure function of the slides."""
-    groups: list[list[SlideFile]] = []
+    groups: list[list[Slide]] = []
     for slide in sorted(slides, key=lambda s: (s.num_tiles, s.slide_id)):
         # sorted by size: the new slide would be the largest of its group
         if not groups or len(groups[-1]) == _GROUP_SLIDES or (len(groups[-1]) + 1) * slide.num_tiles > _GROUP_TILES:
@@ -175,10 +200,10 @@ def _groups(slides: Sequence[SlideFile]) -> list[list[SlideFile]]:
     return groups
 
 
-def _read_ahead(pool: ThreadPoolExecutor, groups: list[list[SlideFile]],
-                ) -> Iterator[tuple[list[SlideFile], torch.Tensor, torch.Tensor]]:
+def _read_ahead(pool: ThreadPoolExecutor, groups: list[list[Slide]],
+                ) -> Iterator[tuple[list[Slide], torch.Tensor, torch.Tensor]]:
     """Each group with its tiles and mask; the next group is read while the caller works on this one."""
-    def read(group: list[SlideFile]) -> tuple[torch.Tensor, torch.Tensor]:
+    def read(group: list[Slide]) -> tuple[torch.Tensor, torch.Tensor]:
         return pad_tiles([read_tiles(s, check=False) for s in group])
 
     coming = pool.submit(read, groups[0])
@@ -187,7 +212,3 @@ def _read_ahead(pool: ThreadPoolExecutor, groups: list[list[SlideFile]],
         if number + 1 < len(groups):
             coming = pool.submit(read, groups[number + 1])
         yield group, embeddings, mask
-
-
-def _progress(tiles: int) -> tqdm:
-    return tqdm(desc="encoding slides", total=tiles, unit="tile", unit_scale=True, disable=None)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,12 +14,15 @@ import torch
 from .batching import Batch, Batches
 from .errors import UserError
 from .model import SlideCaptioner
-from .optim import Precision, lr_at
+from .objective import Objective, StepLosses
+from .optim import lr_at
 from .runlog import RunLog, logger
 from .scores import higher_is_better
-from .watch import CaptionWatch, encoded
+from .watch import CaptionWatch
 
 _MAX_SKIPS = 20  # fp16 steps skipped in a row: a loss scale that has halved 20 times will not recover
+
+_WEIGHTS = {"caption_loss": "words", "contrastive_loss": "slides", "negatives": "slides"}  # what each is a mean over
 
 _UNTIL_SLIDES_MATTER = 0.1  # of all epochs: a young captioner first learns what texts look like
 
@@ -29,7 +32,8 @@ class TrainState:
     """All that moves while training, besides the tensors. Saved whole; plain numbers only."""
 
     epoch: int = 0  # epochs finished
-    batches_done: int = 0  # micro-batches of the running epoch already used
+    batches_done: int = 0  # steps of the running epoch already done; with fp16 not all of them moved the weights
+    micro_batches: int = 0  # in a step: accum_freq x processes when the run began, kept if it is resumed with others
     step: int = 0  # optimizer steps taken
     skipped: int = 0  # steps skipped by the fp16 loss scaler, in all
     skipped_in_row: int = 0
@@ -51,10 +55,9 @@ class TrainState:
 class Parts:
     """What `fit` works with. `save(state, names)` writes checkpoints; `stop()` is true after SIGINT or SIGTERM."""
 
-    model: SlideCaptioner
+    objective: Objective
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    precision: Precision
     batches: Batches
     validation: Batches | None
     log: RunLog
@@ -63,29 +66,29 @@ class Parts:
     epochs: int
     peak_lr: float
     warmup: float
-    accum_freq: int
     grad_clip_norm: float | None
     save_every_steps: int = 0
     watch: CaptionWatch | None = None
     monitor: str = "val_loss"
 
-    def steps_in(self, epoch: int) -> int:
-        return math.ceil(self.batches.count(epoch) / self.accum_freq)
+    @property
+    def model(self) -> SlideCaptioner:
+        return self.objective.model
 
 
 def fit(parts: Parts, state: TrainState) -> TrainState:
     """Train until `parts.epochs` or a stop signal; the only function that moves `state`. Resumable after every step."""
     parts.model.train()
-    total_steps = sum(parts.steps_in(epoch) for epoch in range(parts.epochs))
+    total_steps = sum(parts.batches.count(epoch) for epoch in range(parts.epochs))
     while state.epoch < parts.epochs:
         with parts.log.epoch_bar(state, parts.batches.count(state.epoch), parts.epochs) as bar:
-            for group in _groups(parts.batches.epoch(state.epoch, state.batches_done), parts.accum_freq):
+            for group in parts.batches.epoch(state.epoch, state.batches_done):
                 lr = lr_at(state.step, total_steps, parts.peak_lr, parts.warmup)
                 with _told_if_out_of_memory(state, group):
                     report = train_step(parts, group, lr, state)
-                state.batches_done += len(group)
+                state.batches_done += 1
                 _add(state.sums, report)
-                parts.log.step(bar, report, len(group))
+                parts.log.step(bar, report)
                 stop = parts.stop()
                 if stop or (parts.save_every_steps and state.step % parts.save_every_steps == 0):
                     parts.save(state, False)
@@ -105,25 +108,14 @@ def fit(parts: Parts, state: TrainState) -> TrainState:
 
 
 def train_step(parts: Parts, group: list[Batch], lr: float, state: TrainState) -> dict[str, float]:
-    """One optimizer step over `group` micro-batches. Raises UserError before the weights see a non-finite number.
-
-    Each micro-batch counts by its share of the group's words (caption) and slides (contrastive), so that the last,
-    smaller group of an epoch is a mean like any other.
-    """
+    """One optimizer step over `group`, this rank's micro-batches of it. Raises UserError before the weights see a
+    non-finite number. All ranks see the same losses and gradients, hence decide alike."""
     for param_group in parts.optimizer.param_groups:
         param_group["lr"] = lr
-    words, slides = sum(int(b.text_mask.sum()) for b in group), sum(len(b.ids) for b in group)
-    report = {"words": float(words), "slides": float(slides), "caption_loss": 0.0, "contrastive_loss": 0.0, "lr": lr}
-    for batch in group:
-        caption_share, contrastive_share = int(batch.text_mask.sum()) / words, len(batch.ids) / slides
-        with parts.precision.autocast():
-            losses = parts.model(batch.to(parts.precision.device))
-        loss = parts.model.weighted(losses.caption_loss * caption_share, losses.contrastive_loss * contrastive_share)
-        if not math.isfinite(loss.item()):
-            raise _not_finite("loss", state, [batch])
-        parts.scaler.scale(loss).backward()
-        report["caption_loss"] += losses.caption_loss.item() * caption_share
-        report["contrastive_loss"] += losses.contrastive_loss.item() * contrastive_share
+    losses = parts.objective.backward(group, parts.scaler)
+    report = _report(losses, parts.model)
+    if not math.isfinite(report["loss"]):
+        raise _not_finite("loss", state, parts.objective.world.gather(losses.bad_ids))
     parts.scaler.unscale_(parts.optimizer)
     norm = torch.nn.utils.clip_grad_norm_(parts.model.trained_parameters(), parts.grad_clip_norm or math.inf).item()
     if math.isfinite(norm):
@@ -131,52 +123,48 @@ def train_step(parts: Parts, group: list[Batch], lr: float, state: TrainState) -
     elif parts.scaler.is_enabled() and state.skipped_in_row < _MAX_SKIPS:
         state.skipped, state.skipped_in_row = state.skipped + 1, state.skipped_in_row + 1  # the schedule stays, too
     else:
-        raise _not_finite("gradient", state, group)
+        raise _not_finite("gradient", state, parts.objective.world.gather([i for b in group for i in b.ids]))
     parts.scaler.step(parts.optimizer)  # skips by itself when a gradient is not finite
     parts.scaler.update()
     parts.optimizer.zero_grad(set_to_none=True)
-    report["loss"] = parts.model.weighted(report["caption_loss"], report["contrastive_loss"])
-    return report | {"grad_norm": norm}
+    return report | {"lr": lr, "grad_norm": norm}
 
 
 @torch.no_grad()
 def validate(parts: Parts, epoch: int = 0) -> dict[str, float]:
-    """Mean losses over the validation slides: per word (caption) and per slide (contrastive)."""
+    """Mean losses over the validation slides of all ranks: per word (caption) and per slide (contrastive)."""
     assert parts.validation is not None
     parts.model.eval()
+    see = None
     if parts.watch:
         parts.watch.begin(epoch)
+        see = partial(parts.watch.see, parts.model)
     sums: dict[str, float] = {}
-    for batch in parts.log.bar(parts.validation.epoch(0), parts.validation.count(0), "validation"):
-        with parts.precision.autocast():
-            batch = encoded(parts.model, batch.to(parts.precision.device))
-            losses = parts.model(batch)
-            if parts.watch:
-                parts.watch.see(parts.model, batch, losses.caption_loss.item())
+    for group in parts.log.bar(parts.validation.epoch(0), parts.validation.count(0), "validation"):
+        report = _report(parts.objective.losses(group, see), parts.model)
         # a batch of one slide has no negatives, hence no contrastive loss to count
-        _add(sums, {"words": float(batch.text_mask.sum()), "slides": float(len(batch.ids) if len(batch.ids) > 1 else 0),
-                    "caption_loss": losses.caption_loss.item(), "contrastive_loss": losses.contrastive_loss.item()})
+        _add(sums, report | {"slides": report["slides"] if report["slides"] > 1 else 0.0})
     parts.model.train()
-    watched = parts.watch.scores() if parts.watch else {}
-    return {f"val_{name}": value for name, value in _means(sums, parts.model).items()} | watched
+    watched = parts.watch.scores(parts.objective.world) if parts.watch else {}
+    return {f"val_{name}": value for name, value in _means(sums, parts.model).items() if name != "negatives"} | watched
 
 
-def _groups(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
-    while group := list(itertools.islice(batches, size)):
-        yield group
+def _report(losses: StepLosses, model: SlideCaptioner) -> dict[str, float]:
+    values = {name: value for name, value in vars(losses).items() if name != "bad_ids"}
+    return values | {"loss": model.weighted(losses.caption_loss, losses.contrastive_loss)}
 
 
 def _add(sums: dict[str, float], report: dict[str, float]) -> None:
-    """Add a step's mean losses to the running sums, each weighted by what it is a mean of."""
-    for name, weight in (("caption_loss", "words"), ("contrastive_loss", "slides")):
+    """Add a step's means to the running sums, each weighted by what it is a mean of."""
+    for name, weight in _WEIGHTS.items():
         sums[name] = sums.get(name, 0.0) + report[name] * report[weight]
+    for weight in ("words", "slides"):
         sums[weight] = sums.get(weight, 0.0) + report[weight]
 
 
 def _means(sums: dict[str, float], model: SlideCaptioner) -> dict[str, float]:
-    caption = sums["caption_loss"] / max(sums["words"], 1.0)
-    contrastive = sums["contrastive_loss"] / max(sums["slides"], 1.0)
-    return {"loss": model.weighted(caption, contrastive), "caption_loss": caption, "contrastive_loss": contrastive}
+    means = {name: sums.get(name, 0.0) / max(sums[weight], 1.0) for name, weight in _WEIGHTS.items()}
+    return {"loss": model.weighted(means["caption_loss"], means["contrastive_loss"])} | means
 
 
 def _note_score(state: TrainState, monitor: str, scores: dict[str, float]) -> bool:
@@ -216,8 +204,9 @@ def _largest(group: list[Batch]) -> str:
     return f"{tiles} tiles in slide {slide_id}"
 
 
-def _not_finite(what: str, state: TrainState, group: list[Batch]) -> UserError:
-    ids = [slide_id for batch in group for slide_id in batch.ids]
+def _not_finite(what: str, state: TrainState, ids: list[list[str]]) -> UserError:
+    """ids: of the slides concerned, from all ranks."""
+    names = [slide_id for of_rank in ids for slide_id in of_rank]
     return UserError("training", f"{what} is not finite at epoch {state.epoch + 1}, step {state.step + 1}, "
-                     f"slides {', '.join(ids[:8])}", "look at these slides, lower the learning rate or use fp32; "
+                     f"slides {', '.join(names[:8])}", "look at these slides, lower the learning rate or use fp32; "
                      "the last checkpoint is good")

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from .runlog import logger
-from .tiles import SlideFile
+from .tiles import Slide, SlideFile
 
 _VERSION = 1
 _FIELDS = [f.name for f in dataclasses.fields(SlideFile)]
@@ -35,9 +35,9 @@ def read_manifest(path: Path, h5_key: str | None, image_dim: int,
 
 
 def write_manifest(path: Path, h5_key: str | None, image_dim: int, encoder: str | None,
-                   slides: Iterable[SlideFile]) -> None:
+                   slides: Iterable[Slide]) -> None:
     """Write the headers of `slides` for the next run; a folder that cannot be written costs it time only."""
-    rows = [[getattr(s, name) for name in _FIELDS] for s in slides]
+    rows = [[getattr(s, name) for name in _FIELDS] for slide in slides for s in slide.parts]
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

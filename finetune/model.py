@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from coca_pytorch import CoCa, CoCaLosses
+from coca_pytorch import CoCa, CoCaOutputs
 from prism import PerceiverConfig, PrismSlideEncoder, PrismWeightsError, load_prism
 
 from .batching import Batch
@@ -36,13 +36,16 @@ class SlideCaptioner(nn.Module):
         embedding = slide["image_embedding"].unsqueeze(1)
         return embedding if self._image_tokens == "embedding" else torch.cat([embedding, slide["image_latents"]], dim=1)
 
-    def forward(self, batch: Batch) -> CoCaLosses:
-        """Losses of a batch; a sample's part does not depend on the padding of its batch."""
+    def forward(self, batch: Batch, caption: bool = True) -> CoCaOutputs:
+        """What the losses of a batch are made of; a sample's part does not depend on the padding of its batch.
+
+        caption: False leaves out the caption loss and what only it needs.
+        """
         image_tokens = batch.image_tokens
         if image_tokens is None:
             image_tokens = self.image_tokens(batch.tile_embeddings, batch.tile_mask)
-        return self.coca.compute_losses(batch.text, batch.labels, text_mask=batch.text_mask,
-                                        image_tokens=image_tokens.to(self.coca.img_queries.dtype))
+        return self.coca.outputs(batch.text, batch.labels, text_mask=batch.text_mask, caption=caption,
+                                 image_tokens=image_tokens.to(self.coca.img_queries.dtype))
 
     @property
     def image_tokens_shape(self) -> tuple[int, int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import platform
 import random
@@ -9,7 +11,8 @@ import shutil
 import signal
 import threading
 import zlib
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from functools import partial
 from logging.handlers import MemoryHandler
 from pathlib import Path
@@ -18,10 +21,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from .batching import Batches, BatchOrder, Sample
-from .checkpoint import LAST, Saver
+from .batching import Batch, Batches, BatchOrder, Sample
+from .checkpoint import LAST, Saver, load_run
 from .config import Config, dump_yaml, expand, from_dict
 from .data import Data, prepare_data, scan_contents, scans_contents
+from .distributed import World, join_world
 from .errors import UserError
 from .evaluation import EVALUATED, SHORT, CaptionEvaluation, check_monitor, choose
 from .finish import finish, is_finished
@@ -29,6 +33,7 @@ from .latents import SlideCache
 from .loop import Parts, TrainState, fit
 from .manifest import write_manifest
 from .model import SlideCaptioner, build_model
+from .objective import Objective
 from .optim import Precision, build_optimizer, resolve_device, resolve_precision
 from .resume import open_checkpoint
 from .runlock import RunLock
@@ -38,13 +43,14 @@ from .tokenizer import VocabTokenizer
 from .watch import CaptionWatch
 
 # What may differ when a run is resumed. `epochs` stretches the learning-rate schedule from there on.
-_MAY_CHANGE = {"data.embeddings_dir", "data.labels_file", "data.sha256_file", "data.on_bad", "data.max_bad_fraction",
-               "data.latents_cache", "data.tile_encoder", "prism.weights", "prism.revision", "training.epochs",
-               "training.save_every", "training.save_every_steps", "training.eval_captions", "training.output_dir",
+_MAY_CHANGE = {"data.embeddings_dir", "data.labels_file", "data.split_file", "data.sha256_file", "data.on_bad",
+               "data.max_bad_fraction", "data.latents_cache", "data.tile_encoder", "prism.weights", "prism.revision",
+               "training.epochs", "training.save_every", "training.save_every_steps", "training.eval_captions",
+               "training.output_dir",
                "training.log_dir", "training.device", "training.workers"}
 # Where things lie on this disk is of no use in a checkpoint, which others may see.
-_PATHS = ("data.embeddings_dir", "data.labels_file", "data.sha256_file", "data.latents_cache", "training.output_dir",
-          "training.log_dir")
+_PATHS = ("data.embeddings_dir", "data.labels_file", "data.split_file", "data.sha256_file", "data.latents_cache",
+          "training.output_dir", "training.log_dir")
 _CHECKPOINTS_FREE = 3  # the disk must have room for so many: best, last and the one being written
 
 
@@ -53,32 +59,85 @@ def train(config: Config, resume: str | None = None) -> int:
 
     resume: path of a checkpoint, or "auto". Raises UserError before anything is written if an input cannot be used.
     """
-    memory = log_to_console()
     folder = expand(config.check("config").training.output_dir)
     check_monitor(config)
-    with RunLock(folder):
-        return _train(config, resume, folder, memory)
+    device = resolve_device(config.training.device)
+    with join_world(device) as world:
+        memory = log_to_console(quiet=not world.is_main)
+        with RunLock(folder) if world.is_main else contextlib.nullcontext():
+            return _train(config, resume, folder, memory, device, world)
 
 
-def _train(config: Config, resume: str | None, folder: Path, memory: MemoryHandler) -> int:
-    checkpoint, content = open_checkpoint(resume, folder)
+def _train(config: Config, resume: str | None, folder: Path, memory: MemoryHandler, device: torch.device,
+           world: World) -> int:
+    checkpoint, content = _open_everywhere(resume, folder, world)
     tokenizer = VocabTokenizer.from_dict(content["tokenizer"], str(checkpoint)) if content else None
     manifest = _manifest(config) if config.data.latents_cache else None
-    data = prepare_data(config.data, config.training.seed, tokenizer, manifest)
-    _seed(config.training.seed)
-    device = resolve_device(config.training.device)
+    data = world.share(lambda: prepare_data(config.data, config.training.seed, tokenizer, manifest))
+    _seed(config.training.seed + world.rank)
     precision = resolve_precision(config.training.precision, device)
     model = build_model(config, data.tokenizer).to(device)
-    about = _about(config, data, model, precision)
+    about = _about(config, data, model, precision, world)
+    state = TrainState()
     if content:
         _check_same_run(content, about, str(checkpoint))
+        state = TrainState.of(content["progress"], str(checkpoint))
+    state.micro_batches = state.micro_batches or config.training.accum_freq * world.size
     cache = _slide_cache(config, data, model, precision)
-    parts, saver = _assemble(config, data, model, precision, about, folder, cache)
-    state = TrainState.of(saver.restore(content, checkpoint), str(checkpoint)) if content else TrainState()
-    if state.epoch >= config.training.epochs and is_finished(folder):
+    parts, saver = _assemble(config, data, Objective(model, precision, world), about, folder, cache, state)
+    if content:
+        state = replace(TrainState.of(saver.restore(content, checkpoint), str(checkpoint)),
+                        micro_batches=state.micro_batches)
+    if state.epoch >= config.training.epochs and world.share(lambda: is_finished(folder)):
         logger.info("%s is of a finished run: nothing to do", checkpoint.name)
         return 0
-    _check_space(folder, model)
+    if world.is_main:
+        _open_folder(config, data, parts, saver, folder, memory, checkpoint, state)
+    _announce(config, data, parts, state, checkpoint)
+    slides = data.slides
+    if manifest and world.is_main:
+        write_manifest(manifest, config.data.h5_key, config.data.image_dim, config.data.wanted_encoder, slides)
+    if cache:
+        cache.fill(slides, partial(encode, model, precision), config.training.workers, world)
+    with _Signals(world) as signals:
+        parts.stop = lambda: world.any(signals.received is not None)
+        state = fit(parts, state)
+    if state.epoch < parts.epochs:
+        number = signals.received or signal.SIGTERM  # another process's
+        logger.warning("stopped by %s after step %d; go on with --resume auto", signal.Signals(number).name, state.step)
+        return 128 + number
+    if world.is_main:
+        finish(folder, model, precision, data.train, partial(_one_by_one, config, data, cache))
+    logger.info("finished: best epoch %d, files in %s", state.best_epoch, config.training.output_dir)
+    return 0
+
+
+def _one_by_one(config: Config, data: Data, cache: SlideCache | None, side: str) -> Iterator[Batch]:
+    """All batches of a side, in its order and on this process: for what is done once after training."""
+    batches = _batches(config, data.tokenizer.pad_id, cache, World(), 1, getattr(data, side), shuffle=False)
+    return itertools.chain.from_iterable(batches.epoch(0))
+
+
+def _open_everywhere(resume: str | None, folder: Path, world: World) -> tuple[Path | None, dict[str, Any] | None]:
+    """The checkpoint that rank 0 has chosen, read by each rank for itself: sent around it would need its size twice."""
+    opened: list[Any] = [None, None]
+
+    def choose() -> Path | None:
+        opened[:] = open_checkpoint(resume, folder)
+        return opened[0]
+
+    path = world.share(choose)
+    if path and not world.is_main:
+        if not path.exists():
+            raise UserError(path, "is not on this machine", "put training.output_dir on a disk that all machines share")
+        opened = [path, load_run(path)]
+    return opened[0], opened[1]
+
+
+def _open_folder(config: Config, data: Data, parts: Parts, saver: Saver, folder: Path, memory: MemoryHandler,
+                 checkpoint: Path | None, state: TrainState) -> None:
+    """Write what a run folder holds besides what training writes, once it is clear that there is something to do."""
+    _check_space(folder, parts.model)
     for stale in folder.glob("*.tmp"):  # left by a run that was killed while saving
         stale.unlink()
     log_to_file(memory, expand(config.training.log_dir))
@@ -87,23 +146,6 @@ def _train(config: Config, resume: str | None, folder: Path, memory: MemoryHandl
     if checkpoint and checkpoint.name != LAST:  # else a later `auto` would go on from what is left behind here
         saver.save(state, state.best_epoch == state.epoch and not state.batches_done)
     parts.log.truncate(state.metrics_bytes)
-    _announce(config, data, model, precision, parts, checkpoint)
-    slides = [s.slide for s in data.train + data.validation]
-    if manifest:
-        write_manifest(manifest, config.data.h5_key, config.data.image_dim, config.data.wanted_encoder, slides)
-    if cache:
-        cache.fill(slides, partial(encode, model, precision), config.training.workers)
-    with _Signals() as signals:
-        parts.stop = lambda: signals.received is not None
-        state = fit(parts, state)
-    if signals.received is not None and state.epoch < parts.epochs:
-        logger.warning("stopped by %s after step %d; go on with --resume auto",
-                       signal.Signals(signals.received).name, state.step)
-        return 128 + signals.received
-    finish(folder, model, precision, data.train,
-           lambda side: _batches(config, getattr(data, side), data.tokenizer.pad_id, cache, shuffle=False).epoch(0))
-    logger.info("finished: best epoch %d, files in %s", state.best_epoch, config.training.output_dir)
-    return 0
 
 
 def check(config: Config) -> int:
@@ -128,45 +170,45 @@ def _seed(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def _assemble(config: Config, data: Data, model: SlideCaptioner, precision: Precision, about: dict[str, Any],
-              folder: Path, cache: SlideCache | None) -> tuple[Parts, Saver]:
-    training = config.training
+def _assemble(config: Config, data: Data, objective: Objective, about: dict[str, Any], folder: Path,
+              cache: SlideCache | None, state: TrainState) -> tuple[Parts, Saver]:
+    training, world = config.training, objective.world
+    make = partial(_batches, config, data.tokenizer.pad_id, cache, world, state.micro_batches)
     contrastive = config.model.contrastive_loss_weight > 0
-    batches = _batches(config, data.train, data.tokenizer.pad_id, cache, shuffle=True, drop_single=contrastive)
+    batches = make(data.train, shuffle=True, drop_single=contrastive)
     if not batches.count(0):
         raise UserError("training.batch_size", f"0 steps per epoch with {len(data.train)} training slides",
                         "the contrastive loss needs 2 slides in a batch; add slides or lower data.val_split")
     if left_out := len(data.train) - sum(map(len, batches.order.epoch(0))):
         logger.warning("the last batch of an epoch would have %d slide, hence no contrastive loss: it is left out",
                        left_out)
-    validation = _batches(config, data.validation, data.tokenizer.pad_id, cache, shuffle=False) \
-        if data.validation else None
-    optimizer = build_optimizer(model, training.learning_rate, training.weight_decay)
-    scaler = precision.scaler()
-    saver = Saver(folder, training.save_every, model, optimizer, scaler, about)
+    validation = make(data.validation, shuffle=False) if data.validation else None
+    optimizer = build_optimizer(objective.model, training.learning_rate, training.weight_decay)
+    scaler = objective.precision.scaler()
+    saver = Saver(folder, training.save_every, objective.model, optimizer, scaler, about, world)
     evaluation = None
     if training.eval_captions and data.validation:
         chosen = choose(data.validation, training.eval_captions, training.seed)
         evaluation = CaptionEvaluation(chosen, data.tokenizer, config.data.max_seq_len, folder)
-    quiet = set(EVALUATED) - {*SHORT, training.monitor}
-    parts = Parts(model, optimizer, scaler, precision, batches, validation, RunLog(folder, quiet), saver.save,
-                  lambda: False, epochs=training.epochs, peak_lr=training.learning_rate, warmup=training.warmup,
-                  accum_freq=training.accum_freq, grad_clip_norm=training.grad_clip_norm,
+    log = RunLog(folder if world.is_main else None, quiet=set(EVALUATED) - {*SHORT, training.monitor})
+    parts = Parts(objective, optimizer, scaler, batches, validation, log,
+                  saver.save, lambda: False, epochs=training.epochs, peak_lr=training.learning_rate,
+                  warmup=training.warmup, grad_clip_norm=training.grad_clip_norm,
                   save_every_steps=training.save_every_steps,
                   watch=CaptionWatch(data.tokenizer.bos_id, data.tokenizer.eos_id, data.tokenizer.pad_id, evaluation)
                   if config.model.caption_loss_weight else None, monitor=training.monitor)
     return parts, saver
 
 
-def _batches(config: Config, samples: list[Sample], pad_id: int, cache: SlideCache | None, *, shuffle: bool,
-             drop_single: bool = False) -> Batches:
+def _batches(config: Config, pad_id: int, cache: SlideCache | None, world: World, micro_batches: int,
+             samples: list[Sample], *, shuffle: bool, drop_single: bool = False) -> Batches:
     data, training = config.data, config.training
-    sizes = [(0 if cache else min(s.slide.num_tiles, data.max_tiles or s.slide.num_tiles), len(s.token_ids) - 1)
+    sizes = [(0 if cache else min(s.slide.num_tiles, data.max_tiles or s.slide.num_tiles), s.most_tokens)
              for s in samples]
     order = BatchOrder(sizes, training.batch_size, training.seed, shuffle=shuffle, drop_single=drop_single,
-                       max_tokens=training.max_batch_tokens)
+                       max_tokens=training.max_batch_tokens, micro_batches=micro_batches)
     return Batches(samples, order, cache or TileReader(data.max_tiles, training.seed), pad_id,
-                   workers=training.workers, encoded=cache is not None)
+                   workers=training.workers, encoded=cache is not None, rank=world.rank, world_size=world.size)
 
 
 def _cache_folder(config: Config) -> Path:
@@ -184,7 +226,7 @@ def _slide_cache(config: Config, data: Data, model: SlideCaptioner, precision: P
     most = config.data.max_tiles
     if config.data.latents_cache is None or not config.prism.freeze:
         return None
-    if most is not None and any(s.slide.num_tiles > most for s in data.train + data.validation):
+    if most is not None and any(s.num_tiles > most for s in data.slides):
         return None
     return SlideCache.of(_cache_folder(config), model.prism.sha256, precision.name, *model.image_tokens_shape)
 
@@ -196,7 +238,7 @@ def encode(model: SlideCaptioner, precision: Precision, tiles: torch.Tensor, mas
         return model.image_tokens(tiles.to(precision.device), mask.to(precision.device))
 
 
-def _about(config: Config, data: Data, model: SlideCaptioner, precision: Precision) -> dict[str, Any]:
+def _about(config: Config, data: Data, model: SlideCaptioner, precision: Precision, world: World) -> dict[str, Any]:
     """What every checkpoint says about its run: nothing of the user's disk."""
     prism = model.prism
     public = config.to_dict()
@@ -208,10 +250,11 @@ def _about(config: Config, data: Data, model: SlideCaptioner, precision: Precisi
         "tokenizer": data.tokenizer.to_dict(),
         "prism": {"source": prism.source, "revision": prism.revision, "sha256": prism.sha256,
                   "architecture": asdict(prism.config)},
-        "data": {"fingerprint": data.fingerprint, "validation_ids": [s.slide.slide_id for s in data.validation]},
+        "data": {"fingerprint": data.fingerprint, "test_ids": data.test_ids,
+                 "validation_ids": [s.slide.slide_id for s in data.validation]},
         "versions": {"torch": str(torch.__version__), "python": platform.python_version(),
                      "threads": torch.get_num_threads(), "precision": precision.name,
-                     "device": _device_name(precision.device)},
+                     "device": _device_name(precision.device), "processes": world.size},
     }
 
 
@@ -229,6 +272,9 @@ def _check_same_run(content: dict[str, Any], about: dict[str, Any], where: str) 
     if content["prism"].get("sha256") != about["prism"]["sha256"]:
         raise UserError(where, f"was trained with other Prism weights ({content['prism'].get('source')})",
                         "give the same weights with prism.weights")
+    if "processes" not in content["versions"] and now["training"]["accum_freq"] > 1:
+        raise UserError(where, "is of an older version, where accum_freq did not enlarge the contrastive batch",
+                        "start anew in another --output_dir, or go on with that version")
     for name, value in content["versions"].items():
         if about["versions"].get(name) != value:
             logger.warning("%s was %s, now %s: the resumed run may differ in the last bits", name, value,
@@ -249,16 +295,23 @@ def _check_space(folder: Path, model: SlideCaptioner) -> None:
                         f"{_CHECKPOINTS_FREE * size / 1e9:.2f} GB", "free some space or choose another --output_dir")
 
 
-def _announce(config: Config, data: Data, model: SlideCaptioner, precision: Precision, parts: Parts,
-              checkpoint: Path | None) -> None:
+def _announce(config: Config, data: Data, parts: Parts, state: TrainState, checkpoint: Path | None) -> None:
     _announce_data(data)
+    model, precision, world = parts.model, parts.objective.precision, parts.objective.world
     trained = sum(p.numel() for p in model.trained_parameters())
     logger.info("Prism %s (%s), sha256 %s; %.1f M parameters train", config.prism.weights,
                 "frozen" if config.prism.freeze else "trained", model.prism.sha256[:12], trained / 1e6)
     order, training = parts.batches.order, config.training
+    size = str(training.batch_size * state.micro_batches)
+    if training.max_batch_tokens is not None:
+        size = f"up to {training.max_batch_tokens * state.micro_batches} tokens"
     logger.info("device %s, precision %s (%s), %d steps an epoch of %d x %s slides, %.1f %% of the text is padding",
-                precision.device, precision.name, precision.reason, parts.steps_in(0), training.accum_freq,
+                precision.device, precision.name, precision.reason, order.count(0), state.micro_batches,
                 training.batch_size if training.max_batch_tokens is None else "some", 100 * order.padding(0))
+    logger.info("effective batch %s: every pair is compared with all others of it; %d processes", size, world.size)
+    if state.micro_batches != training.accum_freq * world.size:
+        logger.info("the run began with %d processes: its effective batch stays",
+                    state.micro_batches // training.accum_freq)
     if config.training.precision not in ("auto", precision.name):
         logger.warning("training.precision is %s, used is %s: %s", config.training.precision, precision.name,
                        precision.reason)
@@ -267,13 +320,17 @@ def _announce(config: Config, data: Data, model: SlideCaptioner, precision: Prec
 
 
 def _announce_data(data: Data) -> None:
-    tiles = [s.slide.num_tiles for s in data.train + data.validation]
+    tiles = [s.num_tiles for s in data.slides]
     logger.info("%d training and %d validation slides, %d to %d tiles each; vocabulary of %d", len(data.train),
                 len(data.validation), min(tiles), max(tiles), len(data.tokenizer))
 
 
 class _Signals:
-    """SIGINT and SIGTERM ask for a stop after the running step; the second one ends the process at once."""
+    """SIGINT and SIGTERM ask for a stop after the running step; the second one ends the process at once (under torchrun
+    it does not: there the same signal may come from the terminal and from torchrun, which kills after 30 s anyway)."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
 
     def __enter__(self) -> _Signals:
         self.received: int | None = None
@@ -287,7 +344,7 @@ class _Signals:
             signal.signal(number, handler)
 
     def _note(self, number: int, _: object) -> None:
-        if self.received is not None:
+        if self.received is not None and self.world.size == 1:
             os._exit(128 + number)
         self.received = number
         logger.warning("%s: finishing the step, then saving to %s", signal.Signals(number).name, LAST)

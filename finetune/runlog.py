@@ -49,15 +49,16 @@ class _FileHandler(logging.FileHandler):
             super().close()
 
 
-def log_to_console() -> logging.handlers.MemoryHandler:
-    """Send log lines to stderr, and keep them until `log_to_file` knows the file."""
+def log_to_console(quiet: bool = False) -> logging.handlers.MemoryHandler:
+    """Send log lines to stderr, and keep them until `log_to_file` knows the file. quiet: neither lines nor bars, for
+    all processes of a run but the first."""
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()
     console, memory = _TqdmHandler(), logging.handlers.MemoryHandler(100_000, flushLevel=logging.CRITICAL + 1,
                                                                      flushOnClose=False)
     console.setFormatter(_Printable("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.CRITICAL if quiet else logging.INFO)
     logger.propagate = False
     logger.addHandler(console)
     logger.addHandler(memory)
@@ -78,15 +79,21 @@ def log_to_file(memory: logging.handlers.MemoryHandler, folder: Path) -> None:
     logger.addHandler(file)
 
 
+def progress(*args: Any, **options: Any) -> tqdm:
+    """A progress bar, unless stderr is no terminal or this process is quiet."""
+    return tqdm(*args, **options, disable=None if logger.isEnabledFor(logging.INFO) else True)
+
+
 class RunLog:
     """Progress bars, one console line and one metrics.jsonl line per epoch.
 
     metrics.jsonl holds what a resumed run repeats bit for bit; times and rates go to the log only.
     """
 
-    def __init__(self, folder: Path, quiet: Iterable[str] = ()) -> None:
-        """quiet: scores for which a line of the log has no room; metrics.jsonl has them all."""
-        self.path, self._quiet = folder / "metrics.jsonl", frozenset(quiet)
+    def __init__(self, folder: Path | None, quiet: Iterable[str] = ()) -> None:
+        """folder: of the run; None where nothing is to be written. quiet: scores for which a line of the log has no
+        room; metrics.jsonl has them all."""
+        self.path, self._quiet = folder / "metrics.jsonl" if folder else None, frozenset(quiet)
         self._started, self._slides = time.monotonic(), 0.0
 
     def truncate(self, length: int) -> None:
@@ -99,17 +106,17 @@ class RunLog:
             os.truncate(self.path, length)
 
     def bar(self, items: Iterable, total: int, name: str) -> tqdm:
-        return tqdm(items, name, total, leave=False, unit="batch", disable=None)  # None: off when not a terminal
+        return progress(items, name, total, leave=False, unit="batch")
 
     def epoch_bar(self, state: TrainState, total: int, epochs: int) -> tqdm:
         self._started, self._slides = time.monotonic(), 0.0
-        return tqdm(desc=f"epoch {state.epoch + 1}/{epochs}", total=total, initial=state.batches_done, leave=False,
-                    unit="batch", disable=None)
+        return progress(desc=f"epoch {state.epoch + 1}/{epochs}", total=total, initial=state.batches_done, leave=False,
+                        unit="step")
 
-    def step(self, bar: tqdm, report: dict[str, float], batches: int) -> None:
+    def step(self, bar: tqdm, report: dict[str, float]) -> None:
         self._slides += report["slides"]
         bar.set_postfix(loss=f"{report['loss']:.3f}", lr=f"{report['lr']:.2e}", refresh=False)
-        bar.update(batches)
+        bar.update()
 
     def epoch(self, state: TrainState, scores: dict[str, float], lr: float, is_best: bool) -> None:
         """Log a finished epoch, append it to metrics.jsonl and note the new length of that file in `state`."""
@@ -120,6 +127,8 @@ class RunLog:
         values = "  ".join(f"{name} {value:.4f}" for name, value in scores.items() if name not in self._quiet)
         logger.info("epoch %d  %s  lr %.2e  %.1f slides/s%s", state.epoch, values, lr,
                     self._slides / max(seconds, 1e-9), "  best" if is_best else "")
+        if self.path is None:
+            return
         try:
             with open(self.path, "ab") as file:
                 file.write(json.dumps(record).encode() + b"\n")

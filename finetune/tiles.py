@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any
@@ -51,6 +52,11 @@ class SlideFile:
     mtime_ns: int = 0
 
     @property
+    def parts(self) -> tuple[SlideFile, ...]:
+        """The files it is made of, as of a Case: itself."""
+        return (self,)
+
+    @property
     def in_one_file_of_many(self) -> bool:
         """Whether the file holds a dataset for each of several slides, `key` being this one's."""
         return self.key == self.slide_id != Path(self.path).stem
@@ -59,6 +65,45 @@ class SlideFile:
     def place(self) -> str:
         """What `inspect_slide` took: the file, or FILE.h5/ID."""
         return f"{self.path}/{self.key}" if self.in_one_file_of_many else self.path
+
+
+@dataclass(frozen=True)
+class Case:
+    """Several slides that are encoded as one: their tiles one after the other. It stands in for a SlideFile."""
+
+    slide_id: str
+    parts: tuple[SlideFile, ...]
+
+    @property
+    def num_tiles(self) -> int:
+        return sum(part.num_tiles for part in self.parts)
+
+    @property
+    def path(self) -> str:
+        """Of its first file, for messages."""
+        return self.parts[0].path
+
+
+Slide = SlideFile | Case
+
+
+def join_slides(case_id: str, parts: Sequence[SlideFile]) -> Slide:
+    """The slides of one case as one under its id."""
+    return parts[0] if [part.slide_id for part in parts] == [case_id] else Case(case_id, tuple(parts))
+
+
+def open_case(case_id: str, slides: Sequence[Sequence[str]], h5_key: str | None, image_dim: int,
+              encoder: str | None = None) -> Slide:
+    """The slides of one case, each given by the files of its name, checked and joined. Raises UserError."""
+    parts = []
+    for path, *others in slides:
+        try:
+            if others:
+                raise BadSlide(f"{len(others)} other files have this name, {others[0]} among them", "keep one of them")
+            parts.append(inspect_slide(path, h5_key, image_dim, encoder))
+        except BadSlide as bad:
+            raise UserError(path, bad.what, bad.fix) from None
+    return join_slides(case_id, parts)
 
 
 def find_files(embeddings_dir: str | Path) -> dict[str, list[str]]:
@@ -136,13 +181,20 @@ def inspect_slide(path: str | Path, h5_key: str | None, image_dim: int, encoder:
     return SlideFile(slide_id, str(path), *header, stat.st_size, stat.st_mtime_ns)
 
 
-def read_tiles(slide: SlideFile, rows: np.ndarray | None = None, *, check: bool = True) -> np.ndarray:
-    """Tile embeddings (N, D) of a slide in native float16 or float32; `rows` (sorted indices): only those.
+def read_tiles(slide: Slide, rows: np.ndarray | None = None, *, check: bool = True) -> np.ndarray:
+    """Tile embeddings (N, D) of a slide or case in native float16 or float32; `rows` (sorted indices): only those.
 
     The result may be a read-only map of the file. check: look for NaN and infinity (as long again as the reading; who
     looks at what is computed from the tiles need not). Raises UserError if the file cannot be read, has changed since
     it was indexed, or holds NaN or infinity.
     """
+    if len(slide.parts) > 1:
+        ends = np.cumsum([0, *(part.num_tiles for part in slide.parts)])
+        several = [None] * len(slide.parts) if rows is None else [
+            rows[(rows >= first) & (rows < end)] - first for first, end in pairwise(ends)]
+        return np.concatenate([read_tiles(part, its_rows, check=check)
+                               for part, its_rows in zip(slide.parts, several, strict=True)])
+    slide = slide.parts[0]
     path, opener = Path(slide.path), _opener(Path(slide.path))
     try:
         stat = os.stat(path)
@@ -177,12 +229,25 @@ def read_coords(slide: SlideFile) -> h5.Coords | None:
         raise UserError(path, f"its coordinates: {bad.what}", bad.fix) from None
 
 
-def choose_tiles(slide: SlideFile, max_tiles: int | None, seed: int, epoch: int) -> np.ndarray | None:
-    """Sorted indices of the tiles to use, or None for all: the same ones for the same (seed, epoch, slide id)."""
+def choose_tiles(slide: Slide, max_tiles: int | None, seed: int, epoch: int) -> np.ndarray | None:
+    """Sorted indices of the tiles to use, or None for all: the same ones for the same (seed, epoch, slide id).
+
+    Of a case each slide gives the same number, or all it has where that is less: a small biopsy is not lost beside a
+    large resection.
+    """
     if max_tiles is None or slide.num_tiles <= max_tiles:
         return None
     rng = np.random.default_rng([seed, epoch, zlib.crc32(slide.slide_id.encode())])
-    return np.sort(rng.choice(slide.num_tiles, max_tiles, replace=False))
+    chosen, first, left = {}, 0, max_tiles
+    order = sorted(range(len(slide.parts)), key=lambda i: slide.parts[i].num_tiles)  # the smallest first
+    for done, i in enumerate(order):
+        share = min(slide.parts[i].num_tiles, left // (len(order) - done))
+        chosen[i] = np.sort(rng.choice(slide.parts[i].num_tiles, share, replace=False))
+        left -= share
+    for i, part in enumerate(slide.parts):
+        chosen[i] = chosen[i] + first
+        first += part.num_tiles
+    return np.concatenate([chosen[i] for i in range(len(slide.parts))])
 
 
 @dataclass(frozen=True)
@@ -192,7 +257,7 @@ class TileReader:
     max_tiles: int | None
     seed: int
 
-    def __call__(self, slide: SlideFile, epoch: int) -> np.ndarray:
+    def __call__(self, slide: Slide, epoch: int) -> np.ndarray:
         return read_tiles(slide, choose_tiles(slide, self.max_tiles, self.seed, epoch))
 
 

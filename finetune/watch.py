@@ -14,6 +14,9 @@ from .generate import generate
 from .runlog import logger
 
 if TYPE_CHECKING:
+    from coca_pytorch import CoCaOutputs
+
+    from .distributed import World
     from .model import SlideCaptioner
 
 _SHUFFLED = 64  # validation slides whose loss is computed once more, each with another one's text
@@ -52,17 +55,16 @@ class CaptionWatch:
         self._words = self._seen = 0
         self._captions, self._references = [], set()
 
-    def see(self, model: SlideCaptioner, batch: Batch, caption_loss: float) -> None:
-        """Look at a validation batch whose slides are encoded: `image_tokens` (B, n, D)."""
+    def see(self, model: SlideCaptioner, batch: Batch, outputs: CoCaOutputs) -> None:
+        """Look at a validation batch whose slides are encoded, `image_tokens` (B, n, D), and the model's outputs."""
         if self.evaluation:
             self.evaluation.see(model, batch)
         if self._seen < _SHUFFLED and len(batch.ids) > 1:
             order = [len(batch.ids) - 1, *range(len(batch.ids) - 1)]  # autocast on CPU has no float16 `roll`
-            others = model(replace(batch, image_tokens=batch.image_tokens[order])).caption_loss.item()
-            words = int(batch.text_mask.sum())
-            self._gap += (others - caption_loss) * words
-            self._loss += caption_loss * words
-            self._words += words
+            loss = outputs.caption_loss.item()
+            self._gap += model(replace(batch, image_tokens=batch.image_tokens[order])).caption_loss.item() - loss
+            self._loss += loss
+            self._words += outputs.words
         self._seen += len(batch.ids)
         if (room := _CAPTIONED - len(self._captions)) > 0:
             options = GenerationOptions(max_length=batch.labels.shape[1] + 1)
@@ -72,8 +74,13 @@ class CaptionWatch:
             self._references |= {tuple(row[mask].tolist()) for row, mask in zip(batch.labels[:room], batch.text_mask,
                                                                                 strict=False)}
 
-    def scores(self) -> dict[str, float]:
-        evaluated = self.evaluation.scores(self._epoch) if self.evaluation else {}
+    def scores(self, world: World) -> dict[str, float]:
+        """The signs over what all ranks have seen."""
+        evaluated = self.evaluation.scores(self._epoch, world) if self.evaluation else {}
+        self._gap, self._loss, words = world.sum([self._gap, self._loss, self._words])
+        self._words = int(words)
+        self._captions = [c for captions in world.gather(self._captions) for c in captions]
+        self._references = set().union(*world.gather(self._references))
         if not self._words:
             return evaluated
         return {"val_shuffled_gap": self._gap / self._words,

@@ -105,7 +105,7 @@ def json_input(rng: random.Random) -> bytes:
 
 def json_read(path: Path) -> None:
     labels, _ = load_labels(path)
-    assert all(isinstance(t, str) and t.strip() and "/" not in i for i, t in labels.items())
+    assert all(label.text.strip() and "/" not in i for i, label in labels.items())
 
 
 def yaml_input(rng: random.Random) -> bytes:

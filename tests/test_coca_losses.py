@@ -55,7 +55,16 @@ def test_contrastive_loss_is_float32_under_autocast():
 def test_groups_compare_real_tokens_only():
     text = torch.tensor([[5, 6, 9], [5, 6, 7], [5, 6, 7], [5, 7, 6], [5, 6, 8]])
     mask = torch.tensor([[1, 1, 0], [1, 1, 1], [1, 1, 1], [1, 1, 1], [1, 1, 0]]) > 0
-    assert equal_text_groups(text, mask).tolist() == [0, 1, 1, 3, 0]
+    groups = equal_text_groups(text, mask).tolist()
+    assert [groups.index(g) for g in groups] == [0, 1, 1, 3, 0]
+    other = equal_text_groups(torch.tensor([[5, 6, 7, 0, 0]]), torch.tensor([[1, 1, 1, 0, 0]]) > 0)
+    assert other.item() == groups[1], "equal in a batch of another length, too"
+
+
+def test_no_two_of_a_hundred_thousand_similar_texts_fall_into_one_group():
+    text = torch.cartesian_prod(*[torch.arange(10)] * 5)
+    groups = equal_text_groups(text, torch.ones_like(text, dtype=torch.bool))
+    assert len(groups.unique()) == 100_000 and 0.49 < (groups > 0).float().mean() < 0.51
 
 
 def test_the_model_leaves_equal_texts_out():

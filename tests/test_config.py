@@ -396,7 +396,7 @@ def test_do_sample_is_a_switch(args, value):
     (["--max_length", "1"], ["--max_length", "at least 2"]), (["--num_beams", "0"], ["--num_beams", "at least 1"]),
     (["--temperature", "0"], ["--temperature", "above 0"]), (["--top_p", "1.1"], ["--top_p", "at most 1"]),
     (["--top_p", "0"], ["--top_p", "above 0"]), (["--top_k", "-1"], ["--top_k", "at least 0"]),
-    (["--embeddings_dir", "d"], ["not allowed with", "--embeddings_file"]), (["--split", "test"], ["--split", "'test'"]),
+    (["--embeddings_dir", "d"], ["not allowed with", "--embeddings_file"]), (["--split", "dev"], ["--split", "'dev'"]),
 ])
 def test_a_bad_inference_flag_is_refused(args, words):
     with refused(*words):

@@ -8,7 +8,7 @@ import pytest
 from finetune.config import DataConfig
 from finetune.data import Data, prepare_data, scan_contents
 from finetune.errors import UserError
-from finetune.labels import split_ids
+from finetune.splits import split_ids
 from finetune.tokenizer import VocabTokenizer
 from tests.conftest import random_tiles, refused, write_h5, write_json, write_slides
 

@@ -1,4 +1,4 @@
-"""Labels JSON: what is read, what is refused at once, what is a problem of one slide; and the split."""
+"""Labels JSON: what is read, what is refused at once, what is a problem of one case."""
 
 from __future__ import annotations
 
@@ -7,10 +7,17 @@ import random
 
 import pytest
 
-from finetune.labels import load_labels, split_ids
+from finetune.labels import Label, load_labels
 from tests.conftest import refused, write_json
 
 TEXT = "（胃窦）中分化腺癌，Lauren分型：肠型。"
+
+
+def texts_of(path) -> tuple[dict[str, str], dict[str, str]]:
+    """The labels as the plain form has them, {id: text}, and the problems."""
+    labels, problems = load_labels(path)
+    assert all(label == Label((label.text,), (case_id,)) for case_id, label in labels.items())
+    return {i: label.text for i, label in labels.items()}, problems
 
 
 @pytest.fixture
@@ -23,16 +30,16 @@ def write(tmp_path):
 
 
 def test_labels_keep_their_order_and_exact_text_without_the_white_space_around_it(write):
-    labels, problems = load_labels(write('{"b": " 胃癌\\n第二行 ", "a": "x\\u0000\\u001b[1m\\u202e"}'))
+    labels, problems = texts_of(write('{"b": " 胃癌\\n第二行 ", "a": "x\\u0000\\u001b[1m\\u202e"}'))
     assert list(labels.items()) == [("b", "胃癌\n第二行"), ("a", "x\0\x1b[1m\u202e")] and not problems
 
 
 def test_J02_a_byte_order_mark_does_not_matter(write):
-    assert load_labels(write(b"\xef\xbb\xbf" + f'{{"a": "{TEXT}"}}'.encode())) == ({"a": TEXT}, {})
+    assert texts_of(write(b"\xef\xbb\xbf" + f'{{"a": "{TEXT}"}}'.encode())) == ({"a": TEXT}, {})
 
 
 def test_surrogate_pairs_become_their_character(write):
-    assert load_labels(write('{"a": "\\ud840\\udc00"}'))[0] == {"a": "\U00020000"}
+    assert texts_of(write('{"a": "\\ud840\\udc00"}'))[0] == {"a": "\U00020000"}
 
 
 @pytest.mark.parametrize(("key", "slide_id"), [
@@ -40,7 +47,7 @@ def test_surrogate_pairs_become_their_character(write):
     ("TCGA-3C-AALI-01Z-00-DX1.F6E9A5DF", "TCGA-3C-AALI-01Z-00-DX1.F6E9A5DF"), ("切片 一", "切片 一"), ("...", "..."),
 ])
 def test_J09_exactly_one_h5_ending_of_an_id_is_dropped(write, key, slide_id):
-    assert load_labels(write(json.dumps({key: "x"})))[0] == {slide_id: "x"}
+    assert texts_of(write(json.dumps({key: "x"})))[0] == {slide_id: "x"}
 
 
 @pytest.mark.parametrize(("content", "words"), [
@@ -79,13 +86,13 @@ def test_J10_an_id_that_is_a_path_is_refused(write, key):
 
 @pytest.mark.parametrize(("value", "why"), [
     pytest.param("3", "int", id="J05 number"), pytest.param("null", "NoneType", id="J05 null"),
-    pytest.param('["x"]', "list", id="J05 list"), pytest.param('{"zh": "x"}', "dict", id="J05 object"),
+    pytest.param("[3]", "int", id="J05 list of numbers"), pytest.param('{"zh": "x"}', "unknown field 'zh'", id="J05 object"),
     pytest.param("true", "bool", id="J05 true"), pytest.param("NaN", "float", id="J05 NaN"),
     pytest.param('""', "empty text", id="J06 empty"), pytest.param('" \\n\\t\\u3000"', "empty text", id="J06 blanks"),
     pytest.param('"x\\ud800y"', "UTF-16", id="J07 lone surrogate"),
 ])
 def test_a_bad_text_is_a_problem_of_its_slide_only(write, value, why):
-    labels, problems = load_labels(write(f'{{"good": "x", "bad.h5": {value}}}'))
+    labels, problems = texts_of(write(f'{{"good": "x", "bad.h5": {value}}}'))
     assert labels == {"good": "x"} and list(problems) == ["bad"] and why in problems["bad"]
 
 
@@ -101,44 +108,14 @@ def test_home_and_variables_in_the_path_are_expanded(write, tmp_path, monkeypatc
     write('{"a": "x"}')
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("LABELS", str(tmp_path))
-    assert load_labels("~/labels.json") == load_labels("$LABELS/labels.json") == ({"a": "x"}, {})
+    assert texts_of("~/labels.json") == texts_of("$LABELS/labels.json") == ({"a": "x"}, {})
 
 
 def test_five_hundred_varied_labels_come_back_as_they_were(tmp_path):
     rng = random.Random(0)
     signs = "胃肠癌，。；：“”（）Ⅱ①ab 3.5%\n\t\"\\/<>&\u200b\U0001f600é"
     wanted = {f"s{i}": "x" + "".join(rng.choices(signs, k=rng.randrange(60))) + "。" for i in range(500)}
-    assert load_labels(write_json(tmp_path / "l.json", wanted)) == (wanted, {})
-
-
-def test_the_split_is_a_partition_of_the_asked_size():
-    ids = [f"s{i}" for i in range(37)]
-    for share, count in [(0, 0), (0.1, 4), (0.25, 9), (0.5, 18), (0.9, 33)]:
-        train, val = split_ids(ids, share, 42)
-        assert len(val) == count and sorted(train + val) == sorted(ids)
-
-
-def test_the_split_does_not_depend_on_the_order_in_the_file():
-    ids = [f"切片{i}" for i in range(50)]
-    expected = split_ids(ids, 0.2, 7)
-    assert split_ids(ids[::-1], 0.2, 7) == split_ids(sorted(ids), 0.2, 7) == expected
-    assert split_ids(ids, 0.2, 8) != expected
-
-
-def test_the_split_never_changes_between_versions():
-    # Fisher-Yates from the end, as random.shuffle documents it, over Mersenne Twister draws
-    order, rng = [f"s{i}" for i in range(8)], random.Random(42)
-    for i in range(7, 0, -1):
-        j = rng._randbelow(i + 1)
-        order[i], order[j] = order[j], order[i]
-    assert split_ids([f"s{i}" for i in range(8)], 0.25, 42) == (order[2:], order[:2])
-    assert order[:2] == ["s3", "s4"], "golden value: runs split with it exist"
-
-
-@pytest.mark.parametrize(("count", "share"), [(3, 0.1), (1, 0.5), (1, 0.9), (4, 0.9), (5, 0.1), (0, 0.1)])
-def test_C07_a_split_that_leaves_a_side_empty_is_refused(count, share):
-    with refused("data.val_split", f"{share:g} of {count} slides"):
-        split_ids([str(i) for i in range(count)], share, 42)
+    assert texts_of(write_json(tmp_path / "l.json", wanted)) == (wanted, {})
 
 
 def test_a_file_too_large_for_labels_is_refused_before_it_is_read(tmp_path):
@@ -146,3 +123,50 @@ def test_a_file_too_large_for_labels_is_refused_before_it_is_read(tmp_path):
         file.truncate((1 << 30) + 1)  # sparse: takes no room
     with refused("labels.json", "1.1 GB is no labels file"):
         load_labels(tmp_path / "labels.json")
+
+
+# --- several texts, several slides, sides of the split ---------------------------------------------------------------
+
+@pytest.mark.parametrize(("value", "label"), [
+    pytest.param(["x", " y ", "x"], Label(("x", "y"), ("a",)), id="references, repeats once"),
+    pytest.param({"text": "x"}, Label(("x",), ("a",)), id="text alone"),
+    pytest.param({"text": ["x", "y"], "slides": ["s1.h5", "s2"], "split": "test"}, Label(("x", "y"), ("s1", "s2"), "test"),
+                 id="all fields"),
+    pytest.param({"text": "x", "slides": ["s1.pt"], "split": None}, Label(("x",), ("s1",)), id="one slide of another name"),
+])
+def test_a_case_may_have_several_texts_and_slides(write, value, label):
+    assert load_labels(write(json.dumps({"a": value}))) == ({"a": label}, {})
+
+
+@pytest.mark.parametrize(("value", "why"), [
+    ([], "empty list of texts"), (["x", " "], "empty text"), ({}, "the text is a NoneType"), ({"text": "x", "slide": "s"}, "'slide'"),
+    ({"text": "x", "slides": []}, "list of names"), ({"text": "x", "slides": "s1"}, "list of names"),
+    ({"text": "x", "slides": [1]}, "list of names"), ({"text": "x", "slides": ["../s"]}, "not a file name"),
+    ({"text": "x", "slides": [".h5"]}, "not a file name"), ({"text": "x", "slides": ["s", "s.h5"]}, "stands twice"),
+    ({"text": "x", "split": "dev"}, "split 'dev', expected train, val, test"), ({"text": "x", "split": 1}, "split 1"),
+    ({"text": {"zh": "x"}}, "the text is a dict")])
+def test_J05_a_case_that_is_not_of_these_forms_is_a_problem_of_its_own(write, value, why):
+    labels, problems = load_labels(write(json.dumps({"good": "x", "bad": value})))
+    assert list(labels) == ["good"] and why in problems["bad"]
+
+
+def test_histgens_form_is_read_with_its_split(write):
+    labels, problems = load_labels(write(json.dumps({
+        "train": [{"id": "TCGA-A1.h5", "report": "x", "image_path": ["/data/pt/TCGA-A1-1.pt", "d\\TCGA-A1-2.pt"]},
+                  {"id": "b", "report": " ", "split": "train"}],
+        "val": [{"id": "c", "report": ["y", "z"], "image_path": "c.pt"}], "test": [{"id": "d", "report": "w"}]})))
+    assert labels == {"TCGA-A1": Label(("x",), ("TCGA-A1-1", "TCGA-A1-2"), "train"), "c": Label(("y", "z"), ("c",), "val"),
+                      "d": Label(("w",), ("d",), "test")}
+    assert list(problems) == ["b"] and "empty text" in problems["b"]
+
+
+def test_histgens_form_with_an_id_on_two_sides_or_without_one_is_refused(write):
+    record = {"id": "a", "report": "x"}
+    with refused("two ids name the slide 'a'"):
+        load_labels(write(json.dumps({"train": [record], "test": [record]})))
+    with refused("val[0] has no id"):
+        load_labels(write(json.dumps({"val": [{"report": "x"}]})))
+
+
+def test_slides_may_be_called_train_and_test(write):
+    assert list(load_labels(write(json.dumps({"train": "x", "test": ["y"]})))[0]) == ["train", "test"]

@@ -97,10 +97,11 @@ def test_nothing_shipped_imports_tests_or_benchmarks():
         assert not top_level(name) & {"tests", "benchmarks"}, name
 
 
-ROWS = [{"errors"}, {"config"}, {"cli", "labels", "h5", "tokenizer", "demo", "metrics", "runlog", "optim", "runlock"},
-        {"pt"}, {"tiles"}, {"batching", "checkpoint", "generate", "manifest", "scan", "findings"},
-        {"data", "model", "latents", "resume", "scores", "embed"}, {"evaluation"}, {"watch"}, {"loop", "finish"},
-        {"caption"}, {"run"}]
+ROWS = [{"errors"}, {"config"}, {"cli", "labels", "h5", "tokenizer", "demo", "metrics", "runlog", "optim", "runlock",
+                                  "distributed"}, {"pt", "splits"}, {"tiles"},
+        {"batching", "checkpoint", "generate", "manifest", "scan", "findings"},
+        {"data", "model", "latents", "resume", "scores", "embed"}, {"evaluation"}, {"watch"}, {"objective", "finish"},
+        {"loop", "caption"}, {"run"}]
 
 
 def test_inside_finetune_imports_only_point_down():

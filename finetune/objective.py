@@ -1,0 +1,211 @@
+"""What a step minimises: the losses of all its samples, however they are divided into micro-batches and processes.
+
+A caption loss is a sum over words and adds up by itself. The contrastive loss compares each pair with all others: it is
+taken in two passes (GradCache, https://arxiv.org/abs/2101.06983; open_clip's --accum-freq does the same): the latents
+of all micro-batches without a graph; their loss and its gradient with respect to them; each micro-batch once more with
+a graph, that gradient standing in for the loss. The result is that of one big batch on one device, and the memory
+that of one micro-batch. A single micro-batch keeps its graph and is computed once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from coca_pytorch import CoCaOutputs
+from coca_pytorch.losses import contrastive_loss
+
+from .batching import Batch
+from .distributed import World
+from .model import SlideCaptioner
+from .optim import Precision
+from .watch import encoded
+
+_CHUNK = 1 << 24  # similarities computed at a time: 64 MB, and as much again for each step from them to the loss
+
+See = Callable[[Batch, CoCaOutputs], None]
+
+
+@dataclass
+class StepLosses:
+    """Means over all samples of a step, equal on all ranks. negatives: true ones of a pair, in each direction.
+
+    bad_ids: slides of this rank's micro-batches whose numbers are not finite.
+    """
+
+    words: float
+    slides: float
+    caption_loss: float
+    contrastive_loss: float
+    negatives: float
+    bad_ids: list[str]
+
+
+@dataclass
+class Objective:
+    """The losses of `model` over the micro-batches of all ranks."""
+
+    model: SlideCaptioner
+    precision: Precision
+    world: World
+    chunk: int = _CHUNK
+
+    def backward(self, micro_batches: Sequence[Batch], scaler: torch.amp.GradScaler) -> StepLosses:
+        """Add the gradients of a step's loss, scaled by `scaler` and summed over the ranks, to the parameters.
+
+        micro_batches: those of this rank, of which there may be none as long as another rank has some.
+        """
+        coca, step = self.model.coca, _Step.of(micro_batches, self.world)
+        coca.limit_temperature()  # on a rank without samples, too
+        firsts, joint = [], None
+        if coca.contrastive_loss_weight:
+            firsts = [self._first(batch, keep_graph=len(micro_batches) == 1) for batch in micro_batches]
+            joint = self._contrastive([first.outputs for first in firsts], step)
+        seen = []
+        for number, batch in enumerate(micro_batches):
+            outputs = self._second(firsts[number]) if joint else self._forward(batch)
+            loss = coca.caption_loss_weight * outputs.caption_loss / step.words
+            if joint:
+                loss = loss + coca.contrastive_loss_weight * joint.stand_in(outputs, number)
+            scaler.scale(loss).backward()
+            seen.append((batch.ids, outputs.detach()))
+        if joint:
+            scaler.scale(coca.contrastive_loss_weight * coca.logit_scale * joint.scale_gradient).backward()
+        self.world.sum_gradients(list(self.model.trained_parameters()))
+        return self._means(seen, step, joint)
+
+    @torch.no_grad()
+    def losses(self, micro_batches: Sequence[Batch], see: See | None = None) -> StepLosses:
+        """The same losses without gradients. see: is shown each micro-batch, its slides encoded, and its outputs."""
+        step, seen = _Step.of(micro_batches, self.world), []
+        for batch in micro_batches:
+            batch = self._encoded(batch)
+            outputs = self._forward(batch)
+            seen.append((batch.ids, outputs))
+            if see:
+                with self.precision.autocast():
+                    see(batch, outputs)
+        joint = self._contrastive([o for _, o in seen], step) if self.model.coca.contrastive_loss_weight else None
+        return self._means(seen, step, joint)
+
+    def _first(self, batch: Batch, keep_graph: bool) -> _First:
+        state = None if keep_graph else _random_state(self.precision.device)
+        if self.model.prism.frozen:
+            batch = self._encoded(batch)  # for both passes: smaller than its tiles
+        with torch.set_grad_enabled(keep_graph):
+            return _First(batch, self._forward(batch, caption=keep_graph), state)
+
+    def _second(self, first: _First) -> CoCaOutputs:
+        if first.state is None:
+            return first.outputs
+        _set_random_state(self.precision.device, first.state)  # dropout, if there is any, falls as in the first pass
+        return self._forward(first.batch)
+
+    def _forward(self, batch: Batch, caption: bool = True) -> CoCaOutputs:
+        with self.precision.autocast():
+            return self.model(batch.to(self.precision.device), caption)
+
+    @torch.no_grad()
+    def _encoded(self, batch: Batch) -> Batch:
+        with self.precision.autocast():
+            return encoded(self.model, batch.to(self.precision.device))
+
+    def _contrastive(self, outputs: Sequence[CoCaOutputs], step: _Step) -> _Joint:
+        """The contrastive loss of all pairs, this rank's rows of it in chunks, and its gradient if gradients are on."""
+        coca, world, device = self.model.coca, self.world, self.precision.device
+        width = coca.text_to_latents.to_latents.out_features
+        none = torch.zeros(0, width, device=device), torch.zeros(0, dtype=torch.int64, device=device)
+        text, image, groups = (
+            world.gather_rows(torch.cat([empty, *values]), step.counts)
+            for empty, values in ((none[0], [o.text_latents for o in outputs]),
+                                  (none[0], [o.image_latents for o in outputs]),
+                                  (none[1], [o.text_groups for o in outputs])))
+        leaves = [text, image, coca.logit_scale.detach()]
+        if torch.is_grad_enabled():
+            for leaf in leaves:
+                leaf.requires_grad_().grad = torch.zeros_like(leaf)
+        loss, begin = torch.zeros((), device=device), sum(step.counts[:world.rank])
+        end, rows = begin + step.counts[world.rank], max(1, self.chunk // len(text))
+        for start in range(begin, end, rows):
+            part = contrastive_loss(*leaves, groups, slice(start, min(start + rows, end)))
+            if torch.is_grad_enabled():
+                part.backward()
+            loss += part.detach()
+        _, repeated = groups.unique(return_counts=True)
+        negatives = len(text) - repeated.square().sum().item() / len(text)
+        if not torch.is_grad_enabled():
+            return _Joint(loss, negatives)
+        world.sum_(text.grad, image.grad)  # each rank has its rows' part of every pair's gradient
+        sizes = [len(o.text_groups) for o in outputs]
+        return _Joint(loss, negatives, text.grad[begin:end].split(sizes), image.grad[begin:end].split(sizes),
+                      leaves[2].grad)
+
+    def _means(self, seen: Sequence[tuple[list[str], CoCaOutputs]], step: _Step, joint: _Joint | None) -> StepLosses:
+        device = self.precision.device
+        sums = torch.stack([sum((o.caption_loss for _, o in seen), torch.zeros((), device=device)),
+                            joint.loss if joint else torch.zeros((), device=device)])
+        caption, contrastive = self.world.sum(sums.tolist())
+        bad: list[str] = []
+        if not math.isfinite(caption + contrastive):
+            bad = [i for ids, o in seen if not _is_finite(o) for i in ids]
+        return StepLosses(float(step.words), float(sum(step.counts)), caption / step.words, contrastive,
+                          joint.negatives if joint else 0.0, bad)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """Numbers of slides of each rank and of the words of all."""
+
+    counts: list[int]
+    words: int
+
+    @classmethod
+    def of(cls, micro_batches: Sequence[Batch], world: World) -> _Step:
+        sizes = [0.0] * (world.size + 1)
+        sizes[world.rank] = float(sum(len(b.ids) for b in micro_batches))
+        sizes[-1] = float(sum(int(b.text_mask.sum()) for b in micro_batches))
+        *counts, words = map(int, world.sum(sizes))
+        return cls(counts, max(words, 1))
+
+
+@dataclass(frozen=True)
+class _First:
+    """A micro-batch after the first pass; state: of the random generators before it, None if its graph was kept."""
+
+    batch: Batch
+    outputs: CoCaOutputs
+    state: tuple[torch.Tensor, ...] | None
+
+
+@dataclass(frozen=True)
+class _Joint:
+    """This rank's part of the contrastive loss, and its gradient with respect to the latents of each micro-batch."""
+
+    loss: torch.Tensor
+    negatives: float
+    text: Sequence[torch.Tensor] = ()
+    image: Sequence[torch.Tensor] = ()
+    scale_gradient: torch.Tensor | None = None
+
+    def stand_in(self, outputs: CoCaOutputs, number: int) -> torch.Tensor:
+        """A scalar whose gradient in the parameters is that of the contrastive loss through this micro-batch."""
+        return (outputs.text_latents * self.text[number]).sum() + (outputs.image_latents * self.image[number]).sum()
+
+
+def _is_finite(outputs: CoCaOutputs) -> bool:
+    parts = (outputs.caption_loss, outputs.text_latents, outputs.image_latents)
+    return all(bool(part.isfinite().all()) for part in parts if part is not None)
+
+
+def _random_state(device: torch.device) -> tuple[torch.Tensor, ...]:
+    cpu = torch.get_rng_state()
+    return (cpu, torch.cuda.get_rng_state(device)) if device.type == "cuda" else (cpu,)
+
+
+def _set_random_state(device: torch.device, state: tuple[torch.Tensor, ...]) -> None:
+    torch.set_rng_state(state[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state[1], device)
