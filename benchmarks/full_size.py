@@ -1,8 +1,9 @@
 """One training step and one caption at the published sizes: seconds and peak memory on this machine.
 
-    python -m benchmarks.full_size [--precision fp32|bf16|fp16] [--tiles 1000]
+    python -m benchmarks.full_size [--decoder coca|prism] [--lora_rank 0] [--precision fp32|bf16|fp16] [--tiles 1000]
 
-Prism's 99 M encoder with 512 latents and CoCa of dim 1024, 6 + 6 layers, latents 5120, 42384 words; random weights.
+Prism's 99 M encoder with 512 latents; CoCa of dim 1024, 6 + 6 layers, latents 5120, 42384 words, or Prism's own
+decoder, of which the upper half or adapters train; random weights.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from finetune.generate import generate
 from finetune.model import SlideCaptioner
 from finetune.objective import Objective
 from finetune.optim import Precision, build_optimizer, resolve_device, resolve_precision
-from prism import load_prism
+from finetune.prism_decoder import PrismCoCa
+from prism import Prism, load_prism
 
 _SLIDES, _TOKENS, _WORDS, _PAD, _BOS = 4, 128, 42384, 0, 1
 _NO_END = -1  # never generated: the caption has its full length
@@ -60,18 +62,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--precision", default="auto", choices=("auto", "fp16", "bf16", "fp32"))
     parser.add_argument("--tiles", type=int, default=1000, help="tiles per slide (default 1000)")
+    parser.add_argument("--decoder", default="coca", choices=("coca", "prism"))
+    parser.add_argument("--lora_rank", type=int, default=0, help="with --decoder prism: train adapters of this rank")
     args = parser.parse_args()
     device = resolve_device("auto")
     precision = resolve_precision(args.precision, device)
-    prism = load_prism("random")
-    coca = CoCa(dim=1024, num_tokens=_WORDS, unimodal_depth=6, multimodal_depth=6, dim_latents=5120, image_dim=1280,
-                pad_id=_PAD)
+    if args.decoder == "prism":
+        seconds, whole = timed(lambda: Prism.from_pretrained("random"), device)
+        print(f"make Prism: {seconds:.1f} s")
+        prism, coca = whole.slide_encoder(), PrismCoCa(whole)
+        coca.train_upper_half(args.lora_rank)
+    else:
+        prism = load_prism("random")
+        coca = CoCa(dim=1024, num_tokens=_WORDS, unimodal_depth=6, multimodal_depth=6, dim_latents=5120, image_dim=1280,
+                    pad_id=_PAD)
     model = SlideCaptioner(prism, coca, "latents").to(device)
     optimizer = build_optimizer(model, 1e-4, 0.01)
     batch = random_batch(args.tiles).to(device)
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.processor()} CPU"
     print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, {precision.name}; "
-          f"{millions(prism):.1f} M + {millions(coca):.1f} M parameters")
+          f"{millions(prism):.1f} M + {millions(coca):.1f} M parameters, "
+          f"{sum(p.numel() for p in model.trained_parameters()) / 1e6:.1f} M of them train")
     for attempt in ("first step", "second step"):
         seconds, _ = timed(lambda: train_step(model, optimizer, batch, precision), device)
         print(f"{attempt}: encode {_SLIDES} x {args.tiles} tiles, {_SLIDES} x {_TOKENS} tokens, AdamW: {seconds:.1f} s")

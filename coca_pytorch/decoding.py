@@ -67,7 +67,7 @@ class PackedLinears(TorchFunctionMode):
     """
 
     def __init__(self, modules: Iterable[nn.Module], rows: int) -> None:
-        """modules: those whose linear layers, all without bias, are packed. rows: how many a product will have."""
+        """modules: those whose linear layers are packed. rows: how many a product will have."""
         super().__init__()
         linears = [part for module in modules for part in module.modules() if isinstance(part, nn.Linear)]
         self._packed = {id(linear.weight): torch.ops.mkldnn._reorder_linear_weight(linear.weight.bfloat16(), rows)
@@ -83,4 +83,6 @@ class PackedLinears(TorchFunctionMode):
         packed = self._packed.get(id(args[1])) if func is F.linear else None
         if packed is None:
             return func(*args, **(kwargs or {}))
-        return torch.ops.mkldnn._linear_pointwise(args[0].bfloat16(), packed, None, "none", [], "")
+        bias = args[2] if len(args) > 2 else None
+        bias = None if bias is None else bias.bfloat16()
+        return torch.ops.mkldnn._linear_pointwise(args[0].bfloat16(), packed, bias, "none", [], "")

@@ -19,7 +19,7 @@ import torch
 
 from .errors import UserError
 from .tiles import Slide
-from .tokenizer import VocabTokenizer
+from .tokenizer import Tokenizer
 
 _READ_TIMEOUT = 300  # seconds: a loader process that hangs (a dead network drive) ends the run, not stalls it
 _AHEAD = 2  # batches read ahead by each worker
@@ -76,7 +76,7 @@ class Batch:
                                  for k, v in vars(self).items() if k != "ids"))
 
 
-def encode_text(tokenizer: VocabTokenizer, text: str, max_seq_len: int) -> tuple[list[int], bool]:
+def encode_text(tokenizer: Tokenizer, text: str, max_seq_len: int) -> tuple[list[int], bool]:
     """([bos, ..., eos], was it cut?): at most `max_seq_len` ids, the end token always among them."""
     ids = tokenizer.encode(text)
     return [tokenizer.bos_id, *ids[: max_seq_len - 2], tokenizer.eos_id], len(ids) > max_seq_len - 2

@@ -20,16 +20,18 @@ from .checkpoint import load_run
 from .config import Config, GenerationOptions, expand, from_dict, load_plain_yaml
 from .embed import embed_slides, embed_texts
 from .errors import UserError, printable, say
+from .export import read_folder
 from .findings import FindingDictionary
 from .finish import NEAREST, read_nearest, same_weights, temperature_of
 from .generate import confidences, generate
 from .labels import Label, load_labels
-from .model import SlideCaptioner, build_model, check_architecture
+from .model import SlideCaptioner, build_model, check_architecture, whole_prism
 from .optim import Precision, resolve_device, resolve_precision
+from .prism_decoder import PrismCoCa
 from .runlog import logger
 from .scores import Answers, evaluate
 from .tiles import Slide, find_files, open_case, read_tiles
-from .tokenizer import VocabTokenizer
+from .tokenizer import Tokenizer, tokenizer_from_dict
 
 _BATCH = 8  # slides decoded together
 
@@ -43,7 +45,7 @@ class Captioner:
     """
 
     model: SlideCaptioner
-    tokenizer: VocabTokenizer
+    tokenizer: Tokenizer
     config: Config
     precision: Precision
     held_out: dict[str, list[str]]  # ids of the sides val and test
@@ -52,28 +54,42 @@ class Captioner:
 
     @classmethod
     def load(cls, checkpoint: str | Path, prism: str | None = None, device: str = "auto") -> Captioner:
-        """Rebuild the model of a checkpoint from that one file and Prism's weights.
+        """Rebuild the model of a checkpoint from that one file, or folder of `finetune.export`, and Prism's weights.
 
         prism: where Prism's weights are, if not where they were in training; they must be the same weights (SHA-256).
         """
-        content = load_run(expand(str(checkpoint)))
+        path = expand(str(checkpoint))
+        content = read_folder(path) if path.is_dir() else load_run(path)
         config = from_dict(content["config"], str(checkpoint))
-        tokenizer = VocabTokenizer.from_dict(content["tokenizer"], str(checkpoint))
+        tokenizer = tokenizer_from_dict(content["tokenizer"], str(checkpoint))
         config.prism.weights = prism or config.prism.weights
         trained_prism = None if config.prism.freeze else content["prism"].get("architecture")
-        check_architecture(config, tokenizer, trained_prism, content["model"], str(checkpoint))
+        check_architecture(config, tokenizer, content["prism"], content["model"], str(checkpoint))
         model = build_model(config, tokenizer, trained_prism)
-        wanted = str(content["prism"].get("sha256"))
-        if config.prism.freeze and model.prism.sha256 != wanted:
-            raise UserError(checkpoint, f"was trained with other Prism weights ({content['prism'].get('source')}, sha "
-                            f"{wanted[:12]}; {config.prism.weights} has {str(model.prism.sha256)[:12]})",
-                            "give the same weights with --prism")
+        frozen = {"sha256": model.prism.sha256} if config.prism.freeze else {}
+        for key, found in (frozen | {"text_sha256": getattr(model.coca, "sha256", None)}).items():
+            if content["prism"].get(key) != found:
+                raise UserError(checkpoint, f"was trained with other Prism weights ({content['prism'].get('source')}, "
+                                f"{key} {str(content['prism'].get(key))[:12]}; {config.prism.weights} has "
+                                f"{str(found)[:12]})", "give the same weights with --prism")
         model.load_saved_state(content["model"], str(checkpoint))
         where = resolve_device(device)
         return cls(model.to(where).eval(), tokenizer, config, resolve_precision("auto", where),
                    {side: [*ids] if isinstance(ids := content["data"].get(key), list) else []
                     for side, key in (("val", "validation_ids"), ("test", "test_ids"))},
-                   temperature_of(content), {key: content[key] for key in ("data", "progress")})
+                   temperature_of(content), {key: content.get(key) or {} for key in ("data", "progress")})
+
+    @classmethod
+    def of_prism(cls, prism: str | None = None, device: str = "auto") -> Captioner:
+        """Prism itself, with its own text side and nothing trained. prism: its weights (default: from the hub)."""
+        config = Config()
+        config.prism.weights = prism or config.prism.weights
+        whole, where = whole_prism(config), resolve_device(device)
+        config.data.image_dim = whole.tile_dim
+        config.data.max_seq_len = whole.prism_config.biogpt_config.max_position_embeddings
+        model = SlideCaptioner(whole.slide_encoder(), PrismCoCa(whole), config.prism.image_tokens)
+        return cls(model.to(where).eval(), whole.tokenizer, config, resolve_precision("auto", where),
+                   {"val": [], "test": []})
 
     @torch.no_grad()
     def describe(self, slides: list[Slide], texts: list[str], options: GenerationOptions,
@@ -237,7 +253,8 @@ def run_inference(args: argparse.Namespace, options: GenerationOptions) -> int:
     """What inference.py does after parsing: caption, print, write, score; 2 if a slide failed, else 0."""
     output = _output_path(args.output)
     truth = Truth.load(args)
-    captioner = Captioner.load(args.checkpoint, args.prism, args.device)
+    captioner = Captioner.of_prism(args.prism, args.device) if args.prism_only else \
+        Captioner.load(args.checkpoint, args.prism, args.device)
     paths = select_slides(captioner, args.embeddings_file, args.embeddings_dir, truth.labels, args.split)
     texts = _texts_to_score(args.text, captioner)
     extras = Extras.load(args, captioner, truth.prompts)

@@ -44,13 +44,13 @@ def epoch_name(epoch: int) -> str:
     return f"checkpoint_epoch_{epoch}.pth"
 
 
-def _is_words(value: Any, depth: int = 4) -> bool:
+def is_words(value: Any, depth: int = 4) -> bool:
     """Whether a value is numbers and text in dicts with text keys and in lists, not nested deeper than a run writes."""
     if isinstance(value, (dict, list, tuple)) and depth == 0:
         return False
     if isinstance(value, dict):
-        return all(type(k) is str and _is_words(v, depth - 1) for k, v in value.items())
-    return all(_is_words(v, depth - 1) for v in value) if isinstance(value, (list, tuple)) else type(value) in _PLAIN
+        return all(type(k) is str and is_words(v, depth - 1) for k, v in value.items())
+    return all(is_words(v, depth - 1) for v in value) if isinstance(value, (list, tuple)) else type(value) in _PLAIN
 
 
 def save_checkpoint(folder: Path, names: Sequence[str], content: dict[str, Any]) -> None:
@@ -98,7 +98,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         raise DamagedCheckpoint(path, f"not a checkpoint of this project ({type(error).__name__})", fix) from None
     if damage:
         raise DamagedCheckpoint(path, f"damaged ({damage})", fix)
-    _check_version(content, path)
+    check_version(content, path)
     return content
 
 
@@ -107,7 +107,7 @@ def load_run(path: str | Path) -> dict[str, Any]:
     content = load_checkpoint(path)
     if wrong := [s for s in _SECTIONS if not isinstance(content.get(s), dict)]:
         raise UserError(path, f"has no {', '.join(wrong)}", "use a checkpoint that a training run has written")
-    wrong = [s for s in _WORDS if not _is_words(content[s])]
+    wrong = [s for s in _WORDS if not is_words(content[s])]
     if not all(type(k) is str and type(v) is torch.Tensor for k, v in content["model"].items()):
         wrong.append("model")
     if wrong:
@@ -115,7 +115,8 @@ def load_run(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def _check_version(content: Any, path: Path) -> None:
+def check_version(content: Any, path: Path) -> None:
+    """Raises UserError unless `content` is of the format version that this code reads."""
     version = content.get("format_version") if isinstance(content, dict) else None
     if type(version) is int and version == FORMAT_VERSION:
         return

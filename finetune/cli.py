@@ -71,7 +71,10 @@ def config_from_flags(args: argparse.Namespace) -> Config:
 
 def add_inference_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of inference.py: what to caption, where the answers go, and how to decode (GenerationOptions)."""
-    parser.add_argument("--checkpoint", required=True, help="best_model.pth or any other .pth of a run")
+    writer = parser.add_mutually_exclusive_group(required=True)
+    writer.add_argument("--checkpoint", help="best_model.pth or any other .pth of a run, or a folder that "
+                        "python -m finetune.export wrote")
+    writer.add_argument("--prism_only", action="store_true", help="nothing trained: what Prism itself says, in English")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--embeddings_file", help="H5 tile embeddings of one slide")
     source.add_argument("--embeddings_dir", help="folder of H5 files: caption them all")
@@ -89,7 +92,8 @@ def add_inference_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", choices=("all", "val", "test"), default="all",
                         help="val, test: only the slides of this side when the checkpoint was trained")
     parser.add_argument("--output", metavar="FILE", help="write a record per slide: .jsonl, .json or .csv")
-    parser.add_argument("--prism", metavar="WEIGHTS", help="where Prism's weights are, if moved since training")
+    parser.add_argument("--prism", metavar="WEIGHTS", help="where Prism's weights are, if moved since training; "
+                        "with --prism_only paige-ai/Prism if not given")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     for field in dataclasses.fields(GenerationOptions):
         switch = {"nargs": "?", "const": "true"} if isinstance(field.default, bool) else {}

@@ -88,6 +88,11 @@ class ModelConfig:
     heads: int = _key(8, "attention heads", 1, 1024)
     dim_head: int = _key(64, "width of an attention head, an even number", 2, 4096)
     ff_mult: int = _key(4, "feed-forward width as a multiple of dim", 1, 64)
+    init: str = _key("random", "what a coca decoder starts from: nothing, or what fits of Prism's text side",
+                     choices=("random", "prism"))
+    decoder: str = _key("coca", "coca: a CoCa of the sizes above; prism: Prism's own text decoder, fine-tuned",
+                        choices=("coca", "prism"))
+    lora_rank: int = _key(0, "decoder prism: rank of low-rank adapters; 0 = its upper half trains as a whole", 0, 4096)
 
 
 @dataclass(kw_only=True)
@@ -174,6 +179,12 @@ class Config:
                 and weights[1] > 0:
             raise UserError(where, "training.batch_size is 1, where the contrastive loss is always 0",
                             "use 2 or more, or model.contrastive_loss_weight=0")
+        if self.model.decoder == "prism" and self.prism.image_tokens != "latents":
+            raise UserError(where, f"prism.image_tokens is {self.prism.image_tokens}, Prism's decoder reads latents",
+                            "use prism.image_tokens=latents, or model.decoder=coca")
+        if self.model.lora_rank and self.model.decoder != "prism":
+            raise UserError(where, "model.lora_rank is set, but model.decoder is coca, which has no weights to adapt",
+                            "use model.decoder=prism, or leave model.lora_rank at 0")
         if self.model.dim_head % 2:
             raise UserError(where, f"model.dim_head is {self.model.dim_head}", "rotary positions need an even number")
         return self

@@ -17,7 +17,7 @@ from .runlog import logger
 from .scan import bad_contents
 from .splits import Split, make_split, report_split
 from .tiles import BadSlide, Slide, find_files, index_slides, join_slides
-from .tokenizer import VocabTokenizer
+from .tokenizer import Tokenizer, VocabTokenizer
 
 _MAX_UNKNOWN = 0.3  # above this share of unknown tokens a vocabulary was made for other texts
 
@@ -31,7 +31,7 @@ class Data:
 
     train: list[Sample]
     validation: list[Sample]
-    tokenizer: VocabTokenizer
+    tokenizer: Tokenizer
     fingerprint: str
     test_ids: list[str]
 
@@ -40,7 +40,7 @@ class Data:
         return [s.slide for s in self.train + self.validation]
 
 
-def prepare_data(config: DataConfig, seed: int, tokenizer: VocabTokenizer | None = None,
+def prepare_data(config: DataConfig, seed: int, tokenizer: Tokenizer | None = None,
                  manifest: Path | None = None) -> Data:
     """Match labels and files by id, join the slides of a case, split, and encode the texts.
 
@@ -157,7 +157,7 @@ def _judge(problems: dict[str, BadSlide], usable: int, config: DataConfig) -> No
     logger.warning("%s and are skipped", count)
 
 
-def _samples(ids: list[str], slides: dict[str, Slide], labels: dict[str, Label], tokenizer: VocabTokenizer,
+def _samples(ids: list[str], slides: dict[str, Slide], labels: dict[str, Label], tokenizer: Tokenizer,
              max_seq_len: int, split: str) -> list[Sample]:
     """One per case. Training may take any of its texts, validation takes the first."""
     texts = {i: labels[i].texts if split == "training" else labels[i].texts[:1] for i in ids}

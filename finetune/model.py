@@ -1,21 +1,33 @@
-"""The captioner of a run: a frozen Prism slide encoder in front of a CoCa, and what of it trains and is saved."""
+"""The captioner of a run: a frozen Prism slide encoder in front of a CoCa, which may be Prism's own text side, and
+what of it trains and is saved."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import nn
 
 from coca_pytorch import CoCa, CoCaOutputs
-from prism import PerceiverConfig, PrismSlideEncoder, PrismWeightsError, load_prism
+from prism import (
+    BioGptConfig,
+    PerceiverConfig,
+    Prism,
+    PrismConfig,
+    PrismSlideEncoder,
+    PrismWeightsError,
+    load_prism,
+    load_tokenizer,
+)
 
 from .batching import Batch
 from .config import Config
 from .errors import UserError
+from .prism_decoder import PrismCoCa, start_from_prism
 from .runlog import logger
-from .tokenizer import VocabTokenizer
+from .tokenizer import Tokenizer
 
 _MOST_LAYERS = 4096  # of a Prism in a checkpoint; the published one has 8 x 6
 
@@ -26,7 +38,7 @@ class SlideCaptioner(nn.Module):
     CoCa reads Prism's output as image tokens: the slide embedding, then (`image_tokens="latents"`) all image latents.
     """
 
-    def __init__(self, prism: PrismSlideEncoder, coca: CoCa, image_tokens: str) -> None:
+    def __init__(self, prism: PrismSlideEncoder, coca: CoCa | PrismCoCa, image_tokens: str) -> None:
         super().__init__()
         self.prism, self.coca, self._image_tokens = prism, coca, image_tokens
 
@@ -45,7 +57,7 @@ class SlideCaptioner(nn.Module):
         if image_tokens is None:
             image_tokens = self.image_tokens(batch.tile_embeddings, batch.tile_mask)
         return self.coca.outputs(batch.text, batch.labels, text_mask=batch.text_mask, caption=caption,
-                                 image_tokens=image_tokens.to(self.coca.img_queries.dtype))
+                                 image_tokens=image_tokens.to(self.coca.temperature.dtype))
 
     @property
     def image_tokens_shape(self) -> tuple[int, int]:
@@ -61,11 +73,11 @@ class SlideCaptioner(nn.Module):
         return (p for p in self.parameters() if p.requires_grad)
 
     def saved_state(self) -> dict[str, torch.Tensor]:
-        """What a checkpoint holds: CoCa, and Prism only if it is trained (its licence forbids copies)."""
-        state = {f"coca.{k}": v for k, v in self.coca.state_dict().items()}
-        if not self.prism.frozen:
-            state |= {f"prism.{k}": v for k, v in self.prism.state_dict().items()}
-        return state
+        """What a checkpoint holds: all but what is frozen, which is Prism's (its licence forbids copies)."""
+        return {f"{name}.{key}": value for name, part in self._parts().items() for key, value in _trained(part).items()}
+
+    def _parts(self) -> dict[str, nn.Module]:
+        return {"coca": self.coca, "prism": self.prism}
 
     def load_saved_state(self, state: dict[str, torch.Tensor], where: str) -> None:
         """Load what `saved_state` gave. Raises UserError for other keys, shapes, types or non-finite weights."""
@@ -85,9 +97,16 @@ class SlideCaptioner(nn.Module):
         if problems := [*unfit[:3], *missing[:3], *unexpected[:3]]:
             raise UserError(where, f"{len(missing + unexpected + unfit)} weights do not fit this model: "
                             f"{'; '.join(problems)}", "use the config the checkpoint was trained with")
-        self.coca.load_state_dict({k[5:]: v for k, v in state.items() if k.startswith("coca.")})
-        if not self.prism.frozen:
-            self.prism.load_state_dict({k[6:]: v for k, v in state.items() if k.startswith("prism.")})
+        for name, part in self._parts().items():
+            given = {k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.")}
+            if given:
+                part.load_state_dict(part.state_dict() | given)  # what is frozen stays as it is
+
+
+def _trained(part: nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict of a part without its frozen parameters."""
+    frozen = {name for name, p in part.named_parameters(remove_duplicate=False) if not p.requires_grad}
+    return {key: value for key, value in part.state_dict().items() if key not in frozen}
 
 
 def _unwrapped(key: str) -> str:
@@ -95,13 +114,17 @@ def _unwrapped(key: str) -> str:
     return ".".join(part for part in key.split(".") if part not in ("module", "_orig_mod"))
 
 
-def build_model(config: Config, tokenizer: VocabTokenizer,
+def build_model(config: Config, tokenizer: Tokenizer,
                 trained_prism: dict[str, Any] | None = None) -> SlideCaptioner:
     """Load Prism and make a fresh CoCa, seeded by `training.seed`. Raises UserError if the widths do not fit.
 
     trained_prism: architecture of a Prism whose weights are in the checkpoint, so that nothing else need be loaded.
     """
-    prism = PrismSlideEncoder(PerceiverConfig(**trained_prism)) if trained_prism else _load_prism(config)
+    whole = whole_prism(config) if config.model.decoder == "prism" else None
+    if whole:
+        prism = whole.slide_encoder()
+    else:
+        prism = PrismSlideEncoder(PerceiverConfig(**trained_prism)) if trained_prism else _load(load_prism, config)
     for key, wanted, has in (("data.image_dim", config.data.image_dim, prism.tile_dim),
                              ("model.image_dim", config.model.image_dim, prism.image_dim)):
         if wanted != has:
@@ -112,24 +135,63 @@ def build_model(config: Config, tokenizer: VocabTokenizer,
         prism.unfreeze()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
-        coca = _make_coca(config, tokenizer)
+        coca = _make_coca(config, tokenizer, whole)
     return SlideCaptioner(prism, coca, config.prism.image_tokens)
 
 
-def check_architecture(config: Config, tokenizer: VocabTokenizer, trained_prism: dict[str, Any] | None,
+def initialise(model: SlideCaptioner, config: Config, tokenizer: Tokenizer) -> None:
+    """What `model.init` asks for, in a model that `build_model` made. Raises UserError."""
+    if config.model.init == "prism" and isinstance(model.coca, CoCa):
+        start_from_prism(model.coca, tokenizer, whole_prism(config))
+
+
+def whole_prism(config: Config) -> Prism:
+    """Prism with its text side and its tokenizer. Raises UserError."""
+    prism = _load(Prism.from_pretrained, config)
+    _require(prism.tokenizer, config)
+    return prism
+
+
+def prism_tokenizer(config: Config) -> Tokenizer:
+    """The tokenizer of Prism's text side. Raises UserError if its files are not there."""
+    return _require(_load(load_tokenizer, config), config)
+
+
+def _require(tokenizer: Tokenizer | None, config: Config) -> Tokenizer:
+    if tokenizer is None:
+        raise UserError("prism.weights", f"{config.prism.weights} has no tokenizer beside it",
+                        "put vocab.json and merges.txt of microsoft/biogpt into its folder")
+    return tokenizer
+
+
+def describe_prism(model: SlideCaptioner) -> dict[str, Any]:
+    """What a checkpoint keeps of Prism's shape for `check_architecture`: encoder, and text side if used."""
+    text = model.coca
+    return {"architecture": asdict(model.prism.config)} | ({
+        "text_architecture": asdict(text.text_decoder.config) | {
+            "dim_latents": text.img_to_latents.to_latents.out_features},
+        "text_sha256": text.sha256} if isinstance(text, PrismCoCa) else {})
+
+
+def check_architecture(config: Config, tokenizer: Tokenizer, about_prism: dict[str, Any],
                        state: dict[str, torch.Tensor], where: str) -> None:
     """Whether weights are those of the model that stands beside them in an unknown file. Raises UserError.
 
     Looked at on torch's meta device, before any memory is given: a config of 1 kB can declare a model of 1 TB.
     """
     try:
-        if trained_prism and trained_prism["perceiver_depth"] * trained_prism["transformer_depth"] > _MOST_LAYERS:
+        encoder, text = about_prism["architecture"], dict(about_prism.get("text_architecture") or {})
+        if encoder["perceiver_depth"] * encoder["transformer_depth"] + text.get("num_hidden_layers", 0) > _MOST_LAYERS:
             raise ValueError("too many layers")
         with torch.device("meta"):
-            parts = {"coca": _make_coca(config, tokenizer)}
-            if trained_prism:
-                parts["prism"] = PrismSlideEncoder(PerceiverConfig(**trained_prism))
-        shapes = {f"{part}.{k}": v.shape for part, module in parts.items() for k, v in module.state_dict().items()}
+            slide, whole = PerceiverConfig(**encoder), None
+            if config.model.decoder == "prism":
+                widths = {"biogpt_context_dim": slide.latent_dim, "dim_latents": text.pop("dim_latents")}
+                whole = Prism(PrismConfig(slide, BioGptConfig(**text), **widths))
+            parts = {"coca": _make_coca(config, tokenizer, whole)}
+            if not config.prism.freeze:
+                parts["prism"] = PrismSlideEncoder(slide)
+        shapes = {f"{part}.{k}": v.shape for part, module in parts.items() for k, v in _trained(module).items()}
         fits = shapes == {k: v.shape for k, v in state.items()}
     except (TypeError, ValueError, KeyError, RuntimeError, AttributeError) as error:
         raise UserError(where, f"describes no model ({type(error).__name__})", "use another checkpoint") from None
@@ -137,8 +199,17 @@ def check_architecture(config: Config, tokenizer: VocabTokenizer, trained_prism:
         raise UserError(where, "its weights are not of the model it describes", "use another checkpoint of the run")
 
 
-def _make_coca(config: Config, tokenizer: VocabTokenizer) -> CoCa:
+def _make_coca(config: Config, tokenizer: Tokenizer, whole: Prism | None) -> CoCa | PrismCoCa:
+    """whole: the Prism of which the text side is the decoder; None for a decoder of its own."""
     model = config.model
+    if whole:
+        positions = whole.prism_config.biogpt_config.max_position_embeddings
+        if config.data.max_seq_len > positions:  # the end token is no input, the CLS is one
+            raise UserError("data.max_seq_len", f"{config.data.max_seq_len}, Prism's decoder has {positions} positions",
+                            f"set data.max_seq_len={positions} or less")
+        coca = PrismCoCa(whole, model.caption_loss_weight, model.contrastive_loss_weight)
+        coca.train_upper_half(model.lora_rank)
+        return coca
     return CoCa(dim=model.dim, num_tokens=len(tokenizer), unimodal_depth=model.unimodal_depth,
                 multimodal_depth=model.multimodal_depth, dim_latents=model.dim_latents, image_dim=model.image_dim,
                 num_img_queries=model.num_img_queries, dim_head=model.dim_head, heads=model.heads,
@@ -146,9 +217,9 @@ def _make_coca(config: Config, tokenizer: VocabTokenizer) -> CoCa:
                 contrastive_loss_weight=model.contrastive_loss_weight, pad_id=tokenizer.pad_id)
 
 
-def _load_prism(config: Config) -> PrismSlideEncoder:
+def _load(load: Callable[..., Any], config: Config) -> Any:
     try:
-        return load_prism(config.prism.weights, config.prism.revision)
+        return load(config.prism.weights, config.prism.revision)
     except PrismWeightsError as error:
         what, _, fix = str(error).partition("; ")
         raise UserError("prism.weights", what, fix or "give the published weights") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import platform
 import random
@@ -12,7 +13,7 @@ import signal
 import threading
 import zlib
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from logging.handlers import MemoryHandler
 from pathlib import Path
@@ -32,14 +33,14 @@ from .finish import finish, is_finished
 from .latents import SlideCache
 from .loop import Parts, TrainState, fit
 from .manifest import write_manifest
-from .model import SlideCaptioner, build_model
+from .model import SlideCaptioner, build_model, describe_prism, initialise, prism_tokenizer
 from .objective import Objective
 from .optim import Precision, build_optimizer, resolve_device, resolve_precision
 from .resume import open_checkpoint
 from .runlock import RunLock
 from .runlog import RunLog, log_to_console, log_to_file, logger
 from .tiles import TileReader
-from .tokenizer import VocabTokenizer
+from .tokenizer import tokenizer_from_dict
 from .watch import CaptionWatch
 
 # What may differ when a run is resumed. `epochs` stretches the learning-rate schedule from there on.
@@ -71,12 +72,17 @@ def train(config: Config, resume: str | None = None) -> int:
 def _train(config: Config, resume: str | None, folder: Path, memory: MemoryHandler, device: torch.device,
            world: World) -> int:
     checkpoint, content = _open_everywhere(resume, folder, world)
-    tokenizer = VocabTokenizer.from_dict(content["tokenizer"], str(checkpoint)) if content else None
+    tokenizer = tokenizer_from_dict(content["tokenizer"], str(checkpoint)) if content else None
+    if tokenizer is None and config.model.decoder == "prism":
+        tokenizer = prism_tokenizer(config)
     manifest = _manifest(config) if config.data.latents_cache else None
     data = world.share(lambda: prepare_data(config.data, config.training.seed, tokenizer, manifest))
     _seed(config.training.seed + world.rank)
     precision = resolve_precision(config.training.precision, device)
-    model = build_model(config, data.tokenizer).to(device)
+    model = build_model(config, data.tokenizer)
+    if not content:
+        initialise(model, config, data.tokenizer)
+    model = model.to(device)
     about = _about(config, data, model, precision, world)
     state = TrainState()
     if content:
@@ -142,7 +148,8 @@ def _open_folder(config: Config, data: Data, parts: Parts, saver: Saver, folder:
         stale.unlink()
     log_to_file(memory, expand(config.training.log_dir))
     (folder / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
-    (folder / "tokenizer.json").write_text(data.tokenizer.to_json(), encoding="utf-8")
+    (folder / "tokenizer.json").write_text(json.dumps(data.tokenizer.to_dict(), ensure_ascii=False, indent=1),
+                                             encoding="utf-8")
     if checkpoint and checkpoint.name != LAST:  # else a later `auto` would go on from what is left behind here
         saver.save(state, state.best_epoch == state.epoch and not state.batches_done)
     parts.log.truncate(state.metrics_bytes)
@@ -248,10 +255,10 @@ def _about(config: Config, data: Data, model: SlideCaptioner, precision: Precisi
     return {
         "config": public,
         "tokenizer": data.tokenizer.to_dict(),
-        "prism": {"source": prism.source, "revision": prism.revision, "sha256": prism.sha256,
-                  "architecture": asdict(prism.config)},
+        "prism": {"source": prism.source, "revision": prism.revision, "sha256": prism.sha256} | describe_prism(model),
         "data": {"fingerprint": data.fingerprint, "test_ids": data.test_ids,
-                 "validation_ids": [s.slide.slide_id for s in data.validation]},
+                 "validation_ids": [s.slide.slide_id for s in data.validation],
+                 "slides": {"training": len(data.train), "validation": len(data.validation)}},
         "versions": {"torch": str(torch.__version__), "python": platform.python_version(),
                      "threads": torch.get_num_threads(), "precision": precision.name,
                      "device": _device_name(precision.device), "processes": world.size},
@@ -269,7 +276,7 @@ def _check_same_run(content: dict[str, Any], about: dict[str, Any], where: str) 
     if content["data"].get("fingerprint") != about["data"]["fingerprint"]:
         raise UserError(where, "was trained on other data (slides, texts, tile counts or split changed)",
                         "put the data back, or start anew in another --output_dir")
-    if content["prism"].get("sha256") != about["prism"]["sha256"]:
+    if any(content["prism"].get(key) != about["prism"].get(key) for key in ("sha256", "text_sha256")):
         raise UserError(where, f"was trained with other Prism weights ({content['prism'].get('source')})",
                         "give the same weights with prism.weights")
     if "processes" not in content["versions"] and now["training"]["accum_freq"] > 1:

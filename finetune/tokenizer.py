@@ -7,16 +7,29 @@ seen becomes <unk>.
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from .errors import UserError
 
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _PIECE = re.compile(rf" ?\d+(?:\.\d+)*| ?[^\W\d_{_CJK}]+| ?[{_CJK}]| ?[^\s\w]|\s|.", re.DOTALL)
+
+
+class Tokenizer(Protocol):
+    """Text <-> ids. Special ids come from here and nowhere else."""
+
+    pad_id: int
+    bos_id: int
+    eos_id: int
+    unk_id: int
+
+    def __len__(self) -> int: ...
+    def encode(self, text: str) -> list[int]: ...
+    def decode(self, ids: Iterable[int]) -> str: ...
+    def to_dict(self) -> dict[str, Any]: ...
 
 
 class VocabTokenizer:
@@ -70,5 +83,14 @@ class VocabTokenizer:
             raise UserError(where, "its tokenizer has no vocabulary", "use another checkpoint of the run")
         return cls(pieces)
 
-    def to_json(self) -> str:
-        return json.dumps(self.to_dict(), ensure_ascii=False, indent=1)
+
+def tokenizer_from_dict(data: dict[str, Any], where: str) -> Tokenizer:
+    """The tokenizer of a checkpoint, of any kind. Raises UserError."""
+    if data.get("type") != "biogpt":
+        return VocabTokenizer.from_dict(data, where)
+    from prism import BioGptTokenizer  # torch: only where it is loaded anyway
+
+    try:
+        return BioGptTokenizer.from_dict(data)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise UserError(where, "its tokenizer is not usable", "use another checkpoint of the run") from None

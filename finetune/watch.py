@@ -68,7 +68,7 @@ class CaptionWatch:
         self._seen += len(batch.ids)
         if (room := _CAPTIONED - len(self._captions)) > 0:
             options = GenerationOptions(max_length=batch.labels.shape[1] + 1)
-            tokens = batch.image_tokens[:room].to(model.coca.img_queries.dtype)
+            tokens = batch.image_tokens[:room].to(model.coca.temperature.dtype)
             ids = generate(model.coca, tokens, options, bos_id=self.bos_id, eos_id=self.eos_id, pad_id=self.pad_id)
             self._captions += map(tuple, ids)
             self._references |= {tuple(row[mask].tolist()) for row, mask in zip(batch.labels[:room], batch.text_mask,

@@ -18,7 +18,7 @@ from .generation import search
 from .perceiver import PerceiverConfig
 from .prism import Prism, PrismConfig, PrismSlideEncoder, fingerprint
 from .tokenizer import BioGptTokenizer
-from .weights import load_prism
+from .weights import load_prism, load_tokenizer
 
 __all__ = ["BioGptConfig", "BioGptTokenizer", "PerceiverConfig", "Prism", "PrismConfig", "PrismSlideEncoder",
-           "PrismWeightsError", "TextDecoder", "fingerprint", "load_prism", "search"]
+           "PrismWeightsError", "TextDecoder", "fingerprint", "load_prism", "load_tokenizer", "search"]

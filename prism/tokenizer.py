@@ -30,7 +30,8 @@ class BioGptTokenizer:
             raise ValueError(f"the vocabulary has no {missing[0]}")
         if len(self.pieces) != len(self.vocabulary):
             raise ValueError("the vocabulary has an id twice")
-        self.bos_id, self.pad_id, self.eos_id, self.unk_id = (self.vocabulary[s] for s in SPECIALS)
+        self.pad_id, self.eos_id, self.unk_id = (self.vocabulary[s] for s in SPECIALS[1:])
+        self.bos_id = self.eos_id  # BioGPT begins a text with its end token
         self._rank = {pair: rank for rank, pair in enumerate(self.merges)}
         self._known: dict[str, list[int]] = {}
 
@@ -50,6 +51,19 @@ class BioGptTokenizer:
         (folder / VOCABULARY_FILES[0]).write_text(json.dumps(self.vocabulary, ensure_ascii=False), encoding="utf-8")
         merges = "".join(f"{first} {second}\n" for first, second in self.merges)
         (folder / VOCABULARY_FILES[1]).write_text(merges, encoding="utf-8")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, for a checkpoint."""
+        return {"type": "biogpt", "version": 1, "vocabulary": self.vocabulary,
+                "merges": [f"{first} {second}" for first, second in self.merges]}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "BioGptTokenizer":
+        """What `to_dict` gave. Raises ValueError, TypeError or KeyError for anything else."""
+        vocabulary, merges = data["vocabulary"], [pair.split(" ") for pair in data["merges"]]
+        if data["version"] != 1 or any(type(v) is not int or v < 0 for v in vocabulary.values()):
+            raise ValueError("not a BioGPT tokenizer of version 1")
+        return cls(vocabulary, merges)
 
     def __len__(self) -> int:
         return max(self.pieces) + 1

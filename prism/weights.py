@@ -19,7 +19,7 @@ from .files import ENCODER, SUFFIXES, find_weights, read_config, read_weights, r
 from .hub import commit_of, fetch, fetch_vocabulary
 from .perceiver import PerceiverConfig
 from .prism import Prism, PrismConfig, PrismSlideEncoder, fingerprint
-from .tokenizer import find_tokenizer, letters_tokenizer
+from .tokenizer import BioGptTokenizer, find_tokenizer, letters_tokenizer
 
 # Small, with the widths of the published encoder, so that every default fits: for the demo and the tests.
 RANDOM_TINY = PrismConfig(
@@ -76,13 +76,25 @@ def load_whole_prism(weights: str | Path, revision: str | None = None) -> Prism:
     state, total = read_weights(path, "")
     if state and all(name.startswith(ENCODER) for name in state):
         raise PrismWeightsError(f"{path}: its {total} keys are of the slide encoder alone; give the whole of Prism")
-    prism.tokenizer = find_tokenizer(path.parent)
-    if prism.tokenizer is None and (vocabulary := fetch_vocabulary(online=commit is not None)):
-        prism.tokenizer = find_tokenizer(vocabulary)
+    prism.tokenizer = _tokenizer_beside(path, commit)
     if prism.tokenizer and len(prism.tokenizer) > prism.prism_config.biogpt_config.vocab_size:
         raise PrismWeightsError(f"{path.parent}: its vocabulary has {len(prism.tokenizer)} words, the weights have "
                                 f"{prism.prism_config.biogpt_config.vocab_size}")
     return _finish(prism, _complete(prism, state, str(path)), source, commit)
+
+
+def load_tokenizer(weights: str | Path, revision: str | None = None) -> BioGptTokenizer | None:
+    """The tokenizer that `load_whole_prism` gives its model, without the model. Raises PrismWeightsError as that."""
+    if str(weights) in RANDOM:
+        return letters_tokenizer()
+    return _tokenizer_beside(*_locate(str(weights), revision))
+
+
+def _tokenizer_beside(path: Path, commit: str | None) -> BioGptTokenizer | None:
+    tokenizer = find_tokenizer(path.parent)
+    if tokenizer is None and (vocabulary := fetch_vocabulary(online=commit is not None)):
+        tokenizer = find_tokenizer(vocabulary)
+    return tokenizer
 
 
 def _finish(model: Model, state: dict[str, Tensor], source: str, commit: str | None) -> Model:

@@ -99,9 +99,9 @@ def test_nothing_shipped_imports_tests_or_benchmarks():
 
 ROWS = [{"errors"}, {"config"}, {"cli", "labels", "h5", "tokenizer", "demo", "metrics", "runlog", "optim", "runlock",
                                   "distributed"}, {"pt", "splits"}, {"tiles"},
-        {"batching", "checkpoint", "generate", "manifest", "scan", "findings"},
-        {"data", "model", "latents", "resume", "scores", "embed"}, {"evaluation"}, {"watch"}, {"objective", "finish"},
-        {"loop", "caption"}, {"run"}]
+        {"batching", "checkpoint", "generate", "manifest", "prism_decoder", "scan", "findings"},
+        {"data", "export", "model", "latents", "resume", "scores", "embed"}, {"evaluation"}, {"watch"},
+        {"objective", "finish"}, {"loop", "caption"}, {"run"}]
 
 
 def test_inside_finetune_imports_only_point_down():
@@ -123,7 +123,7 @@ def test_flags_and_bad_configs_are_judged_without_torch():
 def test_each_library_has_one_owner():
     assert users_of("h5py") == {"finetune/h5.py", "finetune/demo.py"}
     assert users_of("yaml") == {"finetune/config.py"}
-    assert users_of("safetensors") <= {"prism/files.py"}
+    assert users_of("safetensors") <= {"prism/files.py", "finetune/export.py"}
     assert all("huggingface_hub" not in top_level(n) for n in SHIPPED if package(n) != "prism")
 
 
