@@ -71,6 +71,13 @@ class Batch:
     text_mask: torch.Tensor
     image_tokens: torch.Tensor | None = None
 
+    def split(self, size: int) -> list[Batch]:
+        """The same slides in batches of at most `size`; itself if it is small enough."""
+        if len(self.ids) <= size:
+            return [self]
+        return [Batch(*(None if v is None else v[i:i + size] for v in vars(self).values()))
+                for i in range(0, len(self.ids), size)]
+
     def to(self, device: torch.device) -> Batch:
         return Batch(self.ids, *(None if v is None else v.to(device, non_blocking=True)
                                  for k, v in vars(self).items() if k != "ids"))

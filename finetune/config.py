@@ -28,7 +28,8 @@ _MAX_YAML_DEPTH = 4  # ours has 2; PyYAML takes 40 s for 50 kB of "["
 
 def _key(default: Any, help: str, low: float | None = None, high: float | None = None, *, open_low: bool = False,
          choices: tuple[str, ...] = ()) -> Any:
-    """A config field: its default, a help line, and the allowed range (`low` itself excluded if `open_low`)."""
+    """A config field: its default, a help line, and the allowed range (`low` itself excluded if `open_low`), or the
+    allowed words; with both, the words stand in place of a number."""
     return field(default=default, metadata={"help": help, "low": low, "high": high, "open_low": open_low,
                                             "choices": choices})
 
@@ -97,7 +98,8 @@ class ModelConfig:
 
 @dataclass(kw_only=True)
 class TrainingConfig:
-    batch_size: int = _key(4, "slides per process and micro-step", 1)
+    batch_size: int | str = _key(4, "slides per process and micro-step; auto = as many as fit into the GPU", 1,
+                                 choices=("auto",))
     max_batch_tokens: int | None = _key(None, "fill each batch up to so many padded text tokens, two slides at least, "
                                         "instead of batch_size slides; null = off", 1)
     epochs: int = _key(50, "passes over the training slides", 1)
@@ -175,8 +177,8 @@ class Config:
         weights = (self.model.caption_loss_weight, self.model.contrastive_loss_weight)
         if max(weights) == 0:
             raise UserError(where, "both loss weights are 0", "set model.caption_loss_weight above 0")
-        if self.training.batch_size * self.training.accum_freq * int(os.environ.get("WORLD_SIZE", "1")) == 1 \
-                and weights[1] > 0:
+        if self.training.batch_size == 1 and weights[1] > 0 and \
+                self.training.accum_freq * int(os.environ.get("WORLD_SIZE", "1")) == 1:
             raise UserError(where, "training.batch_size is 1, where the contrastive loss is always 0",
                             "use 2 or more, or model.contrastive_loss_weight=0")
         if self.model.decoder == "prism" and self.prism.image_tokens != "latents":
@@ -290,9 +292,11 @@ def _set_field(owner: Any, name: str, key: str, text: str | None, where: str) ->
 
 
 def _parse(key: str, text: str | None, kind: Any, choices: tuple[str, ...], where: str) -> Any:
-    if isinstance(kind, types.UnionType):  # X | None
-        if text is None:
+    if isinstance(kind, types.UnionType):  # X | None, or a number | str
+        if text is None and types.NoneType in typing.get_args(kind):
             return None
+        if text in choices:
+            return text
         kind = next(k for k in typing.get_args(kind) if k is not types.NoneType)
     if text is None:
         raise UserError(where, f"{key} is empty", "give a value or leave the key out")
@@ -306,7 +310,7 @@ def _parse(key: str, text: str | None, kind: Any, choices: tuple[str, ...], wher
             return float(re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?\.?(inf|nan)", text)[0])  # type: ignore[index]
     except (KeyError, TypeError, ValueError):
         wanted = {bool: "true or false", int: "a whole number such as 8", float: "a number such as 1e-4"}[kind]
-        raise UserError(where, f"{key} is {text!r}", f"it must be {wanted}") from None
+        raise UserError(where, f"{key} is {text!r}", f"it must be {' or '.join((wanted, *choices))}") from None
     if choices and text not in choices:
         raise UserError(where, f"{key} is {text!r}", f"it must be one of {', '.join(choices)}")
     return text

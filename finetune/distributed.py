@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -82,6 +82,13 @@ class World:
         for tensor in tensors if self.size > 1 else ():
             with _lost_connection():
                 torch.distributed.all_reduce(tensor)
+
+    @torch.no_grad()
+    def copy_from_main(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Give each tensor the values it has on rank 0."""
+        for tensor in tensors if self.size > 1 else ():
+            with _lost_connection():
+                torch.distributed.broadcast(tensor, 0)
 
     def gather_rows(self, rows: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
         """(counts[rank], ...) of each rank -> (sum of counts, ...), the rows of rank 0 first. Without gradients."""

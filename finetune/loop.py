@@ -14,7 +14,7 @@ import torch
 from .batching import Batch, Batches
 from .errors import UserError
 from .model import SlideCaptioner
-from .objective import Objective, StepLosses
+from .objective import Objective, StepLosses, is_out_of_memory
 from .optim import lr_at
 from .runlog import RunLog, logger
 from .scores import higher_is_better
@@ -33,6 +33,7 @@ class TrainState:
 
     epoch: int = 0  # epochs finished
     batches_done: int = 0  # steps of the running epoch already done; with fp16 not all of them moved the weights
+    batch_size: int = 0  # slides in a micro-batch: training.batch_size, or what `auto` has found
     micro_batches: int = 0  # in a step: accum_freq x processes when the run began, kept if it is resumed with others
     step: int = 0  # optimizer steps taken
     skipped: int = 0  # steps skipped by the fp16 loss scaler, in all
@@ -185,22 +186,23 @@ def _note_score(state: TrainState, monitor: str, scores: dict[str, float]) -> bo
 
 @contextlib.contextmanager
 def _told_if_out_of_memory(state: TrainState, group: list[Batch]) -> Iterator[None]:
-    """The batch that does not fit into memory as a UserError. torch's CPU allocator raises a plain RuntimeError."""
+    """What does not fit into memory although micro-batches were halved, as a UserError."""
     try:
         yield
-    except (torch.OutOfMemoryError, RuntimeError) as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
             raise
         raise UserError("training", f"out of memory at epoch {state.epoch + 1}, step {state.step + 1} "
-                        f"({_largest(group)})", "lower data.max_tiles or training.batch_size and start anew in another "
-                        "folder; the last checkpoint is good") from None
+                        f"({_largest(group)})", "halving did not help: lower data.max_tiles or make the model smaller, "
+                        "in another folder; the last checkpoint is good") from None
 
 
 def _largest(group: list[Batch]) -> str:
     """What of a group takes most memory."""
     if any(b.tile_mask is None for b in group):
         return f"texts of up to {max(b.text.shape[1] for b in group)} tokens"
-    tiles, slide_id = max(pair for b in group for pair in zip(b.tile_mask.sum(1).tolist(), b.ids, strict=True))
+    sizes = [pair for b in group for pair in zip(b.tile_mask.sum(1).tolist(), b.ids, strict=True)]
+    tiles, slide_id = max(sizes, default=(0, "of another process"))
     return f"{tiles} tiles in slide {slide_id}"
 
 

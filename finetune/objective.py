@@ -22,6 +22,7 @@ from .batching import Batch
 from .distributed import World
 from .model import SlideCaptioner
 from .optim import Precision
+from .runlog import logger
 from .watch import encoded
 
 _CHUNK = 1 << 24  # similarities computed at a time: 64 MB, and as much again for each step from them to the loss
@@ -52,26 +53,39 @@ class Objective:
     precision: Precision
     world: World
     chunk: int = _CHUNK
+    most: int | None = None  # slides in a micro-batch, where more did not fit into memory
+    retry: bool = True  # False: an error of memory goes to the caller
+    _halvings: int = 0
 
     def backward(self, micro_batches: Sequence[Batch], scaler: torch.amp.GradScaler) -> StepLosses:
         """Add the gradients of a step's loss, scaled by `scaler` and summed over the ranks, to the parameters.
 
-        micro_batches: those of this rank, of which there may be none as long as another rank has some.
+        micro_batches: those of this rank, of which there may be none as long as another rank has some. What does not
+        fit into memory is halved and done again, with the same result. Between the collectives each rank does so for
+        itself: the others wait, and need not know.
         """
         coca, step = self.model.coca, _Step.of(micro_batches, self.world)
         coca.limit_temperature()  # on a rank without samples, too
-        firsts, joint = [], None
+        firsts: list[_First] = []
+        joint = None
         if coca.contrastive_loss_weight:
-            firsts = [self._first(batch, keep_graph=len(micro_batches) == 1) for batch in micro_batches]
+            firsts = self._in_memory(micro_batches, self._first_pass)
             joint = self._contrastive([first.outputs for first in firsts], step)
-        seen = []
-        for number, batch in enumerate(micro_batches):
-            outputs = self._second(firsts[number]) if joint else self._forward(batch)
-            loss = coca.caption_loss_weight * outputs.caption_loss / step.words
-            if joint:
-                loss = loss + coca.contrastive_loss_weight * joint.stand_in(outputs, number)
-            scaler.scale(loss).backward()
-            seen.append((batch.ids, outputs.detach()))
+            micro_batches = [first.batch for first in firsts]
+
+        def second_pass(batches: Sequence[Batch]) -> list[tuple[list[str], CoCaOutputs]]:
+            known, seen = {id(first.batch): first for first in firsts}, []
+            firsts.clear()  # a graph that was kept has to go before the work is done again in halves
+            for batch in batches:
+                outputs = self._second(known[id(batch)]) if id(batch) in known else self._forward(batch)
+                loss = coca.caption_loss_weight * outputs.caption_loss / step.words
+                if joint:
+                    loss = loss + coca.contrastive_loss_weight * joint.stand_in(outputs, sum(len(i) for i, _ in seen))
+                scaler.scale(loss).backward()
+                seen.append((batch.ids, outputs.detach()))
+            return seen
+
+        seen = self._in_memory(micro_batches, second_pass)
         if joint:
             scaler.scale(coca.contrastive_loss_weight * coca.logit_scale * joint.scale_gradient).backward()
         self.world.sum_gradients(list(self.model.trained_parameters()))
@@ -81,7 +95,7 @@ class Objective:
     def losses(self, micro_batches: Sequence[Batch], see: See | None = None) -> StepLosses:
         """The same losses without gradients. see: is shown each micro-batch, its slides encoded, and its outputs."""
         step, seen = _Step.of(micro_batches, self.world), []
-        for batch in micro_batches:
+        for batch in _cut(micro_batches, self.most):
             batch = self._encoded(batch)
             outputs = self._forward(batch)
             seen.append((batch.ids, outputs))
@@ -90,6 +104,28 @@ class Objective:
                     see(batch, outputs)
         joint = self._contrastive([o for _, o in seen], step) if self.model.coca.contrastive_loss_weight else None
         return self._means(seen, step, joint)
+
+    def _in_memory(self, micro_batches: Sequence[Batch], work: Callable[[Sequence[Batch]], list]) -> list:
+        """What `work` returns for the micro-batches, or for halves of them, as small as the memory wants."""
+        while True:
+            micro_batches = _cut(micro_batches, self.most)
+            state = _random_state(self.precision.device)
+            try:
+                return work(micro_batches)
+            except RuntimeError as error:
+                largest = max(len(batch.ids) for batch in micro_batches)
+                if not is_out_of_memory(error) or largest == 1 or not self.retry:
+                    raise
+            # outside of the except, whose traceback holds on to what has to be freed
+            self.most, self._halvings = -(-largest // 2), self._halvings + 1
+            _set_random_state(self.precision.device, state)
+            for parameter in self.model.trained_parameters():
+                parameter.grad = None
+            if self.precision.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _first_pass(self, micro_batches: Sequence[Batch]) -> list[_First]:
+        return [self._first(batch, keep_graph=len(micro_batches) == 1) for batch in micro_batches]
 
     def _first(self, batch: Batch, keep_graph: bool) -> _First:
         state = None if keep_graph else _random_state(self.precision.device)
@@ -139,15 +175,17 @@ class Objective:
         if not torch.is_grad_enabled():
             return _Joint(loss, negatives)
         world.sum_(text.grad, image.grad)  # each rank has its rows' part of every pair's gradient
-        sizes = [len(o.text_groups) for o in outputs]
-        return _Joint(loss, negatives, text.grad[begin:end].split(sizes), image.grad[begin:end].split(sizes),
-                      leaves[2].grad)
+        return _Joint(loss, negatives, text.grad[begin:end], image.grad[begin:end], leaves[2].grad)
 
     def _means(self, seen: Sequence[tuple[list[str], CoCaOutputs]], step: _Step, joint: _Joint | None) -> StepLosses:
         device = self.precision.device
         sums = torch.stack([sum((o.caption_loss for _, o in seen), torch.zeros((), device=device)),
                             joint.loss if joint else torch.zeros((), device=device)])
-        caption, contrastive = self.world.sum(sums.tolist())
+        caption, contrastive, halvings = self.world.sum([*sums.tolist(), self._halvings])
+        if halvings:
+            logger.warning("out of memory: micro-batches are halved (%d times, on this process to %s slides), the "
+                           "effective batch stays", halvings, self.most or "as many")
+            self._halvings = 0
         bad: list[str] = []
         if not math.isfinite(caption + contrastive):
             bad = [i for ids, o in seen if not _is_finite(o) for i in ids]
@@ -182,17 +220,29 @@ class _First:
 
 @dataclass(frozen=True)
 class _Joint:
-    """This rank's part of the contrastive loss, and its gradient with respect to the latents of each micro-batch."""
+    """This rank's part of the contrastive loss, and the whole loss's gradient with respect to this rank's latents."""
 
     loss: torch.Tensor
     negatives: float
-    text: Sequence[torch.Tensor] = ()
-    image: Sequence[torch.Tensor] = ()
+    text_gradient: torch.Tensor | None = None
+    image_gradient: torch.Tensor | None = None
     scale_gradient: torch.Tensor | None = None
 
-    def stand_in(self, outputs: CoCaOutputs, number: int) -> torch.Tensor:
-        """A scalar whose gradient in the parameters is that of the contrastive loss through this micro-batch."""
-        return (outputs.text_latents * self.text[number]).sum() + (outputs.image_latents * self.image[number]).sum()
+    def stand_in(self, outputs: CoCaOutputs, start: int) -> torch.Tensor:
+        """A scalar whose gradient in the parameters is that of the contrastive loss through the slides of a
+        micro-batch, the first of which is number `start` of this rank."""
+        rows = slice(start, start + len(outputs.text_groups))
+        return (outputs.text_latents * self.text_gradient[rows]).sum() \
+            + (outputs.image_latents * self.image_gradient[rows]).sum()
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """torch's CPU allocator raises a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def _cut(micro_batches: Sequence[Batch], most: int | None) -> list[Batch]:
+    return [part for batch in micro_batches for part in batch.split(most or len(batch.ids))]
 
 
 def _is_finite(outputs: CoCaOutputs) -> bool:

@@ -52,10 +52,17 @@ class Precision:
         return torch.amp.GradScaler(self.device.type, enabled=self.name == "fp16")
 
 
-def resolve_device(name: str) -> torch.device:
-    """`auto`: CUDA if there is one, else the CPU. Raises UserError for a device that is not here."""
+def resolve_device(name: str, local_rank: int | None = None) -> torch.device:
+    """`auto`: CUDA if there is one, else the CPU. Raises UserError for a device that is not here.
+
+    local_rank: number of this process among several on this machine, each of which takes a GPU of its own.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if local_rank is not None and name.startswith("cuda"):
+        if name != "cuda":
+            raise UserError("training.device", f"{name!r} is one device for all processes", "use auto or cuda")
+        name = f"cuda:{local_rank}"
     try:
         device = torch.device(name)
     except RuntimeError:

@@ -26,7 +26,7 @@ from .batching import Batch, Batches, BatchOrder, Sample
 from .checkpoint import LAST, Saver, load_run
 from .config import Config, dump_yaml, expand, from_dict
 from .data import Data, prepare_data, scan_contents, scans_contents
-from .distributed import World, join_world
+from .distributed import World, join_world, local_rank
 from .errors import UserError
 from .evaluation import EVALUATED, SHORT, CaptionEvaluation, check_monitor, choose
 from .finish import finish, is_finished
@@ -36,6 +36,7 @@ from .manifest import write_manifest
 from .model import SlideCaptioner, build_model, describe_prism, initialise, prism_tokenizer
 from .objective import Objective
 from .optim import Precision, build_optimizer, resolve_device, resolve_precision
+from .probe import largest_batch
 from .resume import open_checkpoint
 from .runlock import RunLock
 from .runlog import RunLog, log_to_console, log_to_file, logger
@@ -62,7 +63,9 @@ def train(config: Config, resume: str | None = None) -> int:
     """
     folder = expand(config.check("config").training.output_dir)
     check_monitor(config)
-    device = resolve_device(config.training.device)
+    device = resolve_device(config.training.device, local_rank())
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
     with join_world(device) as world:
         memory = log_to_console(quiet=not world.is_main)
         with RunLock(folder) if world.is_main else contextlib.nullcontext():
@@ -83,17 +86,20 @@ def _train(config: Config, resume: str | None, folder: Path, memory: MemoryHandl
     if not content:
         initialise(model, config, data.tokenizer)
     model = model.to(device)
+    world.copy_from_main(model.trained_parameters())  # alike on all ranks, whatever random generator has drawn them
     about = _about(config, data, model, precision, world)
     state = TrainState()
     if content:
         _check_same_run(content, about, str(checkpoint))
         state = TrainState.of(content["progress"], str(checkpoint))
-    state.micro_batches = state.micro_batches or config.training.accum_freq * world.size
     cache = _slide_cache(config, data, model, precision)
-    parts, saver = _assemble(config, data, Objective(model, precision, world), about, folder, cache, state)
+    objective = Objective(model, precision, world)
+    state.batch_size = state.batch_size or _batch_size(config, objective, data, cache)
+    state.micro_batches = state.micro_batches or config.training.accum_freq * world.size
+    parts, saver = _assemble(config, data, objective, about, folder, cache, state)
     if content:
         state = replace(TrainState.of(saver.restore(content, checkpoint), str(checkpoint)),
-                        micro_batches=state.micro_batches)
+                        batch_size=state.batch_size, micro_batches=state.micro_batches)
     if state.epoch >= config.training.epochs and world.share(lambda: is_finished(folder)):
         logger.info("%s is of a finished run: nothing to do", checkpoint.name)
         return 0
@@ -113,15 +119,24 @@ def _train(config: Config, resume: str | None, folder: Path, memory: MemoryHandl
         logger.warning("stopped by %s after step %d; go on with --resume auto", signal.Signals(number).name, state.step)
         return 128 + number
     if world.is_main:
-        finish(folder, model, precision, data.train, partial(_one_by_one, config, data, cache))
+        finish(folder, model, precision, data.train, partial(_one_by_one, config, data, cache, state))
     logger.info("finished: best epoch %d, files in %s", state.best_epoch, config.training.output_dir)
     return 0
 
 
-def _one_by_one(config: Config, data: Data, cache: SlideCache | None, side: str) -> Iterator[Batch]:
+def _one_by_one(config: Config, data: Data, cache: SlideCache | None, state: TrainState, side: str) -> Iterator[Batch]:
     """All batches of a side, in its order and on this process: for what is done once after training."""
-    batches = _batches(config, data.tokenizer.pad_id, cache, World(), 1, getattr(data, side), shuffle=False)
+    batches = _batches(config, data.tokenizer.pad_id, cache, World(), replace(state, micro_batches=1),
+                       getattr(data, side), shuffle=False)
     return itertools.chain.from_iterable(batches.epoch(0))
+
+
+def _batch_size(config: Config, objective: Objective, data: Data, cache: SlideCache | None) -> int:
+    if config.training.max_batch_tokens is not None:
+        return 1  # not used
+    if config.training.batch_size == "auto":
+        return largest_batch(objective, data.train, config.data.max_tiles, cache is not None)
+    return int(config.training.batch_size)
 
 
 def _open_everywhere(resume: str | None, folder: Path, world: World) -> tuple[Path | None, dict[str, Any] | None]:
@@ -180,7 +195,7 @@ def _seed(seed: int) -> None:
 def _assemble(config: Config, data: Data, objective: Objective, about: dict[str, Any], folder: Path,
               cache: SlideCache | None, state: TrainState) -> tuple[Parts, Saver]:
     training, world = config.training, objective.world
-    make = partial(_batches, config, data.tokenizer.pad_id, cache, world, state.micro_batches)
+    make = partial(_batches, config, data.tokenizer.pad_id, cache, world, state)
     contrastive = config.model.contrastive_loss_weight > 0
     batches = make(data.train, shuffle=True, drop_single=contrastive)
     if not batches.count(0):
@@ -207,13 +222,13 @@ def _assemble(config: Config, data: Data, objective: Objective, about: dict[str,
     return parts, saver
 
 
-def _batches(config: Config, pad_id: int, cache: SlideCache | None, world: World, micro_batches: int,
+def _batches(config: Config, pad_id: int, cache: SlideCache | None, world: World, state: TrainState,
              samples: list[Sample], *, shuffle: bool, drop_single: bool = False) -> Batches:
     data, training = config.data, config.training
     sizes = [(0 if cache else min(s.slide.num_tiles, data.max_tiles or s.slide.num_tiles), s.most_tokens)
              for s in samples]
-    order = BatchOrder(sizes, training.batch_size, training.seed, shuffle=shuffle, drop_single=drop_single,
-                       max_tokens=training.max_batch_tokens, micro_batches=micro_batches)
+    order = BatchOrder(sizes, state.batch_size, training.seed, shuffle=shuffle, drop_single=drop_single,
+                       max_tokens=training.max_batch_tokens, micro_batches=state.micro_batches)
     return Batches(samples, order, cache or TileReader(data.max_tiles, training.seed), pad_id,
                    workers=training.workers, encoded=cache is not None, rank=world.rank, world_size=world.size)
 
@@ -309,12 +324,12 @@ def _announce(config: Config, data: Data, parts: Parts, state: TrainState, check
     logger.info("Prism %s (%s), sha256 %s; %.1f M parameters train", config.prism.weights,
                 "frozen" if config.prism.freeze else "trained", model.prism.sha256[:12], trained / 1e6)
     order, training = parts.batches.order, config.training
-    size = str(training.batch_size * state.micro_batches)
+    size = str(state.batch_size * state.micro_batches)
     if training.max_batch_tokens is not None:
         size = f"up to {training.max_batch_tokens * state.micro_batches} tokens"
     logger.info("device %s, precision %s (%s), %d steps an epoch of %d x %s slides, %.1f %% of the text is padding",
                 precision.device, precision.name, precision.reason, order.count(0), state.micro_batches,
-                training.batch_size if training.max_batch_tokens is None else "some", 100 * order.padding(0))
+                state.batch_size if training.max_batch_tokens is None else "some", 100 * order.padding(0))
     logger.info("effective batch %s: every pair is compared with all others of it; %d processes", size, world.size)
     if state.micro_batches != training.accum_freq * world.size:
         logger.info("the run began with %d processes: its effective batch stays",

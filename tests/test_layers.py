@@ -98,10 +98,10 @@ def test_nothing_shipped_imports_tests_or_benchmarks():
 
 
 ROWS = [{"errors"}, {"config"}, {"cli", "labels", "h5", "tokenizer", "demo", "metrics", "runlog", "optim", "runlock",
-                                  "distributed"}, {"pt", "splits"}, {"tiles"},
+                                 "distributed"}, {"pt", "splits"}, {"tiles"},
         {"batching", "checkpoint", "generate", "manifest", "prism_decoder", "scan", "findings"},
         {"data", "export", "model", "latents", "resume", "scores", "embed"}, {"evaluation"}, {"watch"},
-        {"objective", "finish"}, {"loop", "caption"}, {"run"}]
+        {"objective", "finish"}, {"loop", "caption", "probe"}, {"run"}]
 
 
 def test_inside_finetune_imports_only_point_down():

@@ -103,3 +103,14 @@ def test_a_product_has_the_precision_that_was_chosen(name, dtype):
     with precision.autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype is dtype
     assert not precision.scaler().is_enabled(), "only fp16 scales its loss"
+
+
+def test_each_process_of_a_machine_takes_its_own_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert resolve_device("auto", 2) == resolve_device("cuda", 2) == torch.device("cuda:2")
+    assert resolve_device("cpu", 2) == CPU and resolve_device("cuda:1") == torch.device("cuda:1")
+    with refused("'cuda:1' is one device for all processes"):
+        resolve_device("cuda:1", 2)
+    with refused("'cuda:4' asked for, 4 CUDA devices"):
+        resolve_device("auto", 4)

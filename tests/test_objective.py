@@ -1,0 +1,123 @@
+"""A step's gradients: chunked, cut into micro-batches, after running out of memory. And the batch size found by trying."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from finetune import probe
+from finetune.distributed import ALONE
+from finetune.objective import Objective
+from finetune.optim import Precision
+from finetune.probe import largest_batch, search
+from tests.test_distributed import everything, gradients, objective_of, plain_gradients
+from tests.test_loop import CPU, a_batch, tiny_model
+
+BATCHES = [a_batch(1, 3, [5, 2, 4]), a_batch(2, 4), a_batch(3, 1, [3])]
+
+
+def assert_as_one_batch(objective: Objective, micro_batches: list) -> None:
+    wanted_losses, wanted = plain_gradients(tiny_model(2.0, 0.5), everything(micro_batches))
+    losses, found = gradients(objective, micro_batches)
+    assert {k: losses[k] for k in wanted_losses} == pytest.approx(wanted_losses, abs=1e-5)
+    assert found.keys() == wanted.keys()
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [1, 17, 1 << 24])
+@pytest.mark.parametrize("count", [1, 3])
+def test_micro_batches_and_chunks_give_the_gradients_of_one_batch(chunk, count):
+    objective = objective_of(ALONE)
+    objective.chunk = chunk
+    assert_as_one_batch(objective, BATCHES[:count])
+
+
+def test_the_contrastive_loss_takes_memory_of_its_chunk_and_not_of_the_square():
+    """Most bytes alive at a time in any tensor of the loss of 1024 pairs: 64 rows of them, not 1024."""
+    from coca_pytorch.losses import contrastive_loss
+
+    text, image = (torch.nn.functional.normalize(torch.randn(1024, 8), dim=-1).requires_grad_() for _ in range(2))
+    sizes: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (sizes.append(t.numel()), t)[1], lambda t: t):
+        contrastive_loss(text, image, torch.tensor(10.0), torch.arange(1024), slice(0, 64)).backward()
+    assert max(sizes) == 64 * 1024
+
+
+class Small:
+    """A memory with room for so many slides at a time: more raise an error, in the forward or in the backward pass."""
+
+    def __init__(self, model, room: int, where: str) -> None:
+        self.room, self.where, self.errors = room, where, 0
+        forward = model.forward
+
+        def limited(batch, caption=True):
+            outputs = forward(batch, caption)
+            if len(batch.ids) > room and where == "forward":
+                self.fail()
+            if len(batch.ids) > room and where == "backward" and outputs.caption_loss.requires_grad:
+                outputs.caption_loss.register_hook(lambda _: self.fail())
+            return outputs
+
+        model.forward = limited
+
+    def fail(self) -> None:
+        self.errors += 1
+        raise torch.OutOfMemoryError("CUDA out of memory (injected)")
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("weight", [0.5, 0.0], ids=["contrastive", "captions only"])
+def test_R03_a_step_that_runs_out_of_memory_is_done_in_halves_with_the_same_result(where, count, weight, log_lines):
+    wanted_losses, wanted = gradients(Objective(tiny_model(2.0, weight), Precision("fp32", CPU, "test"), ALONE),
+                                      BATCHES[:count])
+    objective = Objective(tiny_model(2.0, weight), Precision("fp32", CPU, "test"), ALONE)
+    memory, state = Small(objective.model, 1, where), torch.get_rng_state()
+    losses, found = gradients(objective, BATCHES[:count])
+    assert memory.errors == 2 and objective.most == 1
+    assert losses == pytest.approx(wanted_losses, abs=1e-5)
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-5)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert sum("micro-batches are halved (2 times" in line for line in log_lines) == 1
+    gradients(objective, BATCHES[:count])
+    assert memory.errors == 2, "what did not fit is not tried again"
+
+
+def test_R03_a_single_slide_that_does_not_fit_is_an_error():
+    objective = objective_of(ALONE)
+    Small(objective.model, 0, "forward")
+    with pytest.raises(torch.OutOfMemoryError):
+        gradients(objective, BATCHES)
+
+
+@pytest.mark.parametrize("room", [1, 2, 3, 7, 8, 9, 100, 333, 1000])
+@pytest.mark.parametrize("most", [1, 2, 5, 8, 300, 5000])
+def test_the_largest_batch_is_found_to_within_an_eighth(room, most):
+    tried: list[int] = []
+    found = search(lambda size: (tried.append(size), size <= room)[1], most)
+    best = min(room, most)
+    assert found <= best < found + max(2, found / 8 + 1) and all(size <= most for size in tried)
+    assert len(tried) <= 14 and len(set(tried)) == len(tried)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_auto_probes_with_the_longest_text_and_the_largest_slide_and_leaves_no_trace(cached, monkeypatch, log_lines):
+    monkeypatch.setattr(probe, "_PROBED", ("cpu",))
+    objective, seen = objective_of(ALONE), []
+    memory, state = Small(objective.model, 5, "backward"), torch.get_rng_state()
+    forward = objective.model.forward
+    objective.model.forward = lambda batch, caption=True: (seen.append(batch), forward(batch, caption))[1]
+    samples = [SimpleNamespace(slide=SimpleNamespace(num_tiles=n), token_ids=[1] * t) for n, t in
+               [(3, 9), (40, 4), (2, 6)] * 10]
+    before = {k: v.clone() for k, v in objective.model.state_dict().items()}
+    assert largest_batch(objective, samples, 12, cached) == 5 and memory.errors == 2
+    assert all(b.text.shape[1] == 8 and b.text_mask.all() for b in seen) and [len(b.ids) for b in seen] == [2, 4, 8, 6, 5]
+    assert all(b.image_tokens.shape[1:] == (4, 16) if cached else b.tile_embeddings.shape[1:] == (12, 8) for b in seen)
+    assert torch.equal(torch.get_rng_state(), state) and objective.most is None
+    assert all(torch.equal(v, before[k]) for k, v in objective.model.state_dict().items())
+    assert all(p.grad is None for p in objective.model.parameters()) 
+    assert any("auto: 5" in line and "8 does not fit" in line for line in log_lines)
