@@ -9,9 +9,12 @@ def main() -> int:
     add_inference_flags(parser)
     args = parser.parse_args()
     options = options_from_flags(args)
-    from finetune.caption import run_inference  # torch: only once the arguments are good
-
-    return run_inference(args, options)
+    # torch: only once the arguments are good
+    if args.explain is not None:
+        from finetune.explain import run_explain as run
+    else:
+        from finetune.caption import run_inference as run
+    return run(args, options)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from .batching import encode_text, pad_tiles
 from .checkpoint import load_run
@@ -28,6 +27,7 @@ from .labels import Label, load_labels
 from .model import SlideCaptioner, build_model, check_architecture, whole_prism
 from .optim import Precision, resolve_device, resolve_precision
 from .prism_decoder import PrismCoCa
+from .progress import progress
 from .runlog import logger
 from .scores import Answers, evaluate
 from .tiles import Slide, find_files, open_case, read_tiles
@@ -140,8 +140,7 @@ def caption_slides(captioner: Captioner, cases: dict[str, list[list[str]]], text
     """Records of {id: the files of each of its slides}; `error` says why one cannot be used, the others go on."""
     group: list[Slide] = []
     data = captioner.config.data
-    bar = tqdm(cases.items(), "captioning", unit="slide", leave=False, disable=None if len(cases) > 1 else True)
-    for case_id, slides in bar:
+    for case_id, slides in progress(cases.items(), "captioning", len(cases), "slide"):
         try:
             group.append(open_case(case_id, slides, data.h5_key, data.image_dim, data.wanted_encoder))
         except UserError as error:

@@ -78,6 +78,10 @@ def add_inference_flags(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--embeddings_file", help="H5 tile embeddings of one slide")
     source.add_argument("--embeddings_dir", help="folder of H5 files: caption them all")
+    parser.add_argument("--explain", metavar="DIR", help="of one slide, write there which tiles each word comes from")
+    parser.add_argument("--thumbnail", metavar="FILE", help="with --explain: a PNG or JPEG of the whole slide")
+    parser.add_argument("--thumbnail_scale", metavar="F", help="pixels of the slide at full size per pixel of the "
+                        "thumbnail (default: as if the tiles reached to its far edge)")
     parser.add_argument("--text", nargs="+", action="extend", default=[],
                         help="texts to score: cosine similarity, and of several texts the probability of each")
     parser.add_argument("--labels_file", help="JSON {id: text}: caption only these slides, and score the captions")

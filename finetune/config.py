@@ -39,6 +39,10 @@ class DataConfig:
     embeddings_dir: str = _key("", "folder of H5 tile embeddings, flat or nested; the file name is the slide id")
     labels_file: str = _key("", "JSON file {slide id: text}, or with several texts or slides to an id")
     max_seq_len: int = _key(128, "longest text in tokens, begin and end token included; longer texts are cut", 4)
+    tokenizer: str = _key("vocab", "vocab: characters and words of the training texts; bpe or bpe:SIZE: byte pairs of "
+                          "them; hf:NAME_OR_FOLDER: a tokenizer of Hugging Face")
+    normalize: bool = _key(False, "full-width signs to half-width (NFKC) and units in one spelling before a text is "
+                           "encoded")
     image_dim: int = _key(2560, "width of a tile embedding", 1)
     val_split: float = _key(0.1, "share of the slides held out for validation; 0 = none", 0, 0.9)
     group_pattern: str | None = _key(None, "regular expression that finds the patient in an id; all of a patient is on "
@@ -121,6 +125,8 @@ class TrainingConfig:
     eval_captions: int = _key(0, "validation slides that are captioned and scored after each epoch; 0 = none", 0)
     monitor: str = _key("val_loss", "the score in metrics.jsonl that chooses best_model.pth")
     workers: int = _key(2, "processes that read slides; 0 = read in the training process", 0, 256)
+    report_to: tuple[str, ...] = _key((), "where curves go beside report.html: a list of tensorboard, wandb",
+                                      choices=("tensorboard", "wandb"))
 
 
 @dataclass(kw_only=True)
@@ -158,7 +164,9 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        return dataclasses.asdict(self)
+        """Plain types, as YAML and JSON have them."""
+        return dataclasses.asdict(self, dict_factory=lambda items: {
+            name: list(value) if isinstance(value, tuple) else value for name, value in items})
 
     def set(self, key: str, text: str | None, where: str) -> None:
         """Set `section.key` from text (None = null). Raises UserError naming `where`, key, value and allowed range."""
@@ -174,6 +182,9 @@ class Config:
         for key in ("embeddings_dir", "labels_file"):
             if not getattr(self.data, key):
                 raise UserError(where, f"data.{key} is not set", f"give --{key} or write it under data:")
+        if not re.fullmatch(r"vocab|bpe(:([3-9]\d\d|[1-9]\d{3,5}))?|hf:.+", self.data.tokenizer):
+            raise UserError(where, f"data.tokenizer is {self.data.tokenizer!r}",
+                            "it must be vocab, bpe, bpe:SIZE (300 to 999999) or hf:NAME_OR_FOLDER")
         weights = (self.model.caption_loss_weight, self.model.contrastive_loss_weight)
         if max(weights) == 0:
             raise UserError(where, "both loss weights are 0", "set model.caption_loss_weight above 0")
@@ -184,6 +195,9 @@ class Config:
         if self.model.decoder == "prism" and self.prism.image_tokens != "latents":
             raise UserError(where, f"prism.image_tokens is {self.prism.image_tokens}, Prism's decoder reads latents",
                             "use prism.image_tokens=latents, or model.decoder=coca")
+        if self.model.decoder == "prism" and (self.data.tokenizer, self.data.normalize) != ("vocab", False):
+            raise UserError(where, "data.tokenizer or data.normalize is set, but Prism's decoder has its own tokenizer",
+                            "leave both at their defaults, or use model.decoder=coca")
         if self.model.lora_rank and self.model.decoder != "prism":
             raise UserError(where, "model.lora_rank is set, but model.decoder is coca, which has no weights to adapt",
                             "use model.decoder=prism, or leave model.lora_rank at 0")
@@ -211,10 +225,18 @@ def load_yaml(path: str | Path, config: Config) -> Config:
             if key in seen:
                 raise UserError(where, f"{key} stands twice (also in line {seen[key]})", "keep one of them")
             seen[key] = line
-            if not isinstance(value_node, yaml.ScalarNode):
-                raise UserError(where, f"{key} is a {value_node.id}", "write a single value")
-            config.set(key, None if _is_null(value_node) else value_node.value, where)
+            several = isinstance(getattr(getattr(config, section), key_node.value, None), tuple)
+            config.set(key, _text_of(value_node, key, several, where), where)
     return config
+
+
+def _text_of(node: yaml.Node, key: str, several: bool, where: str) -> str | None:
+    """A YAML value as the text a flag would give: None for null, a list, where the key takes one, joined by commas."""
+    if several and isinstance(node, yaml.SequenceNode) and all(isinstance(i, yaml.ScalarNode) for i in node.value):
+        return ",".join(item.value for item in node.value)
+    if not isinstance(node, yaml.ScalarNode):
+        raise UserError(where, f"{key} is a {node.id}", "write a single value")
+    return None if _is_null(node) else node.value
 
 
 def load_plain_yaml(path: str | Path) -> Any:
@@ -251,7 +273,7 @@ def from_dict(values: dict[str, dict[str, Any]], where: str) -> Config:
     """The config stored in a checkpoint. Raises UserError for unknown keys and wrong values."""
     config = Config()
     for section, keys in values.items():
-        if not isinstance(keys, dict) or any(isinstance(v, (dict, list, tuple)) for v in keys.values()):
+        if not isinstance(keys, dict) or not all(_is_flat(v) for v in keys.values()):
             raise UserError(where, f"its config has an unusable section {section!r}", "use another checkpoint")
         for name, value in keys.items():
             config.set(f"{section}.{name}", None if value is None else _as_text(value), where)
@@ -270,7 +292,14 @@ def expand(path: str) -> Path:
     return Path(os.path.abspath(os.path.expandvars(os.path.expanduser(path))))
 
 
+def _is_flat(value: Any) -> bool:
+    """A scalar, or a list of texts."""
+    return all(type(v) is str for v in value) if isinstance(value, (list, tuple)) else not isinstance(value, dict)
+
+
 def _as_text(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ",".join(value)
     return {True: "true", False: "false"}[value] if isinstance(value, bool) else str(value)
 
 
@@ -292,6 +321,9 @@ def _set_field(owner: Any, name: str, key: str, text: str | None, where: str) ->
 
 
 def _parse(key: str, text: str | None, kind: Any, choices: tuple[str, ...], where: str) -> Any:
+    if typing.get_origin(kind) is tuple:  # tuple[str, ...]
+        names = [name.strip() for name in (text or "").strip("[]").split(",") if name.strip()]
+        return tuple(dict.fromkeys(_parse(key, name, str, choices, where) for name in names))
     if isinstance(kind, types.UnionType):  # X | None, or a number | str
         if text is None and types.NoneType in typing.get_args(kind):
             return None

@@ -17,7 +17,7 @@ from .runlog import logger
 from .scan import bad_contents
 from .splits import Split, make_split, report_split
 from .tiles import BadSlide, Slide, find_files, index_slides, join_slides
-from .tokenizer import Tokenizer, VocabTokenizer
+from .tokenizer import Tokenizer, build_tokenizer, normalize_text
 
 _MAX_UNKNOWN = 0.3  # above this share of unknown tokens a vocabulary was made for other texts
 
@@ -60,7 +60,8 @@ def prepare_data(config: DataConfig, seed: int, tokenizer: Tokenizer | None = No
     if repeated := len(texts) - len(set(texts)):
         logger.warning("%d of %d training texts repeat another one: they are no negatives of each other",
                        repeated, len(texts))
-    tokenizer = tokenizer or VocabTokenizer.build(texts)
+    tokenizer = tokenizer or build_tokenizer(config.tokenizer, texts, config.normalize)
+    _warn_of_losses(tokenizer, texts)
     return Data(_samples(split.train, slides, labels, tokenizer, config.max_seq_len, "training"),
                 _samples(split.val, slides, labels, tokenizer, config.max_seq_len, "validation"),
                 tokenizer, _fingerprint(slides, labels, split), split.test)
@@ -176,6 +177,15 @@ def _samples(ids: list[str], slides: dict[str, Slide], labels: dict[str, Label],
         logger.warning("%.2f %% of the %s tokens are unknown to the vocabulary", 100 * unknown, split)
     return [Sample(slides[i], several[0][0], labels[i].texts, tuple(token_ids for token_ids, _ in several))
             for i, several in encoded.items()]
+
+
+def _warn_of_losses(tokenizer: Tokenizer, texts: list[str]) -> None:
+    """Some tokenizers do not give back what they were given: lower case, lost blanks. Captions will look like that."""
+    looked_at = texts[:1000]
+    lost = sum(tokenizer.decode(tokenizer.encode(t)) not in (t, normalize_text(t)) for t in looked_at)
+    if lost:
+        logger.warning("%d of %d training texts do not come back from the tokenizer as they were; nor will captions",
+                       lost, len(looked_at))
 
 
 def _fingerprint(slides: dict[str, Slide], labels: dict[str, Label], split: Split) -> str:

@@ -21,7 +21,7 @@ def generate(coca: CoCa, image_tokens: torch.Tensor, options: GenerationOptions,
     _, pooled = coca.embed_image(image_tokens=image_tokens)  # (B, q, dim)
     prompt = torch.full((len(pooled), 1), bos_id, device=pooled.device)
     return search(coca.decode_step, coca.start_decoding(pooled), prompt, options, eos_id=eos_id, pad_id=pad_id,
-                  banned=tuple({bos_id, pad_id} - {eos_id}))
+                  banned=tuple({bos_id, pad_id} - {eos_id}))  # of some tokenizers they are one and the same
 
 
 @torch.no_grad()

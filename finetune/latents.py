@@ -26,7 +26,8 @@ import torch
 from .batching import pad_tiles
 from .distributed import ALONE, World
 from .errors import UserError
-from .runlog import logger, progress
+from .progress import progress
+from .runlog import logger
 from .tiles import Slide, read_tiles
 
 _FORMAT = 1  # part of every name: a new layout never meets old files
@@ -119,7 +120,7 @@ class SlideCache:
         if not groups:
             return
         tiles = sum(s.num_tiles for g in groups for s in g)
-        bar = progress(desc="encoding slides", total=tiles, unit="tile", unit_scale=True)
+        bar = progress(None, "encoding slides", tiles, "tile", unit_scale=True)
         with ThreadPoolExecutor(max(1, workers)) as pool, bar:
             writing: deque[Future] = deque()
             done = 0

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import random
+import re
 import shutil
 import signal
 import threading
@@ -33,6 +34,7 @@ from .finish import finish, is_finished
 from .latents import SlideCache
 from .loop import Parts, TrainState, fit
 from .manifest import write_manifest
+from .memory import keep_freed_memory
 from .model import SlideCaptioner, build_model, describe_prism, initialise, prism_tokenizer
 from .objective import Objective
 from .optim import Precision, build_optimizer, resolve_device, resolve_precision
@@ -42,14 +44,14 @@ from .runlock import RunLock
 from .runlog import RunLog, log_to_console, log_to_file, logger
 from .tiles import TileReader
 from .tokenizer import tokenizer_from_dict
+from .trackers import open_trackers
 from .watch import CaptionWatch
 
 # What may differ when a run is resumed. `epochs` stretches the learning-rate schedule from there on.
 _MAY_CHANGE = {"data.embeddings_dir", "data.labels_file", "data.split_file", "data.sha256_file", "data.on_bad",
                "data.max_bad_fraction", "data.latents_cache", "data.tile_encoder", "prism.weights", "prism.revision",
                "training.epochs", "training.save_every", "training.save_every_steps", "training.eval_captions",
-               "training.output_dir",
-               "training.log_dir", "training.device", "training.workers"}
+               "training.output_dir", "training.log_dir", "training.device", "training.workers", "training.report_to"}
 # Where things lie on this disk is of no use in a checkpoint, which others may see.
 _PATHS = ("data.embeddings_dir", "data.labels_file", "data.split_file", "data.sha256_file", "data.latents_cache",
           "training.output_dir", "training.log_dir")
@@ -81,6 +83,8 @@ def _train(config: Config, resume: str | None, folder: Path, memory: MemoryHandl
     manifest = _manifest(config) if config.data.latents_cache else None
     data = world.share(lambda: prepare_data(config.data, config.training.seed, tokenizer, manifest))
     _seed(config.training.seed + world.rank)
+    if device.type == "cpu":
+        keep_freed_memory()
     precision = resolve_precision(config.training.precision, device)
     model = build_model(config, data.tokenizer)
     if not content:
@@ -113,7 +117,12 @@ def _train(config: Config, resume: str | None, folder: Path, memory: MemoryHandl
         cache.fill(slides, partial(encode, model, precision), config.training.workers, world)
     with _Signals(world) as signals:
         parts.stop = lambda: world.any(signals.received is not None)
-        state = fit(parts, state)
+        try:
+            state = fit(parts, state)
+        except UserError as error:
+            parts.log.finish(f"error: {error.line()}")
+            raise
+    parts.log.finish("finished" if state.epoch >= parts.epochs else "stopped")
     if state.epoch < parts.epochs:
         number = signals.received or signal.SIGTERM  # another process's
         logger.warning("stopped by %s after step %d; go on with --resume auto", signal.Signals(number).name, state.step)
@@ -161,13 +170,15 @@ def _open_folder(config: Config, data: Data, parts: Parts, saver: Saver, folder:
     _check_space(folder, parts.model)
     for stale in folder.glob("*.tmp"):  # left by a run that was killed while saving
         stale.unlink()
-    log_to_file(memory, expand(config.training.log_dir))
+    parts.log.trackers = open_trackers(config.training.report_to, folder, saver.about["config"])
+    earlier = log_to_file(memory, expand(config.training.log_dir))
     (folder / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
     (folder / "tokenizer.json").write_text(json.dumps(data.tokenizer.to_dict(), ensure_ascii=False, indent=1),
                                              encoding="utf-8")
     if checkpoint and checkpoint.name != LAST:  # else a later `auto` would go on from what is left behind here
         saver.save(state, state.best_epoch == state.epoch and not state.batches_done)
     parts.log.truncate(state.metrics_bytes)
+    parts.log.start(earlier, _for_the_report(data, parts.model, saver.about))
 
 
 def check(config: Config) -> int:
@@ -267,6 +278,8 @@ def _about(config: Config, data: Data, model: SlideCaptioner, precision: Precisi
     for key in _PATHS:
         section, name = key.split(".")
         public[section][name] = ""
+    if not re.fullmatch(r"hf:[\w-][\w.-]*(/[\w.-]+)?|[^h].*", public["data"]["tokenizer"]):  # a folder, not a hub name
+        public["data"]["tokenizer"] = "hf:" + re.split(r"[/\\]", public["data"]["tokenizer"].rstrip("/\\"))[-1]
     return {
         "config": public,
         "tokenizer": data.tokenizer.to_dict(),
@@ -277,6 +290,21 @@ def _about(config: Config, data: Data, model: SlideCaptioner, precision: Precisi
         "versions": {"torch": str(torch.__version__), "python": platform.python_version(),
                      "threads": torch.get_num_threads(), "precision": precision.name,
                      "device": _device_name(precision.device), "processes": world.size},
+    }
+
+
+def _for_the_report(data: Data, model: SlideCaptioner, about: dict[str, Any]) -> dict[str, str]:
+    """What report.html says was trained on what."""
+    tiles = [s.slide.num_tiles for s in data.train + data.validation]
+    prism, versions = about["prism"], about["versions"]
+    trained = sum(p.numel() for p in model.trained_parameters())
+    return {
+        "slides": f"{len(data.train)} training, {len(data.validation)} validation",
+        "tiles per slide": f"{min(tiles)} - {max(tiles)}, {sum(tiles)} in all",
+        "vocabulary": str(len(data.tokenizer)), "data fingerprint": str(about["data"]["fingerprint"]),
+        "Prism": Path(str(prism["source"])).name if Path(str(prism["source"])).exists() else str(prism["source"]),
+        "Prism revision": str(prism["revision"]), "Prism SHA-256": str(prism["sha256"]),
+        "trained parameters": f"{trained / 1e6:.1f} M", **{name: str(value) for name, value in versions.items()},
     }
 
 

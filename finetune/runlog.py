@@ -1,4 +1,5 @@
-"""What a run says: console and logs/training.log, progress bars, metrics.jsonl. Never a label text or a caption."""
+"""What a run says: console and logs/training.log, progress bars, and in the run folder metrics.jsonl, events.jsonl and
+report.html. Lines and files other than the report never hold a label text or a caption."""
 
 from __future__ import annotations
 
@@ -9,13 +10,16 @@ import logging.handlers
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from .errors import UserError, printable
+from .progress import progress
+from .report import EVENTS, METRICS, NAME, write_report
+from .trackers import Tracker
 
 if TYPE_CHECKING:
     from .loop import TrainState
@@ -65,8 +69,8 @@ def log_to_console(quiet: bool = False) -> logging.handlers.MemoryHandler:
     return memory
 
 
-def log_to_file(memory: logging.handlers.MemoryHandler, folder: Path) -> None:
-    """Append the kept and all further lines to `folder`/training.log."""
+def log_to_file(memory: logging.handlers.MemoryHandler, folder: Path) -> list[logging.LogRecord]:
+    """Append the kept and all further lines to `folder`/training.log. Returns those that were kept."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = _FileHandler(folder / "training.log", encoding="utf-8")
@@ -74,27 +78,59 @@ def log_to_file(memory: logging.handlers.MemoryHandler, folder: Path) -> None:
         raise UserError(folder, f"cannot be written ({error.strerror})", "set training.log_dir") from None
     file.setFormatter(_Printable("%(asctime)s %(levelname)s %(message)s"))
     memory.setTarget(file)
+    earlier = list(memory.buffer)
     memory.flush()
     logger.removeHandler(memory)
     logger.addHandler(file)
+    return earlier
 
 
-def progress(*args: Any, **options: Any) -> tqdm:
-    """A progress bar, unless stderr is no terminal or this process is quiet."""
-    return tqdm(*args, **options, disable=None if logger.isEnabledFor(logging.INFO) else True)
+class _Events(logging.Handler):
+    """events.jsonl: starts, warnings, and of each epoch what a resumed run does not repeat. A convenience, too."""
+
+    def __init__(self, path: Path | None) -> None:
+        super().__init__(logging.WARNING)
+        self.path = path
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.note("warning", text=printable(record.getMessage()))
+
+    def note(self, kind: str, **values: Any) -> None:
+        line = json.dumps({"kind": kind, "time": time.strftime("%Y-%m-%d %H:%M:%S"), **values})
+        with contextlib.suppress(OSError), open(self.path, "ab") as file:
+            file.write(b"\n" * (kind == "start" and file.tell() > 0) + line.encode() + b"\n")  # after a cut line
 
 
 class RunLog:
-    """Progress bars, one console line and one metrics.jsonl line per epoch.
+    """Progress bars; per epoch a line on the console, one in metrics.jsonl, a new report.html, and what trackers get.
 
-    metrics.jsonl holds what a resumed run repeats bit for bit; times and rates go to the log only.
+    metrics.jsonl holds what a resumed run repeats bit for bit; times, rates and warnings go to events.jsonl.
     """
 
-    def __init__(self, folder: Path | None, quiet: Iterable[str] = ()) -> None:
+    def __init__(self, folder: Path | None, trackers: Sequence[Tracker] = (), quiet: Iterable[str] = ()) -> None:
         """folder: of the run; None where nothing is to be written. quiet: scores for which a line of the log has no
-        room; metrics.jsonl has them all."""
-        self.path, self._quiet = folder / "metrics.jsonl" if folder else None, frozenset(quiet)
+        room; the files and trackers have them all."""
+        self.folder, self.trackers, self._quiet = folder, trackers, frozenset(quiet)
+        self.path = folder / METRICS if folder else None
         self._started, self._slides = time.monotonic(), 0.0
+        self._events = _Events(folder / EVENTS if folder else None)
+
+    def start(self, earlier: Iterable[logging.LogRecord], about: dict[str, str]) -> None:
+        """From here on warnings are kept for the report, with the `earlier` ones. about: what is trained on what."""
+        self._events.note("start", about=about)
+        for record in earlier:
+            if record.levelno >= self._events.level:
+                self._events.emit(record)
+        logger.addHandler(self._events)
+
+    def finish(self, status: str) -> None:
+        if self.path is None:
+            return
+        self._events.note("end", status=status)
+        self._report()
+        logger.removeHandler(self._events)
+        for tracker in self.trackers:
+            tracker.close()
 
     def truncate(self, length: int) -> None:
         """Drop the lines after the state that was resumed: they will be written again."""
@@ -106,12 +142,11 @@ class RunLog:
             os.truncate(self.path, length)
 
     def bar(self, items: Iterable, total: int, name: str) -> tqdm:
-        return progress(items, name, total, leave=False, unit="batch")
+        return progress(items, name, total, "batch")
 
     def epoch_bar(self, state: TrainState, total: int, epochs: int) -> tqdm:
         self._started, self._slides = time.monotonic(), 0.0
-        return progress(desc=f"epoch {state.epoch + 1}/{epochs}", total=total, initial=state.batches_done, leave=False,
-                        unit="step")
+        return progress(None, f"epoch {state.epoch + 1}/{epochs}", total, "step", initial=state.batches_done)
 
     def step(self, bar: tqdm, report: dict[str, float]) -> None:
         self._slides += report["slides"]
@@ -119,14 +154,15 @@ class RunLog:
         bar.update()
 
     def epoch(self, state: TrainState, scores: dict[str, float], lr: float, is_best: bool) -> None:
-        """Log a finished epoch, append it to metrics.jsonl and note the new length of that file in `state`."""
+        """Log a finished epoch, append it to metrics.jsonl, note the new length of that file in `state`, report."""
         record: dict[str, Any] = {"epoch": state.epoch, "step": state.step, "lr": lr, **scores, "best": is_best}
         if state.skipped:
             record["skipped_steps"] = state.skipped
         seconds = time.monotonic() - self._started
         values = "  ".join(f"{name} {value:.4f}" for name, value in scores.items() if name not in self._quiet)
-        logger.info("epoch %d  %s  lr %.2e  %.1f slides/s%s", state.epoch, values, lr,
-                    self._slides / max(seconds, 1e-9), "  best" if is_best else "")
+        rate = self._slides / max(seconds, 1e-9)
+        logger.info("epoch %d  %s  lr %.2e  %.1f slides/s%s", state.epoch, values, lr, rate,
+                    "  best" if is_best else "")
         if self.path is None:
             return
         try:
@@ -138,3 +174,27 @@ class RunLog:
         except OSError as error:
             raise UserError(self.path, f"cannot be written ({error.strerror})",
                             "free some space, then --resume auto; the last checkpoint is good") from None
+        self._events.note("epoch", epoch=state.epoch, seconds=seconds, slides_per_second=rate, **_peak_memory())
+        for tracker in self.trackers:
+            tracker.log(record | {"slides_per_second": rate}, state.epoch)
+        self._report()
+
+    def _report(self) -> None:
+        """A picture of the run is never a reason to lose it."""
+        try:
+            write_report(self.folder)
+        except Exception as error:
+            logger.warning("%s could not be written (%s: %s)", NAME, type(error).__name__, error)
+
+
+def _peak_memory() -> dict[str, float]:
+    """Most memory so far in GB: of this process, where the system tells, and on the GPU."""
+    found = {}
+    with contextlib.suppress(ImportError):  # Windows has no resource
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        found["memory_gb"] = peak * (1 if sys.platform == "darwin" else 1024) / 1e9  # bytes there, kB elsewhere
+    if (torch := sys.modules.get("torch")) and torch.cuda.is_available():
+        found["gpu_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
+    return found

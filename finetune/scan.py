@@ -11,10 +11,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from .config import expand
 from .errors import UserError
+from .progress import progress
 from .runlog import logger
 from .tiles import BadSlide, SlideFile, read_tiles
 
@@ -34,7 +34,7 @@ def bad_contents(slides: Sequence[SlideFile], sha256_file: str | None) -> dict[s
     sums = None if sha256_file is None else read_sums(sha256_file)
     with ThreadPoolExecutor(_THREADS) as pool:
         results = pool.map(partial(_look, sums=sums), slides)
-        found = list(tqdm(results, "reading", len(slides), unit="slide", leave=False, disable=None))
+        found = list(progress(results, "reading", len(slides), "slide"))
     for oddity, count in sorted(Counter(f for f in found if isinstance(f, str)).items()):
         logger.warning(_WARNINGS[oddity], count)
     return {s.place: f for s, f in zip(slides, found, strict=True) if isinstance(f, BadSlide)}

@@ -22,11 +22,11 @@ from types import MappingProxyType, ModuleType
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from . import h5, pt
 from .config import expand
 from .errors import BadSlide, UserError
+from .progress import progress
 
 _H5, _PT = (".h5", ".hdf5"), ".pt"
 _BLOCK = 1 << 19  # numbers checked at a time: 1 or 2 MB, so that the second look at them is served by the cache
@@ -151,7 +151,7 @@ def index_slides(files: dict[str, list[str]], ids: Sequence[str], h5_key: str | 
     slides: list[SlideFile] = []
     inspect = partial(_try_inspect, h5_key=h5_key, image_dim=image_dim, encoder=encoder)
     new = [path for path in paths if path not in known]
-    bar = tqdm(_map(inspect, new), "indexing", len(new), unit="file", leave=False, disable=None)
+    bar = progress(_map(inspect, new), "indexing", len(new), "file")
     found = dict(zip(new, bar, strict=True))
     for path in paths:
         result = known.get(path) or found[path]

@@ -31,7 +31,7 @@ def fetch(repo_id: str, revision: str | None) -> Path:
     Raises:
         PrismWeightsError: no access, no network, no such repository or revision, no weights in it.
     """
-    failure = _ask(repo_id, revision)
+    failure = ask_hub(repo_id, revision)
     try:
         folder = _download(repo_id, revision, cached_only=failure is not None)
     except Exception as error:  # httpx, requests, OS and its own errors, by version; all mean: no file
@@ -58,7 +58,7 @@ def fetch_vocabulary(online: bool) -> Path | None:
         return None
 
 
-def _ask(repo_id: str, revision: str | None) -> Exception | None:
+def ask_hub(repo_id: str, revision: str | None) -> Exception | None:
     """One request without retries: None if the hub would serve files of this repository, else why not."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import EntryNotFoundError

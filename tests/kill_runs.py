@@ -59,7 +59,8 @@ def fingerprint(folder: Path) -> dict[str, str]:
     """{file: hash of what it holds} of a run folder: tensors, not the bytes of the .pth around them."""
     files = {p.name: _hash(checkpoint.load_run(p)) for p in sorted((folder / "run").glob("*.pth"))}
     files["nearest.pt"] = _hash(checkpoint.load_checkpoint(folder / "run" / "nearest.pt"))
-    return files | {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (folder / "run").glob("*.jsonl")} | {
+    return files | {name: hashlib.sha256((folder / "run" / name).read_bytes()).hexdigest()
+                    for name in ("metrics.jsonl", "validation_captions.jsonl")} | {
                     "others": " ".join(sorted(p.name for p in (folder / "run").iterdir() if p.suffix != ".pth"))}
 
 

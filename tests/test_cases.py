@@ -15,7 +15,7 @@ from finetune.data import prepare_data
 from finetune.latents import SlideCache
 from finetune.splits import split_ids
 from finetune.tiles import Case, SlideFile, TileReader, choose_tiles, inspect_slide, join_slides, open_case, read_tiles
-from finetune.tokenizer import VocabTokenizer
+from finetune.tokenizer import VocabTokenizer, build_tokenizer
 from tests.conftest import random_tiles, refused, write_h5, write_json, write_slides
 
 D = 6
@@ -196,7 +196,7 @@ def test_a_model_trains_on_cases_and_captions_them(tmp_path):
                 "training.output_dir": tmp_path / "run", "training.log_dir": tmp_path / "logs", "prism.weights": "random-tiny",
                 "training.epochs": 2, "training.batch_size": 3, "training.workers": 0, "model.dim": 16, "model.unimodal_depth": 1,
                 "model.multimodal_depth": 1, "model.dim_latents": 8, "model.num_img_queries": 2, "model.heads": 2,
-                "model.dim_head": 8, "training.precision": "fp32"}
+                "model.dim_head": 8, "training.precision": "fp32", "data.tokenizer": "bpe:300", "data.normalize": "true"}
     losses = {}
     for cache in ("auto", "null"):
         settings |= {"data.latents_cache": cache, "training.output_dir": tmp_path / f"run_{cache}"}
@@ -205,6 +205,7 @@ def test_a_model_trains_on_cases_and_captions_them(tmp_path):
         content = torch.load(tmp_path / f"run_{cache}" / "best_model.pth", weights_only=True)
         assert content["data"]["validation_ids"] == ["d0"] and content["data"]["test_ids"] == ["e0"]
     captioner = Captioner.load(tmp_path / "run_auto" / "best_model.pth")
+    assert captioner.tokenizer.to_dict() == build_tokenizer("bpe:300", ["胃癌", "胃的癌", "肠癌", "胃"], True).to_dict()
     chosen = select_slides(captioner, None, str(tmp_path / "h5"), load_labels(tmp_path / "labels.json")[0], "all")
     assert {i: [Path(p[0]).stem for p in slides] for i, slides in chosen.items()} == {
         "a": ["a0", "a1"], "b": ["b0", "b1", "b2"], "c0": ["c0"], "d0": ["d0"], "e0": ["e0"]}

@@ -121,6 +121,16 @@ def test_byte_order_mark_windows_line_ends_and_empty_sections_are_fine(load):
     assert changes(load(content)) == {"data.image_dim": 8}
 
 
+@pytest.mark.parametrize(("text", "value"), [("[]", ()), ("null", ()), ("wandb", ("wandb",)), ("[wandb, tensorboard]", ("wandb", "tensorboard")),
+                                             ("\n  - tensorboard\n  - tensorboard", ("tensorboard",))])
+def test_a_key_may_take_a_list(load, text, value):
+    config = load(f"training:\n  report_to: {text}")
+    assert config.training.report_to == value
+    assert from_dict(config.to_dict(), "c.pth") == config == load(dump_yaml(config))
+    if "-" not in text:
+        assert apply_overrides(Config(), [f"training.report_to={text}"]) == config
+
+
 def test_order_is_default_then_yaml_then_set(load):
     config = apply_overrides(load("training: {epochs: 7, seed: 1}"), ["training.seed=2", " model.dim = 64 "])
     assert changes(config) == {"training.epochs": 7, "training.seed": 2, "model.dim": 64}
@@ -160,6 +170,8 @@ NUMBER = "it must be a whole number"
     pytest.param("prism:\n  freeze: on", [":2", "prism.freeze is 'on'", "true or false"], id="C03 on"),
     pytest.param("prism:\n  freeze: 1", [":2", "'1'", "true or false"], id="C03 number for a switch"),
     pytest.param("training:\n  epochs:\n", [":2", "training.epochs is empty"], id="C03 no value"),
+    pytest.param("training:\n  report_to: [tensorboard, mlflow]", [":2", "'mlflow'", "tensorboard, wandb"], id="unknown in a list"),
+    pytest.param("training:\n  report_to: [[wandb]]", [":2", "training.report_to is a sequence"], id="list in a list"),
     pytest.param("training:\n  epochs: [1, 2]", [":2", "training.epochs is a sequence"], id="C03 list"),
     pytest.param("training:\n  epochs: {a: 1}", [":2", "training.epochs is a mapping"], id="C03 mapping"),
     pytest.param("data:\n  on_bad: ignore", [":2", "'ignore'", "error, skip"], id="C03 choice"),
