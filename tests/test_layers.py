@@ -102,7 +102,7 @@ ROWS = [{"errors"}, {"config"}, {"html", "charts", "progress", "trackers"}, {"re
          "memory"},
         {"pt", "splits", "maps"}, {"tiles"},
         {"batching", "checkpoint", "generate", "manifest", "prism_decoder", "scan", "findings"},
-        {"data", "export", "model", "latents", "resume", "scores"}, {"watch"}, {"objective"},
+        {"data", "export", "model", "latents", "resume", "scores", "user_loss"}, {"watch"}, {"objective"},
         {"loop", "caption", "probe"}, {"run", "explain"}]
 
 
