@@ -102,8 +102,8 @@ ROWS = [{"errors"}, {"config"}, {"html", "charts", "progress", "trackers"}, {"re
          "memory"},
         {"pt", "splits", "maps"}, {"tiles"},
         {"batching", "checkpoint", "generate", "manifest", "prism_decoder", "scan", "findings"},
-        {"data", "export", "model", "latents", "resume", "scores", "user_loss"}, {"watch"}, {"objective"},
-        {"loop", "caption", "probe"}, {"run", "explain"}]
+        {"data", "export", "model", "latents", "resume", "scores", "embed", "user_loss"}, {"evaluation"}, {"watch"},
+        {"objective", "finish"}, {"loop", "caption", "probe"}, {"run", "explain"}]
 
 
 def test_inside_finetune_imports_only_point_down():
