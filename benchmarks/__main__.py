@@ -1,9 +1,9 @@
-"""Measure this machine's floors, the peers and ours in the same run, and print one table.
+"""Measure this machine's floors, the peers and ours in the same run; print the tables and put them into RESULTS.md.
 
-    python -m benchmarks [PART ...] [--captions FILE.csv] [--write FILE.md]
+    python -m benchmarks [PART ...] [--captions FILE.csv] [--small]
 
-Parts: encoder step epochs decode reading indexing startup padding (default: these), full_size (apart: it prints lines
-of its own). Takes about 15 minutes on two cores; `step` installs the peers on first use (see peers.py).
+Parts: encoder step decode epochs reading indexing startup padding (default: these), full_size (apart: it prints lines
+of its own). Takes about 20 minutes on two cores; the peers are installed on first use (see peers.py).
 """
 
 from __future__ import annotations
@@ -11,57 +11,66 @@ from __future__ import annotations
 import argparse
 import datetime
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
 
-from . import decode, encoder, epochs, files, step
-from .common import ROOT, Row
+from . import captioner, encoder, epochs, files
+from .common import HEADINGS, ROOT, Row
 
-TABLE = ("encoder", "step", "epochs", "decode", "reading", "indexing", "startup", "padding")
-APART = ("full_size",)
+RESULTS = ROOT / "benchmarks" / "RESULTS.md"
+TABLE = {"encoder": encoder.rows, "step": captioner.step, "decode": captioner.decode, "epochs": epochs.rows,
+         "reading": files.reading, "indexing": files.indexing, "startup": files.startup}
+PARTS = (*TABLE, "padding", "full_size")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {' '.join((*TABLE, *APART))}")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {' '.join(PARTS)}")
     parser.add_argument("--captions", metavar="FILE.csv", help="texts to measure padding on (column text)")
-    parser.add_argument("--write", metavar="FILE.md", help="also append the table to a file")
+    parser.add_argument("--small", action="store_true", help="only check that every case runs; RESULTS.md stays")
     args = parser.parse_args()
-    unknown = [part for part in args.parts if part not in (*TABLE, *APART)]
-    if unknown:
-        parser.error(f"unknown part {unknown[0]!r}; choose from {' '.join((*TABLE, *APART))}")
-    measure = {"encoder": encoder.rows, "step": step.rows, "epochs": epochs.rows, "decode": decode.rows,
-               "reading": files.reading, "indexing": files.indexing, "startup": files.startup,
-               "padding": lambda: files.padding(args.captions)}
-    parts = args.parts or list(TABLE)
-    table = [part for part in parts if part in TABLE]
-    if table:
-        lines = [*_head(table), *(row.line() for part in table for row in _measured(part, measure[part]))]
-        print("\n".join(lines))
-        if args.write:
-            with Path(args.write).open("a", encoding="utf-8") as file:
-                file.write("\n".join(lines) + "\n\n")
-    for part in parts:
-        if part in APART:
-            subprocess.run([sys.executable, "-m", f"benchmarks.{part}"], cwd=ROOT, check=True)
+    if unknown := [part for part in args.parts if part not in PARTS]:
+        parser.error(f"unknown part {unknown[0]!r}; choose from {' '.join(PARTS)}")
+    for part in args.parts or PARTS[:-1]:
+        if part == "full_size":
+            subprocess.run([sys.executable, "-m", "benchmarks.full_size"], cwd=ROOT, check=True)
+            continue
+        print(f"measuring {part} ...", file=sys.stderr, flush=True)
+        rows = files.padding(args.captions) if part == "padding" else TABLE[part](args.small)
+        table = _table(part, rows)
+        print(f"\n{table}", flush=True)
+        if not args.small and (part != "padding" or args.captions):
+            RESULTS.write_text(with_part(RESULTS.read_text(encoding="utf-8"), part, table), encoding="utf-8")
 
 
-def _measured(part: str, rows) -> list[Row]:
-    print(f"measuring {part} ...", file=sys.stderr, flush=True)
-    return rows()
+def with_part(text: str, part: str, table: str) -> str:
+    """RESULTS.md with the section of a part replaced; a new one comes behind the last."""
+    section = re.compile(rf"^### {part}\n.*?(?=^##|\Z)", re.MULTILINE | re.DOTALL)
+    new = f"### {part}\n{table}\n\n"
+    if section.search(text):
+        return section.sub(lambda _: new, text)
+    first, *rest = re.split(r"(?=^## What falls short)", text, maxsplit=1, flags=re.MULTILINE)
+    return first + new + "".join(rest)
 
 
-def _head(parts: list[str]) -> list[str]:
-    """What was run on what, and the first two lines of the table."""
+def _table(part: str, rows: list[Row]) -> str:
+    """What was run where, then the rows."""
+    return "\n".join([f"`python -m benchmarks {part}{' --captions FILE.csv' * (part == 'padding')}`: {_machine()}, "
+                      f"torch {torch.__version__}, {datetime.date.today()}", "",
+                      f"| {' | '.join(HEADINGS)} |", "|---" * len(HEADINGS) + "|", *(row.line() for row in rows)])
+
+
+def _machine() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return [f"`python -m benchmarks {' '.join(parts)}`: {names[0] if names else platform.processor()}, "
-            f"{torch.get_num_threads()} threads, torch {torch.__version__}, {datetime.date.today()}", "",
-            "| case | measured | against | wanted |", "|---|---|---|---|"]
+    return f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
 
 
 if __name__ == "__main__":

@@ -40,3 +40,9 @@ def run_peer(case: str, **arguments: Any) -> dict[str, Any]:
 def run_ours(case: str, **arguments: Any) -> dict[str, Any]:
     """Run a case of `our_worker.py` in a process of its own; returns what it measured."""
     return in_process("benchmarks.our_worker", case, json.dumps(arguments))
+
+
+def run_both(case: str, rounds: int, **arguments: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What `rounds` runs of ours and of the peer measured; they take turns."""
+    runs = [(run_ours(case, **arguments), run_peer(case, **arguments)) for _ in range(rounds)]
+    return [ours for ours, _ in runs], [theirs for _, theirs in runs]

@@ -42,7 +42,8 @@ def write_folder(checkpoint: Path, folder: Path) -> None:
         temporary.mkdir(parents=True)
         save_file(weights, temporary / _WEIGHTS, metadata={"format": "pt"})
         _write_json(temporary / _CONFIG, {"model_type": "prism-coca", "format_version": FORMAT_VERSION,
-                                          **{key: content[key] for key in _WORDS}, "tied_weights": tied})
+                                          **{key: content[key] for key in _WORDS}, "tied_weights": tied,
+                                          "calibration": content.get("calibration") or {}})
         _write_json(temporary / _TOKENIZER, content["tokenizer"])
         (temporary / "config.yaml").write_text(dump_yaml(from_dict(content["config"], str(checkpoint))),
                                                encoding="utf-8")
@@ -108,7 +109,10 @@ def _card(content: dict[str, Any], name: str, scores: dict[str, Any]) -> str:
              "share what is derived from its weights: keep the folder to yourself." if derived else
              "No weights of Prism are in this folder; it needs them to run, under their own licence (CC BY-NC-ND 4.0: "
              "research, not commercial use). What you may do with the weights here depends on your training data too.")
-    rows = "\n".join(f"| {key} | {value:.4g} |" for key, value in scores.items() if isinstance(value, (int, float)))
+    rows = "\n".join(f"| {key} | {value:.4g} |" for key, value in scores.items()
+                     if (key == "epoch" or "loss" in key or key.startswith("val_")) and isinstance(value, (int, float)))
+    words = " The words of the training texts are, as the vocabulary." if content["tokenizer"].get("type") in (
+        "vocab", "bpe") else ""
     base = f"base_model: {source}\n" if source and "/" in source else ""
     return f"""---
 license: other
@@ -129,7 +133,8 @@ The weights of Prism must be those it was trained with (SHA-256 of the slide enc
 
 ## Data
 {slides.get("training", "an unknown number of")} slides to train, {slides.get("validation", "an unknown number")} to \
-validate; their ids and texts are not in this folder. Fingerprint of ids, texts, tile counts and split:
+validate; their ids and texts are not in this folder.{words}
+Fingerprint of ids, texts, tile counts and split:
 `{content["data"].get("fingerprint")}`.
 
 ## Scores

@@ -161,6 +161,11 @@ def _require(tokenizer: Tokenizer | None, config: Config) -> Tokenizer:
     if tokenizer is None:
         raise UserError("prism.weights", f"{config.prism.weights} has no tokenizer beside it",
                         "put vocab.json and merges.txt of microsoft/biogpt into its folder")
+    try:
+        tokenizer.encode("")
+    except ValueError as error:  # sacremoses is optional
+        what, _, fix = str(error).partition("; ")
+        raise UserError("prism.weights", what, fix) from None
     return tokenizer
 
 

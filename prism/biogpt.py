@@ -235,7 +235,8 @@ class TextDecoder(nn.Module):
     @torch.no_grad()
     def start_decoding(self, key_value_states: Tensor) -> DecoderCache:
         """Image latents (S, n, C) -> the cache for `decode_step`."""
-        cross = [layer.x_attn.keys_values(key_value_states) for layer in self.upper]
+        pairs = (layer.x_attn.keys_values(key_value_states) for layer in self.upper)
+        cross = [(key.contiguous(), value.contiguous()) for key, value in pairs]  # else copied anew for every token
         return DecoderCache(cross, len(key_value_states), len(self.model.biogpt.layers))
 
     @torch.no_grad()

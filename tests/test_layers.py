@@ -98,11 +98,12 @@ def test_nothing_shipped_imports_tests_or_benchmarks():
 
 
 ROWS = [{"errors"}, {"config"}, {"html", "charts", "progress", "trackers"}, {"report"},
-        {"cli", "labels", "h5", "tokenizer", "demo", "metrics", "runlog", "optim", "runlock", "distributed"},
+        {"cli", "labels", "h5", "tokenizer", "demo", "metrics", "runlog", "optim", "runlock", "distributed",
+         "memory"},
         {"pt", "splits", "maps"}, {"tiles"},
         {"batching", "checkpoint", "generate", "manifest", "prism_decoder", "scan", "findings"},
-        {"data", "export", "model", "latents", "resume", "scores"}, {"watch"}, {"objective"},
-        {"loop", "caption", "probe"}, {"run", "explain"}, {"serve"}]
+        {"data", "export", "model", "latents", "resume", "scores", "embed"}, {"evaluation"}, {"watch"},
+        {"objective", "finish"}, {"loop", "caption", "probe"}, {"run", "explain"}, {"serve"}]
 
 
 def test_inside_finetune_imports_only_point_down():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -18,6 +20,8 @@ from finetune.tokenizer import VocabTokenizer, tokenizer_from_dict
 from prism import Prism
 from prism.tokenizer import letters_tokenizer
 from tests.conftest import refused
+from tests.parity.prism_weights import small_state
+from tests.test_prism_model import put
 
 LETTERS = letters_tokenizer()
 TEXTS = ["invasive carcinoma", "benign", "no tumor seen"]
@@ -109,9 +113,19 @@ def test_adapters_begin_as_nothing_and_need_peft(monkeypatch):
     batch = batch_of(TEXTS)
     assert torch.equal(build_model(config_of(lora_rank=4), LETTERS)(batch).caption_loss,
                        build_model(config_of(), LETTERS)(batch).caption_loss)
-    monkeypatch.setitem(__import__("sys").modules, "peft", None)
+    monkeypatch.setitem(sys.modules, "peft", None)
     with refused("model.lora_rank", "pip install peft"):
         build_model(config_of(lora_rank=4), LETTERS)
+
+
+def test_what_the_text_side_needs_is_said(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "sacremoses", None)
+    with refused("prism.weights", "pip install sacremoses"):
+        build_model(config_of(), LETTERS)
+    config = config_of()
+    config.prism.weights = str(put(tmp_path, small_state(text=True)))
+    with refused("prism.weights", "vocab.json"):
+        build_model(config, LETTERS)
 
 
 def test_too_long_texts_and_other_image_tokens_are_refused():
