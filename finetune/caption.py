@@ -17,8 +17,8 @@ from .batching import encode_text, pad_tiles
 from .checkpoint import load_run
 from .config import Config, GenerationOptions, expand, from_dict, load_plain_yaml
 from .errors import UserError, printable, say
-from .export import read_folder
 from .findings import FindingDictionary
+from .folder import read_folder
 from .generate import generate
 from .labels import Label, load_labels
 from .model import SlideCaptioner, build_model, check_architecture, whole_prism
