@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ import torch
 from .batching import encode_text, pad_tiles
 from .checkpoint import load_run
 from .config import Config, GenerationOptions, expand, from_dict, load_plain_yaml
+from .embed import embed_slides, embed_texts
 from .errors import UserError, printable, say
 from .findings import FindingDictionary
+from .finish import NEAREST, read_nearest, same_weights, temperature_of
 from .folder import read_folder
-from .generate import generate
+from .generate import confidences, generate
 from .labels import Label, load_labels
 from .model import SlideCaptioner, build_model, check_architecture, whole_prism
 from .optim import Precision, resolve_device, resolve_precision
@@ -31,18 +34,23 @@ from .tiles import Slide, find_files, open_case, read_tiles
 from .tokenizer import Tokenizer, tokenizer_from_dict
 
 _BATCH = 8  # slides decoded together
-_TEXTS = 64  # texts embedded together
 
 
 @dataclass
 class Captioner:
-    """A trained model that scores and captions slides."""
+    """A trained model that scores and captions slides.
+
+    temperature: of its confidence, None if the checkpoint was not calibrated. about: `data` and `progress` of the
+    checkpoint.
+    """
 
     model: SlideCaptioner
     tokenizer: Tokenizer
     config: Config
     precision: Precision
     held_out: dict[str, list[str]]  # ids of the sides val and test
+    temperature: float | None = None
+    about: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def load(cls, checkpoint: str | Path, prism: str | None = None, device: str = "auto") -> Captioner:
@@ -68,7 +76,8 @@ class Captioner:
         where = resolve_device(device)
         return cls(model.to(where).eval(), tokenizer, config, resolve_precision("auto", where),
                    {side: [*ids] if isinstance(ids := content["data"].get(key), list) else []
-                    for side, key in (("val", "validation_ids"), ("test", "test_ids"))})
+                    for side, key in (("val", "validation_ids"), ("test", "test_ids"))},
+                   temperature_of(content), {key: content.get(key) or {} for key in ("data", "progress")})
 
     @classmethod
     def of_prism(cls, prism: str | None = None, device: str = "auto") -> Captioner:
@@ -93,16 +102,17 @@ class Captioner:
         tiles, mask = pad_tiles([read_tiles(s) for s in slides])
         with self.precision.autocast():
             image_tokens = self.model.image_tokens(tiles.to(device), mask.to(device))
-            captions = generate(coca, image_tokens, options, bos_id=self.tokenizer.bos_id,
-                                eos_id=self.tokenizer.eos_id, pad_id=self.tokenizer.pad_id)
-            image_embeds, _ = coca.embed_image(image_tokens=image_tokens)
-            images = _units(coca.img_to_latents(image_embeds))
+            special = {name: getattr(self.tokenizer, name) for name in ("bos_id", "eos_id", "pad_id")}
+            captions = generate(coca, image_tokens, options, **special)
+            sure = confidences(coca, image_tokens, captions, options.max_length, temperature=self.temperature or 1.0,
+                               **special)
+            images = embed_slides(coca, image_tokens)
         cosines = torch.from_numpy(images @ self.embed_texts(texts).T) if texts else None  # (B, texts)
         if embeddings is not None:
             embeddings.update(zip((s.slide_id for s in slides), images, strict=True))
         records = []
         for i, (slide, ids) in enumerate(zip(slides, captions, strict=True)):
-            record = _record(slide.slide_id, caption=self.tokenizer.decode(ids))
+            record = _record(slide.slide_id, caption=self.tokenizer.decode(ids), confidence=sure[i])
             if cosines is not None:
                 record["similarity"] = dict(zip(texts, cosines[i].tolist(), strict=True))
                 if len(texts) > 1:
@@ -111,18 +121,10 @@ class Captioner:
             records.append(record)
         return records
 
-    @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Unit vectors (texts, dim_latents), as in training: with the begin, without the end token."""
-        coca, device, rows = self.model.coca, self.precision.device, []
-        for begin in range(0, len(texts), _TEXTS):
-            ids = [torch.tensor(encode_text(self.tokenizer, t, self.config.data.max_seq_len)[0][:-1])
-                   for t in texts[begin:begin + _TEXTS]]
-            text = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=self.tokenizer.pad_id)
-            mask = torch.arange(text.shape[1]) < torch.tensor([[len(i)] for i in ids])
-            with self.precision.autocast():
-                rows.append(_units(coca.text_to_latents(coca.embed_text(text.to(device), mask.to(device))[0])))
-        return np.concatenate(rows)
+        """Unit vectors (texts, dim_latents)."""
+        with self.precision.autocast():
+            return embed_texts(self.model.coca, self.tokenizer, texts, self.config.data.max_seq_len)
 
     @torch.no_grad()
     def class_probabilities(self, embeddings: np.ndarray, prompts: dict[str, list[str]]) -> np.ndarray:
@@ -130,10 +132,6 @@ class Captioner:
         cosines = embeddings @ self.embed_texts([text for texts in prompts.values() for text in texts]).T
         odds = (torch.from_numpy(cosines) * self.model.coca.logit_scale.float().cpu()).softmax(1)
         return torch.stack([part.sum(1) for part in odds.split([len(t) for t in prompts.values()], 1)], 1).numpy()
-
-
-def _units(vectors: torch.Tensor) -> np.ndarray:
-    return torch.nn.functional.normalize(vectors.float(), dim=-1).cpu().numpy()
 
 
 def caption_slides(captioner: Captioner, cases: dict[str, list[list[str]]], texts: list[str],
@@ -189,9 +187,10 @@ def write_records(records: list[dict[str, Any]], path: Path) -> None:
 
 def _write_csv(records: list[dict[str, Any]], path: Path) -> None:
     texts = list(records[0]["similarity"]) if records else []
-    rows = [[r["id"], r["caption"], r["error"], *(r["similarity"].get(t) for t in texts)] for r in records]
+    rows = [[r["id"], r["caption"], r["error"], *(r["similarity"].get(t) for t in texts), r["confidence"]]
+            for r in records]
     with open(path, "w", newline="", encoding="utf-8-sig") as file:  # Excel takes UTF-8 only with the mark
-        csv.writer(file).writerows([["id", "caption", "error", *(f"similarity: {t}" for t in texts)],
+        csv.writer(file).writerows([["id", "caption", "error", *(f"similarity: {t}" for t in texts), "confidence"],
                                     *([_cell(c) for c in row] for row in rows)])
 
 
@@ -221,7 +220,7 @@ class Truth:
     def answers(self, captioner: Captioner, records: list[dict[str, Any]],
                 embeddings: dict[str, np.ndarray]) -> Answers | None:
         """The records that can be scored; None if there are none."""
-        known = [r for r in records if r["error"] is None
+        known = [r for r in records if r["caption"] is not None
                  and r["id"] in (self.classes or {} if self.labels is None else self.labels)]
         if not known:
             return None
@@ -257,20 +256,21 @@ def run_inference(args: argparse.Namespace, options: GenerationOptions) -> int:
         Captioner.load(args.checkpoint, args.prism, args.device)
     paths = select_slides(captioner, args.embeddings_file, args.embeddings_dir, truth.labels, args.split)
     texts = _texts_to_score(args.text, captioner)
+    extras = Extras.load(args, captioner, truth.prompts)
     records: list[dict[str, Any]] = []
     embeddings: dict[str, np.ndarray] = {}
     try:
         for record in caption_slides(captioner, paths, texts, options, embeddings):
-            if truth.prompts and record["error"] is None:
-                odds = captioner.class_probabilities(embeddings[record["id"]][None], truth.prompts)[0]
-                record["classes"] = dict(zip(truth.prompts, odds.tolist(), strict=True))
+            if record["error"] is None:
+                extras.add(record, captioner, embeddings[record["id"]])
             records.append(record)
             _print_record(record)
     finally:  # Ctrl+C, or no memory for a slide: what is done is kept
         if output:
             write_records(records, output)
     if truth.labels is not None or truth.classes is not None:
-        _print_scores(truth.answers(captioner, records, embeddings))
+        _print_scores(truth.answers(captioner, records, embeddings), extras.common_text(),
+                      sum(r.get("abstained", False) for r in records))
     failed = [r for r in records if r["error"] is not None]
     if failed:
         raise UserError(failed[0]["id"], f"{len(failed)} of {len(records)} slides failed",
@@ -278,14 +278,57 @@ def run_inference(args: argparse.Namespace, options: GenerationOptions) -> int:
     return 0
 
 
-def _print_scores(answers: Answers | None) -> None:
+@dataclass
+class Extras:
+    """What a record gets besides its caption: class probabilities, the nearest training texts, abstention."""
+
+    prompts: dict[str, list[str]] | None
+    count: int
+    abstain_below: float
+    index: dict[str, Any] | None  # nearest.pt, if there is one of the same training data
+
+    @classmethod
+    def load(cls, args: argparse.Namespace, captioner: Captioner, prompts: dict[str, list[str]] | None) -> Extras:
+        """Raises UserError if nearest slides are asked for and there is no index of these weights."""
+        about, checkpoint = captioner.about, args.checkpoint and expand(args.checkpoint)
+        index = read_nearest(checkpoint, about) if about and checkpoint else None
+        if args.nearest and (index is None or not same_weights(index, about)):
+            raise UserError("--nearest", f"no {NEAREST} of these weights beside {checkpoint}",
+                            "use the best_model.pth of a finished run, in its run folder")
+        if args.nearest and index["embeddings"] is None:
+            raise UserError("--nearest", "trained without the contrastive loss, this model has no space of slides",
+                            "train with model.contrastive_loss_weight above 0")
+        if args.abstain_below and captioner.temperature is None:
+            logger.warning("confidence is not calibrated: no validation slides in training, or not its best_model.pth")
+        return cls(prompts, args.nearest, args.abstain_below, index)
+
+    def add(self, record: dict[str, Any], captioner: Captioner, embedding: np.ndarray) -> None:
+        """embedding: the slide's unit vector (dim_latents,)."""
+        if self.prompts:
+            odds = captioner.class_probabilities(embedding[None], self.prompts)[0]
+            record["classes"] = dict(zip(self.prompts, odds.tolist(), strict=True))
+        if self.count:
+            cosines = self.index["embeddings"].numpy() @ embedding
+            record["nearest"] = [{"id": self.index["ids"][i], "similarity": float(cosines[i]),
+                                  "texts": self.index["texts"][i]}
+                                 for i in np.argsort(-cosines, kind="stable")[:self.count]]
+        if record["confidence"] < self.abstain_below:
+            record |= {"caption": None, "abstained": True}
+
+    def common_text(self) -> str | None:
+        """The most common training text, None if it is not known."""
+        return Counter(t[0] for t in self.index["texts"]).most_common(1)[0][0] if self.index else None
+
+
+def _print_scores(answers: Answers | None, common_text: str | None, abstained: int) -> None:
     """A table for people, then all of it on one line for programs."""
     if answers is None:
-        say('summary: {"slides": 0}')
+        say(f"summary: {json.dumps({'slides': 0, 'abstained': abstained})}")
         return
-    report = evaluate(answers)
-    say(f"scores of {len(answers.captions)} slides, with 95 % intervals:", *report.lines(), report.signature())
-    say(f"summary: {json.dumps(report.to_dict(), ensure_ascii=False)}")
+    report = evaluate(answers, common_text)
+    say(f"scores of {len(answers.captions)} slides, with 95 % intervals; {abstained} abstained:", *report.lines(),
+        report.signature())
+    say(f"summary: {json.dumps(report.to_dict() | {'abstained': abstained}, ensure_ascii=False)}")
 
 
 def _texts_to_score(texts: list[str], captioner: Captioner) -> list[str]:
@@ -304,13 +347,16 @@ def _texts_to_score(texts: list[str], captioner: Captioner) -> list[str]:
 def _print_record(record: dict[str, Any]) -> None:
     if record["error"] is not None:
         return  # told at the end, on stderr
-    say(f"{printable(record['id'])}\tcaption: {printable(record['caption'])}")
+    said = "none, confidence too low" if record["caption"] is None else f"caption: {printable(record['caption'])}"
+    say(f"{printable(record['id'])}\t{said}\n\tconfidence {record['confidence']:.4f}")
     for text, cosine in record["similarity"].items():
         probability = record["probability"].get(text)
         say(f"\tsimilarity {cosine:.4f}" + (f"  probability {probability:.4f}" if probability is not None else "")
             + f"  {printable(text)}")
     for name, probability in record.get("classes", {}).items():
         say(f"\tclass probability {probability:.4f}  {printable(name)}")
+    for near in record.get("nearest", ()):
+        say(f"\tnearest {near['similarity']:.4f}  {printable(near['id'])}  {printable(near['texts'][0])}")
 
 
 def _output_path(path: str | None) -> Path | None:
@@ -341,8 +387,10 @@ def _describe_each(captioner: Captioner, group: list[Slide], *how: Any) -> Itera
                 yield from _describe_each(captioner, [slide], *how)
 
 
-def _record(slide_id: str, caption: str | None = None, error: str | None = None) -> dict[str, Any]:
-    return {"id": slide_id, "caption": caption, "similarity": {}, "probability": {}, "error": error}
+def _record(slide_id: str, caption: str | None = None, error: str | None = None,
+            confidence: float | None = None) -> dict[str, Any]:
+    return {"id": slide_id, "caption": caption, "similarity": {}, "probability": {}, "confidence": confidence,
+            "error": error}
 
 
 def _json_line(record: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from .config import Config, GenerationOptions, apply_overrides
 from .errors import UserError
@@ -89,6 +89,10 @@ def add_inference_flags(parser: argparse.ArgumentParser) -> None:
                         help="score findings too: breast, gastric, colorectal, or YAML files of your own")
     parser.add_argument("--prompts", metavar="FILE", help="YAML or JSON {class: [prompt, ...]}: classify zero-shot")
     parser.add_argument("--classes_file", metavar="FILE", help="JSON {id: class}: score the classification")
+    parser.add_argument("--nearest", type=_number(int, 0, 1000), default=0, metavar="K",
+                        help="show the texts of the K training slides that lie nearest (needs nearest.pt of the run)")
+    parser.add_argument("--abstain_below", type=_number(float, 0, 1), default=0.0, metavar="P",
+                        help="give no caption whose confidence is below P (default 0: always give one)")
     parser.add_argument("--split", choices=("all", "val", "test"), default="all",
                         help="val, test: only the slides of this side when the checkpoint was trained")
     parser.add_argument("--output", metavar="FILE", help="write a record per slide: .jsonl, .json or .csv")
@@ -100,6 +104,16 @@ def add_inference_flags(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{field.name}", metavar=field.name.upper(), **switch,
                             help=f"{field.metadata['help']} (default {field.default})".replace("%", "%%"))
     add_debug_flag(parser)
+
+
+def _number(kind: type, low: float, high: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        value = kind(text)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text} is not from {low} to {high}")
+        return value
+    parse.__name__ = "number"  # argparse names it in its message
+    return parse
 
 
 def options_from_flags(args: argparse.Namespace) -> GenerationOptions:

@@ -122,6 +122,8 @@ class TrainingConfig:
     precision: str = _key("auto", "auto: fp16 on CUDA, bf16 on CPUs that have it, else fp32",
                           choices=("auto", "fp16", "bf16", "fp32"))
     device: str = _key("auto", "auto (CUDA if there is one), cpu, cuda or cuda:N")
+    eval_captions: int = _key(0, "validation slides that are captioned and scored after each epoch; 0 = none", 0)
+    monitor: str = _key("val_loss", "the score in metrics.jsonl that chooses best_model.pth")
     workers: int = _key(2, "processes that read slides; 0 = read in the training process", 0, 256)
     report_to: tuple[str, ...] = _key((), "where curves go beside report.html: a list of tensorboard, wandb",
                                       choices=("tensorboard", "wandb"))

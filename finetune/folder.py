@@ -40,7 +40,8 @@ def write_folder(checkpoint: Path, folder: Path) -> None:
         temporary.mkdir(parents=True)
         save_file(weights, temporary / _WEIGHTS, metadata={"format": "pt"})
         _write_json(temporary / _CONFIG, {"model_type": "prism-coca", "format_version": FORMAT_VERSION,
-                                          **{key: content[key] for key in _WORDS}, "tied_weights": tied})
+                                          **{key: content[key] for key in _WORDS}, "tied_weights": tied,
+                                          "calibration": content.get("calibration") or {}})
         _write_json(temporary / _TOKENIZER, content["tokenizer"])
         (temporary / "config.yaml").write_text(dump_yaml(from_dict(content["config"], str(checkpoint))),
                                                encoding="utf-8")

@@ -22,3 +22,20 @@ def generate(coca: CoCa, image_tokens: torch.Tensor, options: GenerationOptions,
     prompt = torch.full((len(pooled), 1), bos_id, device=pooled.device)
     return search(coca.decode_step, coca.start_decoding(pooled), prompt, options, eos_id=eos_id, pad_id=pad_id,
                   banned=tuple({bos_id, pad_id} - {eos_id}))  # of some tokenizers they are one and the same
+
+
+@torch.no_grad()
+def confidences(coca: CoCa, image_tokens: torch.Tensor, captions: list[list[int]], max_length: int, *, bos_id: int,
+                eos_id: int, pad_id: int, temperature: float = 1.0) -> list[float]:
+    """Mean probability of a caption's tokens, its end among them unless `max_length` cut it; of each of B captions.
+
+    One pass over the finished captions, so that it is the same for greedy search, beams and sampling, whose own rules
+    move probabilities. temperature: from `calibration`; logits are divided by it.
+    """
+    rows = [[bos_id, *ids, *[eos_id] * (len(ids) + 2 <= max_length)] for ids in captions]
+    length = max(map(len, rows))
+    ids = torch.tensor([row + [pad_id] * (length - len(row)) for row in rows], device=image_tokens.device)
+    mask = torch.arange(length - 1, device=ids.device) < torch.tensor([[len(r) - 1] for r in rows], device=ids.device)
+    logits = coca(ids[:, :-1], image_tokens=image_tokens, text_mask=mask)
+    chosen = (logits.float() / temperature).softmax(-1).gather(2, ids[:, 1:, None]).squeeze(2)
+    return (chosen.where(mask, 0).sum(1) / mask.sum(1)).tolist()

@@ -17,6 +17,7 @@ from .model import SlideCaptioner
 from .objective import Objective, StepLosses, is_out_of_memory
 from .optim import lr_at
 from .runlog import RunLog, logger
+from .scores import higher_is_better
 from .watch import CaptionWatch
 
 _MAX_SKIPS = 20  # fp16 steps skipped in a row: a loss scale that has halved 20 times will not recover
@@ -37,7 +38,7 @@ class TrainState:
     step: int = 0  # optimizer steps taken
     skipped: int = 0  # steps skipped by the fp16 loss scaler, in all
     skipped_in_row: int = 0
-    best_loss: float = math.inf
+    best_loss: float = math.inf  # the best monitored score; with its sign changed if higher is better
     best_epoch: int = 0
     metrics_bytes: int = 0  # length of metrics.jsonl that belongs to this state
     sums: dict[str, float] = field(default_factory=dict)  # running sums of the epoch's losses and their weights
@@ -69,6 +70,7 @@ class Parts:
     grad_clip_norm: float | None
     save_every_steps: int = 0
     watch: CaptionWatch | None = None
+    monitor: str = "val_loss"
 
     @property
     def model(self) -> SlideCaptioner:
@@ -95,8 +97,8 @@ def fit(parts: Parts, state: TrainState) -> TrainState:
                     return state
         losses, state.sums = _means(state.sums, parts.model), {}
         state.epoch, state.batches_done = state.epoch + 1, 0
-        scores = validate(parts) if parts.validation else {}
-        is_best = _note_score(state, scores.get("val_loss"))
+        scores = validate(parts, state.epoch) if parts.validation else {}
+        is_best = _note_score(state, parts.monitor, scores)
         if parts.watch and state.epoch > parts.epochs * _UNTIL_SLIDES_MATTER:
             parts.watch.warn()
         parts.log.epoch(state, losses | scores, parts.optimizer.param_groups[0]["lr"], is_best)
@@ -130,13 +132,13 @@ def train_step(parts: Parts, group: list[Batch], lr: float, state: TrainState) -
 
 
 @torch.no_grad()
-def validate(parts: Parts) -> dict[str, float]:
+def validate(parts: Parts, epoch: int = 0) -> dict[str, float]:
     """Mean losses over the validation slides of all ranks: per word (caption) and per slide (contrastive)."""
     assert parts.validation is not None
     parts.model.eval()
     see = None
     if parts.watch:
-        parts.watch.begin()
+        parts.watch.begin(epoch)
         see = partial(parts.watch.see, parts.model)
     sums: dict[str, float] = {}
     for group in parts.log.bar(parts.validation.epoch(0), parts.validation.count(0), "validation"):
@@ -166,13 +168,19 @@ def _means(sums: dict[str, float], model: SlideCaptioner) -> dict[str, float]:
     return {"loss": model.weighted(means["caption_loss"], means["contrastive_loss"])} | means
 
 
-def _note_score(state: TrainState, val_loss: float | None) -> bool:
-    """True if the epoch just finished is the best: lowest validation loss, never NaN; without validation always."""
-    if val_loss is not None and math.isnan(val_loss):
-        logger.warning("the validation loss of epoch %d is not a number: it does not count", state.epoch)
-    if val_loss is not None and not val_loss < state.best_loss:
+def _note_score(state: TrainState, monitor: str, scores: dict[str, float]) -> bool:
+    """True if the epoch just finished is the best by `monitor`, never by NaN; without validation always."""
+    if not scores:
+        state.best_epoch = state.epoch
+        return True
+    value = scores.get(monitor, math.nan)
+    if math.isnan(value):
+        logger.warning("%s of epoch %d is not a number: it does not count", monitor, state.epoch)
+    if higher_is_better(monitor):
+        value = -value
+    if not value < state.best_loss:
         return False
-    state.best_loss, state.best_epoch = state.best_loss if val_loss is None else val_loss, state.epoch
+    state.best_loss, state.best_epoch = value, state.epoch
     return True
 
 

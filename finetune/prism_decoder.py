@@ -78,6 +78,12 @@ class PrismCoCa(nn.Module):
             loss = caption_loss(hidden, self.text_decoder.model.output_projection.weight, labels)
         return CoCaOutputs(*pair, equal_text_groups(text, text_mask), loss, len(labels))
 
+    def forward(self, text: Tensor, *, image_tokens: Tensor, text_mask: Tensor) -> Tensor:
+        """Logits (b, t, vocabulary) of the word after each of text (b, t), as `CoCa.forward`."""
+        _, tokens, bias = self.text_decoder.unimodal(text, text_mask)
+        hidden = self.text_decoder.multimodal(tokens, self.embed_image(image_tokens=image_tokens)[1], bias)
+        return self.text_decoder.model.output_projection(hidden)
+
     def start_decoding(self, image_tokens: Tensor) -> DecoderCache:
         """image_tokens: (b, n, D), the second result of `embed_image`. Returns the cache for `decode_step`."""
         cache = self.text_decoder.start_decoding(image_tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import platform
@@ -12,6 +13,7 @@ import shutil
 import signal
 import threading
 import zlib
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from logging.handlers import MemoryHandler
@@ -21,12 +23,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from .batching import Batches, BatchOrder, Sample
+from .batching import Batch, Batches, BatchOrder, Sample
 from .checkpoint import LAST, Saver, load_run
 from .config import Config, dump_yaml, expand, from_dict
 from .data import Data, prepare_data, scan_contents, scans_contents
 from .distributed import World, join_world, local_rank
 from .errors import UserError
+from .evaluation import EVALUATED, SHORT, CaptionEvaluation, check_monitor, choose
+from .finish import finish, is_finished
 from .latents import SlideCache
 from .loop import Parts, TrainState, fit
 from .manifest import write_manifest
@@ -46,8 +50,8 @@ from .watch import CaptionWatch
 # What may differ when a run is resumed. `epochs` stretches the learning-rate schedule from there on.
 _MAY_CHANGE = {"data.embeddings_dir", "data.labels_file", "data.split_file", "data.sha256_file", "data.on_bad",
                "data.max_bad_fraction", "data.latents_cache", "data.tile_encoder", "prism.weights", "prism.revision",
-               "training.epochs", "training.save_every", "training.save_every_steps", "training.output_dir",
-               "training.log_dir", "training.device", "training.workers", "training.report_to"}
+               "training.epochs", "training.save_every", "training.save_every_steps", "training.eval_captions",
+               "training.output_dir", "training.log_dir", "training.device", "training.workers", "training.report_to"}
 # Where things lie on this disk is of no use in a checkpoint, which others may see.
 _PATHS = ("data.embeddings_dir", "data.labels_file", "data.split_file", "data.sha256_file", "data.latents_cache",
           "training.output_dir", "training.log_dir")
@@ -60,6 +64,7 @@ def train(config: Config, resume: str | None = None) -> int:
     resume: path of a checkpoint, or "auto". Raises UserError before anything is written if an input cannot be used.
     """
     folder = expand(config.check("config").training.output_dir)
+    check_monitor(config)
     device = resolve_device(config.training.device, local_rank())
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
@@ -99,7 +104,7 @@ def _train(config: Config, resume: str | None, folder: Path, memory: MemoryHandl
     if content:
         state = replace(TrainState.of(saver.restore(content, checkpoint), str(checkpoint)),
                         batch_size=state.batch_size, micro_batches=state.micro_batches)
-    if state.epoch >= config.training.epochs:
+    if state.epoch >= config.training.epochs and world.share(lambda: is_finished(folder)):
         logger.info("%s is of a finished run: nothing to do", checkpoint.name)
         return 0
     if world.is_main:
@@ -122,8 +127,17 @@ def _train(config: Config, resume: str | None, folder: Path, memory: MemoryHandl
         number = signals.received or signal.SIGTERM  # another process's
         logger.warning("stopped by %s after step %d; go on with --resume auto", signal.Signals(number).name, state.step)
         return 128 + number
+    if world.is_main:
+        finish(folder, model, precision, data.train, partial(_one_by_one, config, data, cache, state))
     logger.info("finished: best epoch %d, files in %s", state.best_epoch, config.training.output_dir)
     return 0
+
+
+def _one_by_one(config: Config, data: Data, cache: SlideCache | None, state: TrainState, side: str) -> Iterator[Batch]:
+    """All batches of a side, in its order and on this process: for what is done once after training."""
+    batches = _batches(config, data.tokenizer.pad_id, cache, World(), replace(state, micro_batches=1),
+                       getattr(data, side), shuffle=False)
+    return itertools.chain.from_iterable(batches.epoch(0))
 
 
 def _batch_size(config: Config, objective: Objective, data: Data, cache: SlideCache | None) -> int:
@@ -154,7 +168,7 @@ def _open_folder(config: Config, data: Data, parts: Parts, saver: Saver, folder:
                  checkpoint: Path | None, state: TrainState) -> None:
     """Write what a run folder holds besides what training writes, once it is clear that there is something to do."""
     _check_space(folder, parts.model)
-    for stale in folder.glob("*.pth.tmp"):  # left by a run that was killed while saving
+    for stale in folder.glob("*.tmp"):  # left by a run that was killed while saving
         stale.unlink()
     parts.log.trackers = open_trackers(config.training.report_to, folder, saver.about["config"])
     earlier = log_to_file(memory, expand(config.training.log_dir))
@@ -170,7 +184,8 @@ def _open_folder(config: Config, data: Data, parts: Parts, saver: Saver, folder:
 def check(config: Config) -> int:
     """Look at all labels, headers and tiles, train nothing, write nothing. Raises UserError with the list of faults."""
     log_to_console()
-    data = prepare_data(config.check("config").data, config.training.seed)
+    check_monitor(config.check("config"))
+    data = prepare_data(config.data, config.training.seed)
     if not scans_contents(config.data):  # else it is done
         scan_contents(data)
     _announce_data(data)
@@ -204,12 +219,17 @@ def _assemble(config: Config, data: Data, objective: Objective, about: dict[str,
     optimizer = build_optimizer(objective.model, training.learning_rate, training.weight_decay)
     scaler = objective.precision.scaler()
     saver = Saver(folder, training.save_every, objective.model, optimizer, scaler, about, world)
-    parts = Parts(objective, optimizer, scaler, batches, validation, RunLog(folder if world.is_main else None),
+    evaluation = None
+    if training.eval_captions and data.validation:
+        chosen = choose(data.validation, training.eval_captions, training.seed)
+        evaluation = CaptionEvaluation(chosen, data.tokenizer, config.data.max_seq_len, folder)
+    log = RunLog(folder if world.is_main else None, quiet=set(EVALUATED) - {*SHORT, training.monitor})
+    parts = Parts(objective, optimizer, scaler, batches, validation, log,
                   saver.save, lambda: False, epochs=training.epochs, peak_lr=training.learning_rate,
                   warmup=training.warmup, grad_clip_norm=training.grad_clip_norm,
                   save_every_steps=training.save_every_steps,
-                  watch=CaptionWatch(data.tokenizer.bos_id, data.tokenizer.eos_id, data.tokenizer.pad_id)
-                  if config.model.caption_loss_weight else None)
+                  watch=CaptionWatch(data.tokenizer.bos_id, data.tokenizer.eos_id, data.tokenizer.pad_id, evaluation)
+                  if config.model.caption_loss_weight else None, monitor=training.monitor)
     return parts, saver
 
 

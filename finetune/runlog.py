@@ -107,9 +107,10 @@ class RunLog:
     metrics.jsonl holds what a resumed run repeats bit for bit; times, rates and warnings go to events.jsonl.
     """
 
-    def __init__(self, folder: Path | None, trackers: Sequence[Tracker] = ()) -> None:
-        """folder: of the run; None where nothing is to be written."""
-        self.folder, self.trackers = folder, trackers
+    def __init__(self, folder: Path | None, trackers: Sequence[Tracker] = (), quiet: Iterable[str] = ()) -> None:
+        """folder: of the run; None where nothing is to be written. quiet: scores for which a line of the log has no
+        room; the files and trackers have them all."""
+        self.folder, self.trackers, self._quiet = folder, trackers, frozenset(quiet)
         self.path = folder / METRICS if folder else None
         self._started, self._slides = time.monotonic(), 0.0
         self._events = _Events(folder / EVENTS if folder else None)
@@ -158,7 +159,7 @@ class RunLog:
         if state.skipped:
             record["skipped_steps"] = state.skipped
         seconds = time.monotonic() - self._started
-        values = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        values = "  ".join(f"{name} {value:.4f}" for name, value in scores.items() if name not in self._quiet)
         rate = self._slides / max(seconds, 1e-9)
         logger.info("epoch %d  %s  lr %.2e  %.1f slides/s%s", state.epoch, values, lr, rate,
                     "  best" if is_best else "")

@@ -80,6 +80,7 @@ class Report:
     answers: Answers
     columns: dict[str, dict[str, Interval]]
     differences: dict[str, dict[str, Interval]]
+    common_text_of: str  # training, or references
 
     def to_dict(self) -> dict[str, Any]:
         """One flat dict of the captions' scores, the rest below it; what is not defined is None."""
@@ -100,7 +101,8 @@ class Report:
 
     def signature(self) -> str:
         texts = [signature(self.answers.references)] if self.answers.references else []
-        return "|".join([*texts, f"bootstrap:{_RESAMPLES} resamples of slides,percentiles,seed{_SEED}"])
+        return "|".join([*texts, f"most_common_text:of {self.common_text_of}",
+                         f"bootstrap:{_RESAMPLES} resamples of slides,percentiles,seed{_SEED}"])
 
     def lines(self) -> list[str]:
         """The table for a terminal."""
@@ -133,7 +135,7 @@ def evaluate(answers: Answers, common_text: str | None = None) -> Report:
     differences = {column: {name: _interval(columns[CAPTIONS][name].value - columns[column][name].value,
                                             drawn[CAPTIONS][name] - values) for name, values in scores.items()}
                    for column, scores in drawn.items() if column != CAPTIONS}
-    return Report(answers, columns, differences)
+    return Report(answers, columns, differences, "references" if common_text is None else "training")
 
 
 def retrieval_statistics(similarity: np.ndarray, texts: Sequence[str],
@@ -188,7 +190,7 @@ def auroc(scores: np.ndarray, positive: np.ndarray) -> float:
 
 def higher_is_better(score: str) -> bool:
     """The direction of a score, or of a loss, by its name."""
-    return not score.endswith(("loss", "median_rank"))
+    return not score.endswith(("loss", "median_rank", "contradictions"))
 
 
 def _interval(value: float, drawn: np.ndarray | None) -> Interval:

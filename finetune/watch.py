@@ -9,6 +9,7 @@ import torch
 
 from .batching import Batch
 from .config import GenerationOptions
+from .evaluation import CaptionEvaluation
 from .generate import generate
 from .runlog import logger
 
@@ -35,6 +36,8 @@ class CaptionWatch:
     bos_id: int
     eos_id: int
     pad_id: int
+    evaluation: CaptionEvaluation | None = None
+    _epoch: int = 0
     _gap: float = 0.0  # sums, over words
     _loss: float = 0.0
     _words: int = 0
@@ -43,14 +46,19 @@ class CaptionWatch:
     _references: set[tuple[int, ...]] = field(default_factory=set)
     _warned: set[str] = field(default_factory=set)
 
-    def begin(self) -> None:
+    def begin(self, epoch: int) -> None:
         """Forget the last epoch."""
+        self._epoch = epoch
+        if self.evaluation:
+            self.evaluation.begin()
         self._gap = self._loss = 0.0
         self._words = self._seen = 0
         self._captions, self._references = [], set()
 
     def see(self, model: SlideCaptioner, batch: Batch, outputs: CoCaOutputs) -> None:
         """Look at a validation batch whose slides are encoded, `image_tokens` (B, n, D), and the model's outputs."""
+        if self.evaluation:
+            self.evaluation.see(model, batch)
         if self._seen < _SHUFFLED and len(batch.ids) > 1:
             order = [len(batch.ids) - 1, *range(len(batch.ids) - 1)]  # autocast on CPU has no float16 `roll`
             loss = outputs.caption_loss.item()
@@ -68,14 +76,15 @@ class CaptionWatch:
 
     def scores(self, world: World) -> dict[str, float]:
         """The signs over what all ranks have seen."""
+        evaluated = self.evaluation.scores(self._epoch, world) if self.evaluation else {}
         self._gap, self._loss, words = world.sum([self._gap, self._loss, self._words])
         self._words = int(words)
         self._captions = [c for captions in world.gather(self._captions) for c in captions]
         self._references = set().union(*world.gather(self._references))
         if not self._words:
-            return {}
+            return evaluated
         return {"val_shuffled_gap": self._gap / self._words,
-                "val_distinct_captions": len(set(self._captions)) / len(self._captions)}
+                "val_distinct_captions": len(set(self._captions)) / len(self._captions)} | evaluated
 
     def warn(self) -> None:
         """Warn, once per run and sign, if the epoch just seen looks collapsed."""

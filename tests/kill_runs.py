@@ -33,7 +33,7 @@ SETTINGS = ["data.image_dim=8", "data.val_split=0.3", "data.embeddings_dir=../h5
             "model.multimodal_depth=1", "model.dim_latents=8", "model.num_img_queries=2", "model.heads=2",
             "model.dim_head=8", "training.batch_size=2", "training.accum_freq=2", "training.epochs=4",
             "training.learning_rate=0.03", "training.save_every=2", "training.save_every_steps=2",
-            "training.output_dir=run", "training.precision=fp32", "training.workers=0"]
+            "training.output_dir=run", "training.precision=fp32", "training.workers=0", "training.eval_captions=3"]
 _SERVER = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
 
 
@@ -58,7 +58,9 @@ def train_in(folder: Path, kill: str = "", mutation: str = "", *more: str) -> in
 def fingerprint(folder: Path) -> dict[str, str]:
     """{file: hash of what it holds} of a run folder: tensors, not the bytes of the .pth around them."""
     files = {p.name: _hash(checkpoint.load_run(p)) for p in sorted((folder / "run").glob("*.pth"))}
-    return files | {"metrics.jsonl": hashlib.sha256((folder / "run" / "metrics.jsonl").read_bytes()).hexdigest(),
+    files["nearest.pt"] = _hash(checkpoint.load_checkpoint(folder / "run" / "nearest.pt"))
+    return files | {name: hashlib.sha256((folder / "run" / name).read_bytes()).hexdigest()
+                    for name in ("metrics.jsonl", "validation_captions.jsonl")} | {
                     "others": " ".join(sorted(p.name for p in (folder / "run").iterdir() if p.suffix != ".pth"))}
 
 
@@ -122,8 +124,8 @@ def _shrink() -> None:
 
     validate = loop.validate
 
-    def lowest_at_half_rate(parts):
-        return validate(parts) | {"val_loss": abs(parts.optimizer.param_groups[0]["lr"] / parts.peak_lr - 0.5)}
+    def lowest_at_half_rate(parts, epoch):
+        return validate(parts, epoch) | {"val_loss": abs(parts.optimizer.param_groups[0]["lr"] / parts.peak_lr - 0.5)}
 
     loop.validate = lowest_at_half_rate
     model.load_prism = tiny_prism
@@ -182,6 +184,7 @@ def _install(point: str, count: str, signal_name: str = "SIGKILL") -> None:
      "before_write": lambda: _before(torch, "save", hit), "between": lambda: _after(os, "replace", hit, to("best_model.pth")),
      "before_replace": lambda: _before(os, "replace", hit, to(".pth")),
      "after_replace": lambda: _after(os, "replace", hit, to(".pth")),
+     "finish": lambda: _before(os, "replace", hit, to("nearest.pt")),
      "start": lambda: _before(loop, "train_step", hit)}[point]()
 
 

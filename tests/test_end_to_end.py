@@ -71,7 +71,8 @@ def trained(data, tmp_path_factory) -> Path:
 def test_a_run_folder_holds_what_the_guide_promises(trained):
     names = {p.name for p in (trained / "run").iterdir()}
     assert names == {"best_model.pth", "last_model.pth", "checkpoint_epoch_10.pth", "checkpoint_epoch_20.pth",
-                     "checkpoint_epoch_30.pth", "config.yaml", "metrics.jsonl", "tokenizer.json", "report.html", "events.jsonl"}
+                     "checkpoint_epoch_30.pth", "config.yaml", "metrics.jsonl", "tokenizer.json", "nearest.pt", "report.html",
+                     "events.jsonl"}
     rows = [json.loads(line) for line in (trained / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [r["epoch"] for r in rows] == list(range(1, 31))
     assert rows[-1]["loss"] < 0.3 * rows[0]["loss"]
@@ -93,7 +94,7 @@ def test_inference_captions_and_scores_a_slide_from_the_checkpoint_alone(data, t
                  data / "embeddings" / "s00.h5", "--text", *TEXTS, "--max_length", 40, "--output", output, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     record = json.loads(output.read_text(encoding="utf-8"))
-    assert set(record) == {"id", "caption", "similarity", "probability", "error"} and record["error"] is None
+    assert set(record) == {"id", "caption", "similarity", "probability", "confidence", "error"} and record["error"] is None
     assert record["caption"] == TEXTS[0] and record["caption"] in result.stdout
     assert max(record["similarity"], key=record["similarity"].get) == TEXTS[0]
     assert sum(record["probability"].values()) == pytest.approx(1, abs=1e-5)
@@ -135,7 +136,7 @@ def test_findings_and_classes_are_scored_beside_the_texts(data, trained, tmp_pat
     (tmp_path / "classes.json").write_text(json.dumps(classes), encoding="utf-8")
     result = run("inference.py", "--checkpoint", trained / "run" / "best_model.pth", "--embeddings_dir",
                  data / "embeddings", "--labels_file", data / "labels.json", "--findings", "breast", "--prompts", "prompts.yaml",
-                 "--classes_file", "classes.json", "--output", "out.jsonl", cwd=tmp_path)
+                 "--classes_file", "classes.json", "--nearest", 2, "--output", "out.jsonl", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     summary = json.loads(next(line for line in result.stdout.splitlines() if line.startswith("summary: "))[9:])
     assert summary["slides"] == 12 and summary["bleu_4"] == 1 and summary["zero_shot_balanced_accuracy"] == 1
@@ -144,6 +145,9 @@ def test_findings_and_classes_are_scored_beside_the_texts(data, trained, tmp_pat
                                                          "contradictions": 0}
     first = json.loads((tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()[0])
     assert max(first["classes"], key=first["classes"].get) == "class0" and sum(first["classes"].values()) == pytest.approx(1)
+    near = first["nearest"]
+    assert [n["texts"] for n in near] == [[TEXTS[0]]] * 2 and near[0]["similarity"] >= near[1]["similarity"]
+    assert "most_common_text:of training" in summary["signature"] and 0.5 < first["confidence"] <= 1
     for flag, word in ((["--classes_file", "classes.json"], "--prompts"), (["--findings", "breast"], "--labels_file")):
         assert_one_error(run("inference.py", "--checkpoint", "no.pth", "--embeddings_dir", data, *flag, cwd=tmp_path), word)
 

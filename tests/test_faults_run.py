@@ -193,7 +193,7 @@ def test_K18_K01_the_newest_is_the_furthest_in_training_not_in_the_alphabet(tmp_
 
 def test_K20_a_validation_loss_of_nan_is_told(tmp_path, log_lines):
     state = TrainState(epoch=3)
-    assert not loop._note_score(state, math.nan) and state.best_loss == math.inf
+    assert not loop._note_score(state, "val_loss", {"val_loss": math.nan}) and state.best_loss == math.inf
     assert any("epoch 3 is not a number" in line for line in log_lines)
 
 

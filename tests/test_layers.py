@@ -102,8 +102,8 @@ ROWS = [{"errors"}, {"config"}, {"html", "charts", "progress", "trackers"}, {"re
          "memory"},
         {"pt", "splits", "maps"}, {"tiles"},
         {"batching", "checkpoint", "generate", "manifest", "prism_decoder", "scan", "findings"},
-        {"data", "folder", "model", "latents", "resume", "scores"}, {"watch"}, {"objective"},
-        {"loop", "caption", "probe", "export"}, {"run", "explain"}]
+        {"data", "folder", "model", "latents", "resume", "scores", "embed"}, {"evaluation"}, {"watch"},
+        {"objective", "finish"}, {"loop", "caption", "probe", "export"}, {"run", "explain"}]
 
 
 def test_inside_finetune_imports_only_point_down():

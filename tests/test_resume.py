@@ -59,7 +59,7 @@ def test_the_undisturbed_run_is_the_same_twice_and_has_what_makes_resuming_hard(
 
 
 @pytest.mark.parametrize("kill", ["step:8", "before_write:5", "mid_write:6", "before_replace:6", "after_replace:9",
-                                  "between:2"])
+                                  "between:2", "finish:1"])
 def test_K16_a_run_killed_at_any_point_and_again_ends_bit_equal(whole, kill):
     kill_twice(whole, whole.parent / kill.replace(":", "_"), kill)
 
