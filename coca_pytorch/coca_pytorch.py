@@ -11,6 +11,7 @@ Letters: b batch, t text tokens, n image tokens, q image queries, h heads, d wid
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -27,12 +28,22 @@ from .layers import (
     attention_bias,
     rotary_table,
 )
-from .losses import CoCaLosses, CoCaOutputs, caption_loss, contrastive_loss, cosine_similarity, equal_text_groups
+from .losses import (
+    CoCaLosses,
+    CoCaOutputs,
+    caption_loss,
+    contrastive_loss,
+    cosine_similarity,
+    equal_text_groups,
+    siglip_loss,
+)
 
 # CLIP (https://arxiv.org/abs/2103.00020) starts the logit scale at 1 / 0.07 and stops it at 100, which its authors
 # found necessary against instability
 _FIRST_TEMPERATURE = math.log(1 / 0.07)
 _LAST_TEMPERATURE = math.log(100)
+# SigLIP (https://arxiv.org/abs/2303.15343) starts where hardly any pair matches, as is the case
+_SIGLIP_TEMPERATURE, _SIGLIP_BIAS = math.log(10), -10.0
 
 
 class CoCa(nn.Module):
@@ -60,10 +71,13 @@ class CoCa(nn.Module):
         caption_loss_weight: float = 1.0,
         contrastive_loss_weight: float = 1.0,
         pad_id: int = 0,
+        contrastive: str = "clip",
+        label_smoothing: float = 0.0,
     ) -> None:
         """dim: width of text and pooled image tokens. num_tokens: size of the vocabulary. dim_latents: width of the
         contrastive space (default `dim`). image_dim: width of the image tokens (default `dim`). img_encoder: images ->
-        image tokens, needed only to pass `images`. A loss of weight 0 is not computed."""
+        image tokens, needed only to pass `images`. A loss of weight 0 is not computed. contrastive: clip or siglip.
+        label_smoothing: of the caption loss, while training."""
         super().__init__()
         self.dim, self.image_dim, self.dim_head, self.pad_id = dim, image_dim or dim, dim_head, pad_id
         self.caption_loss_weight, self.contrastive_loss_weight = caption_loss_weight, contrastive_loss_weight
@@ -82,6 +96,9 @@ class CoCa(nn.Module):
         self.img_to_latents = EmbedToLatents(dim, dim_latents or dim)
         self.text_to_latents = EmbedToLatents(dim, dim_latents or dim)
         self.temperature = nn.Parameter(torch.tensor([_FIRST_TEMPERATURE]))
+        self.label_smoothing = label_smoothing
+        if contrastive == "siglip":
+            add_logit_bias(self)
 
         def self_attention() -> Residual:
             return Residual(ParallelTransformerBlock(dim, ff_mult=ff_mult, **head))
@@ -145,6 +162,17 @@ class CoCa(nn.Module):
         """
         self.temperature.clamp_(max=_LAST_TEMPERATURE)
 
+    @property
+    def logit_parameters(self) -> tuple[Tensor, ...]:
+        """What `pair_loss` takes after the latents: the logit scale, and the bias of SigLIP."""
+        bias = getattr(self, "logit_bias", None)
+        return (self.logit_scale,) if bias is None else (self.logit_scale, bias.squeeze(0))
+
+    @property
+    def pair_loss(self) -> Callable[..., Tensor]:
+        """`contrastive_loss` or `siglip_loss`."""
+        return contrastive_loss if getattr(self, "logit_bias", None) is None else siglip_loss
+
     def similarity(self, text_embeds: Tensor, image_embeds: Tensor) -> Tensor:
         """Text embeddings (i, dim), image embeddings (j, dim) -> their cosines (i, j) in the contrastive space."""
         return cosine_similarity(self.text_to_latents(text_embeds), self.img_to_latents(image_embeds))
@@ -164,31 +192,34 @@ class CoCa(nn.Module):
         caption = outputs.caption_loss / max(outputs.words, 1)
         contrastive = torch.zeros((), device=text.device)
         if self.contrastive_loss_weight:
-            contrastive = contrastive_loss(outputs.text_latents, outputs.image_latents, self.logit_scale,
-                                           outputs.text_groups)
+            contrastive = self.pair_loss(outputs.text_latents, outputs.image_latents, *self.logit_parameters,
+                                         outputs.text_groups)
         loss = self.caption_loss_weight * caption + self.contrastive_loss_weight * contrastive
         return CoCaLosses(loss, caption, contrastive)
 
     def outputs(self, text: Tensor, labels: Tensor | None = None, *, images: Tensor | None = None,
                 image_tokens: Tensor | None = None, text_mask: Tensor | None = None,
-                image_mask: Tensor | None = None, caption: bool = True) -> CoCaOutputs:
+                image_mask: Tensor | None = None, caption: bool = True, logits: bool = False) -> CoCaOutputs:
         """What `compute_losses` puts together, for batches whose losses are joined. caption: False leaves out the upper
-        half and with it the caption loss. Arguments and errors as there."""
+        half and with it the caption loss. logits: give them and the latents, whatever the weights. Arguments and errors
+        as there."""
         text, labels, text_mask, label_mask = self._inputs_and_labels(text, labels, text_mask)
         rotary, bias = self._positions(text_mask)
         text_embeds, text_tokens = self._unimodal(text, rotary, bias)
         image_embeds, pooled = self.embed_image(images, image_tokens, image_mask)
         labels, latents = labels[label_mask], (None, None)
-        if self.contrastive_loss_weight:
+        if self.contrastive_loss_weight or logits:
             if self.training:
                 self.limit_temperature()
             latents = self.text_to_latents(text_embeds), self.img_to_latents(image_embeds)
-        loss = torch.zeros((), device=text.device)
-        if self.caption_loss_weight and caption:
+        loss, words = torch.zeros((), device=text.device), None
+        if (self.caption_loss_weight or logits) and caption:
             norm, to_words = self.to_logits
-            hidden = self._multimodal(text_tokens, pooled, rotary, bias)[label_mask]  # (real positions, dim)
-            loss = caption_loss(norm(hidden), to_words.weight, labels)
-        return CoCaOutputs(*latents, equal_text_groups(text, text_mask), loss, len(labels))
+            hidden = self._multimodal(text_tokens, pooled, rotary, bias)
+            smoothing = self.label_smoothing if self.training else 0.0
+            loss = caption_loss(norm(hidden[label_mask]), to_words.weight, labels, smoothing)  # (real positions, dim)
+            words = to_words(norm(hidden)) if logits else None
+        return CoCaOutputs(*latents, equal_text_groups(text, text_mask), loss, len(labels), words)
 
     def forward(
         self,
@@ -305,3 +336,10 @@ class CoCa(nn.Module):
             x = cross_attention(x, *keys_values)
         cache.advance(token_ids.shape[1])
         return self.to_logits(x[:, -1])
+
+
+def add_logit_bias(coca: nn.Module) -> None:
+    """Make a captioner's contrastive loss SigLIP's, from its beginning."""
+    coca.logit_bias = nn.Parameter(torch.tensor([_SIGLIP_BIAS]))
+    with torch.no_grad():
+        coca.temperature.fill_(_SIGLIP_TEMPERATURE)

@@ -89,6 +89,8 @@ class ModelConfig:
     image_dim: int = _key(1280, "width of Prism's output", 1, 65536)
     caption_loss_weight: float = _key(1.0, "weight of the caption loss", 0)
     contrastive_loss_weight: float = _key(1.0, "weight of the contrastive loss", 0)
+    contrastive: str = _key("clip", "contrastive loss: clip (softmax over the batch) or siglip (each pair by itself)",
+                            choices=("clip", "siglip"))
     num_img_queries: int = _key(256, "queries that pool the image tokens", 1, 65536)
     heads: int = _key(8, "attention heads", 1, 1024)
     dim_head: int = _key(64, "width of an attention head, an even number", 2, 4096)
@@ -115,6 +117,8 @@ class TrainingConfig:
     output_dir: str = _key("./checkpoints", "run folder")
     log_dir: str = _key("./logs", "folder of training.log")
     seed: int = _key(42, "seed of split, weights, order and sampling", 0, 2**32 - 1)
+    loss: str | None = _key(None, "package.module:function, a loss of your own beside the two; null = none")
+    label_smoothing: float = _key(0.0, "share of each word's target that goes to all words alike", 0, 0.9)
     accum_freq: int = _key(1, "micro-steps per optimizer step", 1)
     warmup: float = _key(0.03, "warm-up: below 1 a share of all steps, else a number of steps", 0)
     grad_clip_norm: float | None = _key(1.0, "gradient norm above which gradients are scaled down; null = off", 0,

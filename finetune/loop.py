@@ -22,7 +22,8 @@ from .watch import CaptionWatch
 
 _MAX_SKIPS = 20  # fp16 steps skipped in a row: a loss scale that has halved 20 times will not recover
 
-_WEIGHTS = {"caption_loss": "words", "contrastive_loss": "slides", "negatives": "slides"}  # what each is a mean over
+_WEIGHTS = {"caption_loss": "words", "contrastive_loss": "slides", "negatives": "slides"}  # else: parts of the user's
+_NO_MEANS = {"loss", "words", "slides", "lr", "grad_norm"}
 
 _UNTIL_SLIDES_MATTER = 0.1  # of all epochs: a young captioner first learns what texts look like
 
@@ -151,21 +152,23 @@ def validate(parts: Parts, epoch: int = 0) -> dict[str, float]:
 
 
 def _report(losses: StepLosses, model: SlideCaptioner) -> dict[str, float]:
-    values = {name: value for name, value in vars(losses).items() if name != "bad_ids"}
-    return values | {"loss": model.weighted(losses.caption_loss, losses.contrastive_loss)}
+    values = {name: value for name, value in vars(losses).items() if name not in ("bad_ids", "user")}
+    total = model.weighted(losses.caption_loss, losses.contrastive_loss) + sum(losses.user.values())
+    return values | losses.user | {"loss": total}
 
 
 def _add(sums: dict[str, float], report: dict[str, float]) -> None:
     """Add a step's means to the running sums, each weighted by what it is a mean of."""
-    for name, weight in _WEIGHTS.items():
-        sums[name] = sums.get(name, 0.0) + report[name] * report[weight]
+    for name in (name for name in report if name not in _NO_MEANS):
+        sums[name] = sums.get(name, 0.0) + report[name] * report[_WEIGHTS.get(name, "slides")]
     for weight in ("words", "slides"):
         sums[weight] = sums.get(weight, 0.0) + report[weight]
 
 
 def _means(sums: dict[str, float], model: SlideCaptioner) -> dict[str, float]:
-    means = {name: sums.get(name, 0.0) / max(sums[weight], 1.0) for name, weight in _WEIGHTS.items()}
-    return {"loss": model.weighted(means["caption_loss"], means["contrastive_loss"])} | means
+    means = {name: sums[name] / max(sums[_WEIGHTS.get(name, "slides")], 1.0) for name in sums if name not in _NO_MEANS}
+    user = sum(value for name, value in means.items() if name not in _WEIGHTS)
+    return {"loss": model.weighted(means["caption_loss"], means["contrastive_loss"]) + user} | means
 
 
 def _note_score(state: TrainState, monitor: str, scores: dict[str, float]) -> bool:

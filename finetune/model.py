@@ -48,15 +48,15 @@ class SlideCaptioner(nn.Module):
         embedding = slide["image_embedding"].unsqueeze(1)
         return embedding if self._image_tokens == "embedding" else torch.cat([embedding, slide["image_latents"]], dim=1)
 
-    def forward(self, batch: Batch, caption: bool = True) -> CoCaOutputs:
+    def forward(self, batch: Batch, caption: bool = True, logits: bool = False) -> CoCaOutputs:
         """What the losses of a batch are made of; a sample's part does not depend on the padding of its batch.
 
-        caption: False leaves out the caption loss and what only it needs.
+        caption: False leaves out the caption loss and what only it needs. logits: give them, too.
         """
         image_tokens = batch.image_tokens
         if image_tokens is None:
             image_tokens = self.image_tokens(batch.tile_embeddings, batch.tile_mask)
-        return self.coca.outputs(batch.text, batch.labels, text_mask=batch.text_mask, caption=caption,
+        return self.coca.outputs(batch.text, batch.labels, text_mask=batch.text_mask, caption=caption, logits=logits,
                                  image_tokens=image_tokens.to(self.coca.temperature.dtype))
 
     @property
@@ -212,14 +212,16 @@ def _make_coca(config: Config, tokenizer: Tokenizer, whole: Prism | None) -> CoC
         if config.data.max_seq_len > positions:  # the end token is no input, the CLS is one
             raise UserError("data.max_seq_len", f"{config.data.max_seq_len}, Prism's decoder has {positions} positions",
                             f"set data.max_seq_len={positions} or less")
-        coca = PrismCoCa(whole, model.caption_loss_weight, model.contrastive_loss_weight)
+        coca = PrismCoCa(whole, model.caption_loss_weight, model.contrastive_loss_weight, model.contrastive,
+                         config.training.label_smoothing)
         coca.train_upper_half(model.lora_rank)
         return coca
     return CoCa(dim=model.dim, num_tokens=len(tokenizer), unimodal_depth=model.unimodal_depth,
                 multimodal_depth=model.multimodal_depth, dim_latents=model.dim_latents, image_dim=model.image_dim,
                 num_img_queries=model.num_img_queries, dim_head=model.dim_head, heads=model.heads,
                 ff_mult=model.ff_mult, caption_loss_weight=model.caption_loss_weight,
-                contrastive_loss_weight=model.contrastive_loss_weight, pad_id=tokenizer.pad_id)
+                contrastive_loss_weight=model.contrastive_loss_weight, pad_id=tokenizer.pad_id,
+                contrastive=model.contrastive, label_smoothing=config.training.label_smoothing)
 
 
 def _load(load: Callable[..., Any], config: Config) -> Any:

@@ -11,18 +11,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from coca_pytorch import CoCaOutputs
-from coca_pytorch.losses import contrastive_loss
 
 from .batching import Batch
 from .distributed import World
 from .model import SlideCaptioner
 from .optim import Precision
 from .runlog import logger
+from .user_loss import LossFunction, LossInputs, parts_of
 from .watch import encoded
 
 _CHUNK = 1 << 24  # similarities computed at a time: 64 MB, and as much again for each step from them to the loss
@@ -43,6 +43,7 @@ class StepLosses:
     contrastive_loss: float
     negatives: float
     bad_ids: list[str]
+    user: dict[str, float] = field(default_factory=dict)  # named parts of training.loss
 
 
 @dataclass
@@ -52,6 +53,7 @@ class Objective:
     model: SlideCaptioner
     precision: Precision
     world: World
+    user_loss: LossFunction | None = None
     chunk: int = _CHUNK
     most: int | None = None  # slides in a micro-batch, where more did not fit into memory
     retry: bool = True  # False: an error of memory goes to the caller
@@ -73,21 +75,24 @@ class Objective:
             joint = self._contrastive([first.outputs for first in firsts], step)
             micro_batches = [first.batch for first in firsts]
 
-        def second_pass(batches: Sequence[Batch]) -> list[tuple[list[str], CoCaOutputs]]:
+        def second_pass(batches: Sequence[Batch]) -> list[_Seen]:
             known, seen = {id(first.batch): first for first in firsts}, []
             firsts.clear()  # a graph that was kept has to go before the work is done again in halves
             for batch in batches:
+                begin = sum(len(done.ids) for done in seen)
                 outputs = self._second(known[id(batch)]) if id(batch) in known else self._forward(batch)
                 loss = coca.caption_loss_weight * outputs.caption_loss / step.words
                 if joint:
-                    loss = loss + coca.contrastive_loss_weight * joint.stand_in(outputs, sum(len(i) for i, _ in seen))
-                scaler.scale(loss).backward()
-                seen.append((batch.ids, outputs.detach()))
+                    loss = loss + coca.contrastive_loss_weight * joint.stand_in(outputs, begin)
+                user = self._user(batch, outputs, step)
+                scaler.scale(sum(user.values(), loss)).backward()
+                seen.append(_Seen.of(batch, outputs, user))
             return seen
 
         seen = self._in_memory(micro_batches, second_pass)
         if joint:
-            scaler.scale(coca.contrastive_loss_weight * coca.logit_scale * joint.scale_gradient).backward()
+            logit = sum(p * g for p, g in zip(coca.logit_parameters, joint.logit_gradients, strict=True))
+            scaler.scale(coca.contrastive_loss_weight * logit).backward()
         self.world.sum_gradients(list(self.model.trained_parameters()))
         return self._means(seen, step, joint)
 
@@ -98,11 +103,12 @@ class Objective:
         for batch in _cut(micro_batches, self.most):
             batch = self._encoded(batch)
             outputs = self._forward(batch)
-            seen.append((batch.ids, outputs))
+            seen.append(_Seen.of(batch, outputs, self._user(batch, outputs, step)))
             if see:
                 with self.precision.autocast():
                     see(batch, outputs)
-        joint = self._contrastive([o for _, o in seen], step) if self.model.coca.contrastive_loss_weight else None
+        outputs = [done.outputs for done in seen]
+        joint = self._contrastive(outputs, step) if self.model.coca.contrastive_loss_weight else None
         return self._means(seen, step, joint)
 
     def _in_memory(self, micro_batches: Sequence[Batch], work: Callable[[Sequence[Batch]], list]) -> list:
@@ -142,7 +148,7 @@ class Objective:
 
     def _forward(self, batch: Batch, caption: bool = True) -> CoCaOutputs:
         with self.precision.autocast():
-            return self.model(batch.to(self.precision.device), caption)
+            return self.model(batch.to(self.precision.device), caption, caption and self.user_loss is not None)
 
     @torch.no_grad()
     def _encoded(self, batch: Batch) -> Batch:
@@ -159,14 +165,14 @@ class Objective:
             for empty, values in ((none[0], [o.text_latents for o in outputs]),
                                   (none[0], [o.image_latents for o in outputs]),
                                   (none[1], [o.text_groups for o in outputs])))
-        leaves = [text, image, coca.logit_scale.detach()]
+        leaves = [text, image, *(parameter.detach() for parameter in coca.logit_parameters)]
         if torch.is_grad_enabled():
             for leaf in leaves:
                 leaf.requires_grad_().grad = torch.zeros_like(leaf)
         loss, begin = torch.zeros((), device=device), sum(step.counts[:world.rank])
         end, rows = begin + step.counts[world.rank], max(1, self.chunk // len(text))
         for start in range(begin, end, rows):
-            part = contrastive_loss(*leaves, groups, slice(start, min(start + rows, end)))
+            part = coca.pair_loss(*leaves, groups, slice(start, min(start + rows, end)))
             if torch.is_grad_enabled():
                 part.backward()
             loss += part.detach()
@@ -175,22 +181,37 @@ class Objective:
         if not torch.is_grad_enabled():
             return _Joint(loss, negatives)
         world.sum_(text.grad, image.grad)  # each rank has its rows' part of every pair's gradient
-        return _Joint(loss, negatives, text.grad[begin:end], image.grad[begin:end], leaves[2].grad)
+        return _Joint(loss, negatives, text.grad[begin:end], image.grad[begin:end],
+                      [leaf.grad for leaf in leaves[2:]])
 
-    def _means(self, seen: Sequence[tuple[list[str], CoCaOutputs]], step: _Step, joint: _Joint | None) -> StepLosses:
+    def _user(self, batch: Batch, outputs: CoCaOutputs, step: _Step) -> dict[str, torch.Tensor]:
+        """The parts of the user's loss, which sees one micro-batch, by its share of the step's slides."""
+        if self.user_loss is None:
+            return {}
+        batch = batch.to(self.precision.device)
+        inputs = LossInputs(outputs.logits.float(), batch.labels, batch.text_mask, outputs.text_latents,
+                            outputs.image_latents, self.model.coca.logit_scale)
+        share = len(batch.ids) / sum(step.counts)
+        return {name: part * share for name, part in parts_of(self.user_loss, inputs).items()}
+
+    def _means(self, seen: Sequence[_Seen], step: _Step, joint: _Joint | None) -> StepLosses:
         device = self.precision.device
-        sums = torch.stack([sum((o.caption_loss for _, o in seen), torch.zeros((), device=device)),
+        sums = torch.stack([sum((done.outputs.caption_loss for done in seen), torch.zeros((), device=device)),
                             joint.loss if joint else torch.zeros((), device=device)])
         caption, contrastive, halvings = self.world.sum([*sums.tolist(), self._halvings])
         if halvings:
             logger.warning("out of memory: micro-batches are halved (%d times, on this process to %s slides), the "
                            "effective batch stays", halvings, self.most or "as many")
             self._halvings = 0
+        user: dict[str, float] = {}
+        if self.user_loss is not None:
+            for name, value in (part for mine in self.world.gather([p for d in seen for p in d.user]) for part in mine):
+                user[name] = user.get(name, 0.0) + value
         bad: list[str] = []
-        if not math.isfinite(caption + contrastive):
-            bad = [i for ids, o in seen if not _is_finite(o) for i in ids]
+        if not math.isfinite(sum(user.values(), caption + contrastive)):
+            bad = [i for done in seen if not done.is_finite() for i in done.ids]
         return StepLosses(float(step.words), float(sum(step.counts)), caption / step.words, contrastive,
-                          joint.negatives if joint else 0.0, bad)
+                          joint.negatives if joint else 0.0, bad, user)
 
 
 @dataclass(frozen=True)
@@ -226,7 +247,7 @@ class _Joint:
     negatives: float
     text_gradient: torch.Tensor | None = None
     image_gradient: torch.Tensor | None = None
-    scale_gradient: torch.Tensor | None = None
+    logit_gradients: Sequence[torch.Tensor] = ()
 
     def stand_in(self, outputs: CoCaOutputs, start: int) -> torch.Tensor:
         """A scalar whose gradient in the parameters is that of the contrastive loss through the slides of a
@@ -245,9 +266,22 @@ def _cut(micro_batches: Sequence[Batch], most: int | None) -> list[Batch]:
     return [part for batch in micro_batches for part in batch.split(most or len(batch.ids))]
 
 
-def _is_finite(outputs: CoCaOutputs) -> bool:
-    parts = (outputs.caption_loss, outputs.text_latents, outputs.image_latents)
-    return all(bool(part.isfinite().all()) for part in parts if part is not None)
+@dataclass(frozen=True)
+class _Seen:
+    """What is left of a micro-batch: its slides, its outputs without their graph, the parts of the user's loss."""
+
+    ids: list[str]
+    outputs: CoCaOutputs
+    user: list[tuple[str, float]]
+
+    @classmethod
+    def of(cls, batch: Batch, outputs: CoCaOutputs, user: dict[str, torch.Tensor]) -> _Seen:
+        return cls(batch.ids, outputs.detach(), [(name, part.item()) for name, part in user.items()])
+
+    def is_finite(self) -> bool:
+        parts = (self.outputs.caption_loss, self.outputs.text_latents, self.outputs.image_latents)
+        return (all(bool(part.isfinite().all()) for part in parts if part is not None)
+                and all(math.isfinite(value) for _, value in self.user))
 
 
 def _random_state(device: torch.device) -> tuple[torch.Tensor, ...]:

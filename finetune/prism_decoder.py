@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from coca_pytorch import CoCa, CoCaOutputs, PackedLinears
-from coca_pytorch.losses import caption_loss, equal_text_groups
+from coca_pytorch import CoCa, CoCaOutputs, PackedLinears, add_logit_bias
+from coca_pytorch.losses import caption_loss, contrastive_loss, equal_text_groups
 from prism import Prism, fingerprint
 from prism.biogpt import DecoderCache
 
@@ -29,13 +29,17 @@ class PrismCoCa(nn.Module):
     sha256: fingerprint of the weights as loaded, the word embeddings among them; a checkpoint has only what trains.
     """
 
-    def __init__(self, prism: Prism, caption_loss_weight: float = 1.0, contrastive_loss_weight: float = 1.0) -> None:
+    def __init__(self, prism: Prism, caption_loss_weight: float = 1.0, contrastive_loss_weight: float = 1.0,
+                 contrastive: str = "clip", label_smoothing: float = 0.0) -> None:
         super().__init__()
         self.caption_loss_weight, self.contrastive_loss_weight = caption_loss_weight, contrastive_loss_weight
         self.text_decoder, self.temperature = prism.text_decoder, prism.temperature
         self.img_to_latents, self.text_to_latents = prism.img_to_latents, prism.text_to_latents
         self.sha256 = None if self.temperature.is_meta else fingerprint(self)
         self.requires_grad_(False)
+        self.label_smoothing = label_smoothing
+        if contrastive == "siglip":
+            add_logit_bias(self)
 
     def train_upper_half(self, lora_rank: int = 0) -> None:
         """Make trainable: the heads, the temperature, and of the layers that see the slide either all or, with a
@@ -63,20 +67,24 @@ class PrismCoCa(nn.Module):
         return image_tokens[:, 0], image_tokens[:, 1:]
 
     logit_scale, similarity, limit_temperature = CoCa.logit_scale, CoCa.similarity, CoCa.limit_temperature
+    logit_parameters, pair_loss = CoCa.logit_parameters, CoCa.pair_loss
 
     def outputs(self, text: Tensor, labels: Tensor, *, image_tokens: Tensor, text_mask: Tensor,
-                caption: bool = True) -> CoCaOutputs:
+                caption: bool = True, logits: bool = False) -> CoCaOutputs:
         """What the losses of a batch are made of, as `CoCa.outputs`. text, labels, text_mask: (b, t)."""
         text_embeds, tokens, bias = self.text_decoder.unimodal(text, text_mask)
         image_embeds, latents = self.embed_image(image_tokens=image_tokens)
         labels, pair = labels[text_mask], (None, None)
-        if self.contrastive_loss_weight:
+        if self.contrastive_loss_weight or logits:
             pair = self.text_to_latents(text_embeds), self.img_to_latents(image_embeds)
-        loss = torch.zeros((), device=text.device)
-        if self.caption_loss_weight and caption:
-            hidden = self.text_decoder.multimodal(tokens, latents, bias)[text_mask]
-            loss = caption_loss(hidden, self.text_decoder.model.output_projection.weight, labels)
-        return CoCaOutputs(*pair, equal_text_groups(text, text_mask), loss, len(labels))
+        loss, words = torch.zeros((), device=text.device), None
+        if (self.caption_loss_weight or logits) and caption:
+            hidden = self.text_decoder.multimodal(tokens, latents, bias)
+            to_words = self.text_decoder.model.output_projection
+            smoothing = self.label_smoothing if self.training else 0.0
+            loss = caption_loss(hidden[text_mask], to_words.weight, labels, smoothing)
+            words = to_words(hidden) if logits else None
+        return CoCaOutputs(*pair, equal_text_groups(text, text_mask), loss, len(labels), words)
 
     def forward(self, text: Tensor, *, image_tokens: Tensor, text_mask: Tensor) -> Tensor:
         """Logits (b, t, vocabulary) of the word after each of text (b, t), as `CoCa.forward`."""
@@ -122,9 +130,11 @@ def start_from_prism(coca: CoCa, tokenizer: Tokenizer, prism: Prism) -> None:
     if coca.img_to_latents.to_latents.weight.shape == prism.img_to_latents.to_latents.weight.shape:
         coca.img_to_latents.load_state_dict(prism.img_to_latents.state_dict())
         taken.append("the projection of the slide")
-    coca.temperature.fill_(prism.temperature)
-    coca.limit_temperature()
-    logger.info("taken from Prism: %s", ", ".join([*taken, "the temperature"]))
+    if coca.pair_loss is contrastive_loss:  # SigLIP's temperature is another thing
+        coca.temperature.fill_(prism.temperature)
+        coca.limit_temperature()
+        taken.append("the temperature")
+    logger.info("taken from Prism: %s", ", ".join(taken) or "nothing, as no width fits")
 
 
 def _add_adapters(layers: nn.ModuleList, rank: int) -> None:

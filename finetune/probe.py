@@ -26,7 +26,7 @@ def largest_batch(objective: Objective, samples: Sequence[Sample], max_tiles: in
     if device.type not in _PROBED:
         logger.info("training.batch_size auto: %d, as memory is not probed on a CPU", _UNPROBED)
         return _UNPROBED
-    local = Objective(objective.model, objective.precision, ALONE, retry=False)
+    local = Objective(objective.model, objective.precision, ALONE, objective.user_loss, retry=False)
     scaler = objective.precision.scaler()
     moments = [torch.zeros_like(p) for p in objective.model.trained_parameters() for _ in range(2)]
     tried: list[str] = []

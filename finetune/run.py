@@ -45,6 +45,7 @@ from .runlog import RunLog, log_to_console, log_to_file, logger
 from .tiles import TileReader
 from .tokenizer import tokenizer_from_dict
 from .trackers import open_trackers
+from .user_loss import load_loss
 from .watch import CaptionWatch
 
 # What may differ when a run is resumed. `epochs` stretches the learning-rate schedule from there on.
@@ -76,6 +77,7 @@ def train(config: Config, resume: str | None = None) -> int:
 
 def _train(config: Config, resume: str | None, folder: Path, memory: MemoryHandler, device: torch.device,
            world: World) -> int:
+    user_loss = load_loss(config.training.loss) if config.training.loss else None
     checkpoint, content = _open_everywhere(resume, folder, world)
     tokenizer = tokenizer_from_dict(content["tokenizer"], str(checkpoint)) if content else None
     if tokenizer is None and config.model.decoder == "prism":
@@ -97,7 +99,7 @@ def _train(config: Config, resume: str | None, folder: Path, memory: MemoryHandl
         _check_same_run(content, about, str(checkpoint))
         state = TrainState.of(content["progress"], str(checkpoint))
     cache = _slide_cache(config, data, model, precision)
-    objective = Objective(model, precision, world)
+    objective = Objective(model, precision, world, user_loss)
     state.batch_size = state.batch_size or _batch_size(config, objective, data, cache)
     state.micro_batches = state.micro_batches or config.training.accum_freq * world.size
     parts, saver = _assemble(config, data, objective, about, folder, cache, state)

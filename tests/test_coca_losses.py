@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from coca_pytorch import CoCa
-from coca_pytorch.losses import caption_loss, contrastive_loss, equal_text_groups
+from coca_pytorch.losses import caption_loss, contrastive_loss, equal_text_groups, siglip_loss
 from tests.parity.coca_weights import SMALL, reference, small_coca
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -157,3 +157,30 @@ def test_a_loss_of_weight_zero_is_not_computed(off, idle, monkeypatch):
         module.register_forward_pre_hook(lambda *_: pytest.fail("was called"))
     model.compute_losses(ref["text"], image_tokens=ref["image_tokens"]).loss.backward()
     assert all(p.grad is None for p in model.get_submodule(idle).parameters())
+
+
+@pytest.mark.parametrize("groups", [[0, 1, 2, 3, 4], [0, 0, 2, 3, 0]])
+def test_siglip_loss_is_a_sum_over_pairs_and_adds_up_over_rows(groups):
+    text, image, scale, bias = latents(5, seed=1), latents(5, seed=2), torch.tensor(3.0), torch.tensor(-2.0)
+    wanted = 0.0
+    for i in range(5):
+        for j in range(5):
+            if i == j or groups[i] != groups[j]:
+                wanted += math.log1p(math.exp(-(1 if i == j else -1) * (3.0 * float(text[i] @ image[j]) - 2.0))) / 5
+    given = (text, image, scale, bias, torch.tensor(groups))
+    assert float(siglip_loss(*given)) == pytest.approx(wanted, abs=1e-5)
+    assert sum(float(siglip_loss(*given, slice(i, i + 2))) for i in (0, 2, 4)) == pytest.approx(wanted, abs=1e-5)
+
+
+def test_label_smoothing_is_the_mean_over_all_words_by_its_share_and_only_while_training():
+    torch.manual_seed(0)
+    hidden, weight, labels = torch.randn(6, 8), torch.randn(11, 8), torch.arange(6)
+    log_p = (hidden @ weight.T).log_softmax(-1)
+    wanted = -(0.8 * log_p[torch.arange(6), labels] + 0.2 * log_p.mean(-1)).sum()
+    torch.testing.assert_close(caption_loss(hidden, weight, labels, 0.2), wanted)
+    coca = CoCa(dim=16, num_tokens=11, unimodal_depth=1, multimodal_depth=1, label_smoothing=0.2)
+    text, image = torch.randint(1, 11, (2, 6)), torch.randn(2, 3, 16)
+    smooth = coca.compute_losses(text, image_tokens=image).caption_loss
+    plain = coca.eval().compute_losses(text, image_tokens=image).caption_loss
+    coca.label_smoothing = 0.0
+    assert smooth != plain and plain == coca.train().compute_losses(text, image_tokens=image).caption_loss

@@ -7,11 +7,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from coca_pytorch import add_logit_bias
 from finetune import probe
 from finetune.distributed import ALONE
 from finetune.objective import Objective
 from finetune.optim import Precision
 from finetune.probe import largest_batch, search
+from finetune.user_loss import LossInputs
 from tests.test_distributed import everything, gradients, objective_of, plain_gradients
 from tests.test_loop import CPU, a_batch, tiny_model
 
@@ -53,8 +55,8 @@ class Small:
         self.room, self.where, self.errors = room, where, 0
         forward = model.forward
 
-        def limited(batch, caption=True):
-            outputs = forward(batch, caption)
+        def limited(batch, caption=True, logits=False):
+            outputs = forward(batch, caption, logits)
             if len(batch.ids) > room and where == "forward":
                 self.fail()
             if len(batch.ids) > room and where == "backward" and outputs.caption_loss.requires_grad:
@@ -110,7 +112,7 @@ def test_auto_probes_with_the_longest_text_and_the_largest_slide_and_leaves_no_t
     objective, seen = objective_of(ALONE), []
     memory, state = Small(objective.model, 5, "backward"), torch.get_rng_state()
     forward = objective.model.forward
-    objective.model.forward = lambda batch, caption=True: (seen.append(batch), forward(batch, caption))[1]
+    objective.model.forward = lambda batch, *wanted: (seen.append(batch), forward(batch, *wanted))[1]
     samples = [SimpleNamespace(slide=SimpleNamespace(num_tiles=n), token_ids=[1] * t) for n, t in
                [(3, 9), (40, 4), (2, 6)] * 10]
     before = {k: v.clone() for k, v in objective.model.state_dict().items()}
@@ -121,3 +123,39 @@ def test_auto_probes_with_the_longest_text_and_the_largest_slide_and_leaves_no_t
     assert all(torch.equal(v, before[k]) for k, v in objective.model.state_dict().items())
     assert all(p.grad is None for p in objective.model.parameters()) 
     assert any("auto: 5" in line and "8 does not fit" in line for line in log_lines)
+
+
+@pytest.mark.parametrize("chunk", [17, 1 << 24])
+def test_siglip_in_micro_batches_gives_the_gradients_of_one_batch(chunk):
+    model = tiny_model(2.0, 0.5)
+    add_logit_bias(model.coca)
+    _, wanted = plain_gradients(model, everything(BATCHES))
+    objective = Objective(model, Precision("fp32", CPU, "test"), ALONE, chunk=chunk)
+    _, found = gradients(objective, BATCHES)
+    assert wanted["coca.logit_bias"].abs() > 1e-3
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-5)
+
+
+def per_slide(inputs):
+    """Something of everything that a user's loss is given, a mean over the slides."""
+    words = (inputs.logits.logsumexp(-1) * inputs.text_mask).sum(1) + (inputs.labels * inputs.text_mask).sum(1)
+    pairs = (inputs.text_latents * inputs.image_latents).sum(1) * inputs.logit_scale
+    return {"my_words": words.mean() * 1e-2, "my_pairs": pairs.square().mean()}
+
+
+def test_a_loss_of_the_users_own_in_micro_batches_is_the_mean_over_all_slides():
+    _, plain = plain_gradients(tiny_model(2.0, 0.5), everything(BATCHES))
+    model, batch = tiny_model(2.0, 0.5), everything(BATCHES)
+    outputs = model(batch, logits=True)
+    parts = per_slide(LossInputs(outputs.logits, batch.labels, batch.text_mask, outputs.text_latents,
+                                 outputs.image_latents, model.coca.logit_scale))
+    sum(parts.values()).backward()
+    alone = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    objective = Objective(tiny_model(2.0, 0.5), Precision("fp32", CPU, "test"), ALONE, per_slide)
+    losses, found = gradients(objective, BATCHES)
+    assert losses["user"] == pytest.approx({k: v.item() for k, v in parts.items()}, rel=1e-4)
+    for name, gradient in found.items():
+        wanted = plain.get(name, 0) + alone.get(name, 0)
+        torch.testing.assert_close(gradient, wanted, atol=1e-4, rtol=1e-4)
+    assert objective.losses(BATCHES).user == pytest.approx(losses["user"], rel=1e-4)
