@@ -19,9 +19,9 @@ from .checkpoint import load_run
 from .config import Config, GenerationOptions, expand, from_dict, load_plain_yaml
 from .embed import embed_slides, embed_texts
 from .errors import UserError, printable, say
-from .export import read_folder
 from .findings import FindingDictionary
 from .finish import NEAREST, read_nearest, same_weights, temperature_of
+from .folder import read_folder
 from .generate import confidences, generate
 from .labels import Label, load_labels
 from .model import SlideCaptioner, build_model, check_architecture, whole_prism
