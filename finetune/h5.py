@@ -149,14 +149,15 @@ def _features(file: h5py.File, wanted: str | None, width: int) -> tuple[str, h5p
         except BadSlide as problem:
             problems.append(problem)
     if len(fitting) > 1:
-        raise BadSlide(f"has several matrices of features: {' and '.join(f[0] for f in fitting)}", "say which with data.h5_key")
+        raise BadSlide(f"has several matrices of features: {' and '.join(f[0] for f in fitting)}",
+                       "say which with data.h5_key")
     if not fitting:
         raise problems[0]
     return fitting[0]
 
 
 def _check_header(file: h5py.File, key: str, width: int) -> tuple[h5py.Dataset, int]:
-    """The dataset and its number of tiles, from shape and type alone: a file that declares 20 TB is refused before any read."""
+    """The dataset and its number of tiles, from shape and type alone: a file that declares 20 TB is refused unread."""
     parts = key.strip("/").split("/")
     for end in range(1, len(parts) + 1):  # a link may lead to another file: anyone's, not only this slide's
         if not isinstance(file.get("/".join(parts[:end]), getlink=True), h5py.HardLink):

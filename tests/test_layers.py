@@ -103,7 +103,7 @@ ROWS = [{"errors"}, {"config"}, {"html", "charts", "progress", "trackers"}, {"re
         {"pt", "splits", "maps"}, {"tiles"},
         {"batching", "checkpoint", "generate", "manifest", "prism_decoder", "scan", "findings"},
         {"data", "export", "model", "latents", "resume", "scores", "embed", "user_loss"}, {"evaluation"}, {"watch"},
-        {"objective", "finish"}, {"loop", "caption", "probe"}, {"run", "explain"}]
+        {"objective", "finish"}, {"loop", "caption", "probe"}, {"run", "explain"}, {"serve"}]
 
 
 def test_inside_finetune_imports_only_point_down():
