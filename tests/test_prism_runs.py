@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from finetune.caption import run_inference
 from finetune.cli import Parser, add_inference_flags, options_from_flags
 from finetune.config import Config, apply_overrides
 from finetune.errors import UserError
-from finetune.export import read_folder, write_folder
+from finetune.folder import read_folder, write_folder
 from finetune.optim import resolve_precision
 from finetune.run import train
 from prism import Prism
@@ -24,6 +26,7 @@ from tests.conftest import refused, write_h5, write_json
 from tests.parity.prism_weights import small_state
 from tests.test_prism_model import put
 
+ROOT = Path(__file__).resolve().parent.parent
 TEXTS = ["breast: ductal carcinoma", "stomach: adenocarcinoma", "colon: no tumor"]
 
 
@@ -46,12 +49,26 @@ def config_of(data: Path, out: Path, *pairs: str) -> Config:
         *pairs])
 
 
-@pytest.fixture(scope="module", params=[0, 2])
-def trained(request, data, tmp_path_factory) -> Path:
-    """The run folder of a fine-tuned `decoder: prism`, with and without adapters."""
-    out = tmp_path_factory.mktemp("run")
-    assert train(config_of(data, out, "model.decoder=prism", f"model.lora_rank={request.param}")) == 0
+def fine_tuned(data: Path, out: Path, *pairs: str) -> Path:
+    assert train(config_of(data, out, "model.decoder=prism", *pairs)) == 0
     return out / "run"
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory) -> Path:
+    """The run folder of a fine-tuned `decoder: prism`."""
+    return fine_tuned(data, tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def adapted(data, tmp_path_factory) -> Path:
+    """The same with adapters."""
+    return fine_tuned(data, tmp_path_factory.mktemp("run"), "model.lora_rank=2")
+
+
+@pytest.fixture(params=["trained", "adapted"])
+def either(request) -> Path:
+    return request.getfixturevalue(request.param)
 
 
 def infer(tmp_path: Path, *args: object) -> list[dict]:
@@ -89,17 +106,17 @@ def test_prism_alone_writes_and_scores_what_prism_does(tmp_path):
     assert record["similarity"]["a b"] == pytest.approx(cosine.item(), abs=0.02)
 
 
-def test_a_fine_tuned_decoder_learns_and_its_checkpoint_holds_only_what_trained(trained):
-    rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+def test_a_fine_tuned_decoder_learns_and_its_checkpoint_holds_only_what_trained(either):
+    rows = [json.loads(line) for line in (either / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert rows[-1]["caption_loss"] < rows[0]["caption_loss"]
-    content = torch.load(trained / "last_model.pth", weights_only=True)
+    content = torch.load(either / "last_model.pth", weights_only=True)
     assert content["model"] and not any("embed" in k or "layers.0." in k or k.startswith("prism.")
                                         for k in content["model"])
     assert len(content["prism"]["text_sha256"]) == 64 and content["tokenizer"]["type"] == "biogpt"
 
 
-def test_a_fine_tuned_decoder_resumes_bit_equal(data, trained, tmp_path, capsys):
-    rank = torch.load(trained / "last_model.pth", weights_only=True)["config"]["model"]["lora_rank"]
+def test_a_fine_tuned_decoder_resumes_bit_equal(data, either, tmp_path, capsys):
+    rank = torch.load(either / "last_model.pth", weights_only=True)["config"]["model"]["lora_rank"]
     pairs = "model.decoder=prism", f"model.lora_rank={rank}", "training.save_every=1"
     assert train(config_of(data, tmp_path, *pairs)) == 0
     shutil.copytree(tmp_path / "run", tmp_path / "again" / "run")
@@ -130,16 +147,26 @@ def test_init_prism_starts_a_coca_that_trains_and_opens_without_its_text_side(da
     assert record["error"] is None
 
 
+def test_the_export_command_works_and_its_help_needs_no_torch(trained, tmp_path):
+    command = [sys.executable, "-X", "importtime", "-m", "finetune.export"]
+    shown = subprocess.run([*command, "--help"], cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
+    assert shown.returncode == 0 and "FOLDER" in shown.stdout and "torch" not in shown.stderr
+    written = subprocess.run([*command[:1], *command[3:], "--checkpoint", trained / "best_model.pth", "--output",
+                              tmp_path / "out"], cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
+    assert written.stdout == f"written: {tmp_path / 'out'}\n" and (tmp_path / "out" / "model.safetensors").is_file()
+
+
 @pytest.fixture(scope="module")
 def exported(trained) -> Path:
     write_folder(trained / "best_model.pth", trained.parent / "exported")
     return trained.parent / "exported"
 
 
-def test_an_exported_folder_captions_and_scores_as_its_checkpoint(trained, exported, data, tmp_path):
+def test_an_exported_folder_captions_and_scores_as_its_checkpoint(either, data, tmp_path):
+    write_folder(either / "best_model.pth", tmp_path / "out")
     flags = ["--embeddings_dir", data / "h5", "--text", *TEXTS]
-    assert infer(tmp_path, "--checkpoint", exported, *flags) == \
-        infer(tmp_path, "--checkpoint", trained / "best_model.pth", *flags)
+    assert infer(tmp_path, "--checkpoint", tmp_path / "out", *flags) == \
+        infer(tmp_path, "--checkpoint", either / "best_model.pth", *flags)
 
 
 def test_an_exported_folder_holds_what_the_hub_wants_and_nothing_private(trained, exported, data):
