@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -36,6 +37,34 @@ def test_micro_batches_and_chunks_give_the_gradients_of_one_batch(chunk, count):
     objective = objective_of(ALONE)
     objective.chunk = chunk
     assert_as_one_batch(objective, BATCHES[:count])
+
+
+def test_a_prism_that_is_trained_gets_the_gradients_of_one_batch_too():
+    models = [tiny_model(2.0, 0.5) for _ in range(2)]
+    for model in models:
+        model.prism.unfreeze()
+    _, wanted = plain_gradients(models[0], everything(BATCHES))
+    _, found = gradients(Objective(models[1], Precision("fp32", CPU, "test"), ALONE), BATCHES)
+    assert found.keys() == wanted.keys() and any(name.startswith("prism.") for name in found)
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[name], gradient, atol=2e-5, rtol=2e-5)
+
+
+def test_dropout_falls_alike_in_both_passes():
+    """A layer that draws: the second pass must meet the latents that the gradient was computed for."""
+    objective = objective_of(ALONE)
+    forward, latents = objective.model.forward, []
+
+    def noisy(batch, *more):
+        outputs = forward(batch, *more)
+        dropped = torch.nn.functional.dropout(outputs.text_latents, 0.5)
+        latents.append(dropped.detach())
+        return replace(outputs, text_latents=dropped)
+
+    objective.model.forward = noisy
+    gradients(objective, BATCHES)
+    assert len(latents) == 6 and all(torch.equal(a, b) for a, b in zip(latents[:3], latents[3:], strict=True))
+    assert not torch.equal(latents[0][0] == 0, latents[1][0] == 0), "each micro-batch its own"
 
 
 def test_the_contrastive_loss_takes_memory_of_its_chunk_and_not_of_the_square():
