@@ -293,7 +293,7 @@ class Extras:
         about, checkpoint = captioner.about, args.checkpoint and expand(args.checkpoint)
         index = read_nearest(checkpoint, about) if about and checkpoint else None
         if args.nearest and (index is None or not same_weights(index, about)):
-            raise UserError("--nearest", f"no {NEAREST} of these weights beside {checkpoint}",
+            raise UserError("--nearest", f"no {NEAREST} of these weights beside {checkpoint or 'Prism'}",
                             "use the best_model.pth of a finished run, in its run folder")
         if args.nearest and index["embeddings"] is None:
             raise UserError("--nearest", "trained without the contrastive loss, this model has no space of slides",
