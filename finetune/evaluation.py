@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 FILE = "validation_captions.jsonl"
 SHORT = ("val_bleu_4", "val_rouge_l", "val_exact_match")  # of the scores, what a line of the log has room for
 _ALWAYS = ("val_loss", "val_caption_loss", "val_contrastive_loss", "val_shuffled_gap", "val_distinct_captions")
+_HIGHER_IS_BETTER = {"val_shuffled_gap", "val_distinct_captions", *(
+    f"val_{score}" for score in (*TEXT_SCORES, *RETRIEVAL_SCORES) if not score.endswith("median_rank"))}
 EVALUATED = tuple(f"val_{score}" for score in (*TEXT_SCORES, *RETRIEVAL_SCORES))
 
 
@@ -39,12 +41,17 @@ def check_monitor(config: Config) -> None:
                         "set it to 0")
     known = [*_ALWAYS[:3], *(_ALWAYS[3:] if model.caption_loss_weight else ()), *EVALUATED]
     name = training.monitor
-    if name not in known:
+    if name not in known and training.loss is None:  # parts of a loss of one's own are known once it has been called
         near = difflib.get_close_matches(name, known, n=1)
         raise UserError("training.monitor", f"{name!r} is no score of this run",
                         f"did you mean {near[0]}?" if near else f"one of {', '.join(known)}")
     if name in EVALUATED and not training.eval_captions:
         raise UserError("training.monitor", f"{name} needs captions", "set training.eval_captions to, say, 100")
+
+
+def higher_is_better(monitor: str) -> bool:
+    """Whether the best model has the highest of this; of losses, one's own too, and of ranks it has the lowest."""
+    return monitor in _HIGHER_IS_BETTER
 
 
 def choose(samples: list[Sample], count: int, seed: int) -> list[Sample]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,11 +11,12 @@ import torch
 
 from finetune.batching import Sample
 from finetune.config import Config, apply_overrides
+from finetune.distributed import World
 from finetune.evaluation import EVALUATED, FILE, CaptionEvaluation, check_monitor, choose
 from finetune.loop import TrainState, fit, train_step, validate
 from finetune.tiles import SlideFile
 from finetune.tokenizer import VocabTokenizer
-from finetune.watch import CaptionWatch
+from finetune.watch import CaptionWatch, encoded
 from tests.conftest import refused
 from tests.test_loop import a_batch, parts_of, tiny_model
 
@@ -48,6 +50,20 @@ def test_each_epoch_writes_and_scores_the_captions_of_the_chosen_slides(tmp_path
     assert 0 <= scores["val_image_to_text_r1"] <= 1 <= scores["val_text_to_image_median_rank"] <= 3
 
 
+def test_ranks_together_score_what_one_process_scores(tmp_path):
+    model, batches = tiny_model(), [a_batch(1, 3), a_batch(2, 2)]
+    chosen = samples_of(*batches)[1:4]
+    alone, *ranks = (CaptionEvaluation(chosen, TOKENIZER, 8, tmp_path) for _ in range(3))
+    with torch.no_grad():
+        for batch, rank in zip(batches, ranks, strict=True):
+            for evaluation in (alone, rank):
+                evaluation.see(model, encoded(model, batch))
+    together = SimpleNamespace(gather=lambda own: [rank._records for rank in ranks], is_main=False)
+    assert ranks[1].scores(1, together) == alone.scores(1, World())
+    assert {r["id"] for r in map(json.loads, (tmp_path / FILE).read_text(encoding="utf-8").splitlines())} == {
+        s.slide.slide_id for s in chosen}
+
+
 def test_a_captioner_that_has_learned_its_slides_scores_one(tmp_path):
     model, batch = tiny_model(), a_batch(1, 4)
     batch.text[:, 0], batch.labels[:, -1] = 1, 2  # texts that begin and end
@@ -60,7 +76,7 @@ def test_a_captioner_that_has_learned_its_slides_scores_one(tmp_path):
 
 @pytest.mark.parametrize(("monitor", "values", "best"), [
     ("val_loss", [2, 1, 3], 2), ("val_bleu_4", [0.1, 0.3, 0.3], 2), ("val_image_to_text_median_rank", [5, 6, 4], 3),
-    ("val_cider", [0.0, float("nan"), -1], 1)])
+    ("val_cider", [0.0, float("nan"), -1], 1), ("val_my_own_part", [3, 1, 2], 2)])
 def test_the_best_model_is_chosen_by_any_score(tmp_path, monkeypatch, monitor, values, best):
     given = iter(values)
     monkeypatch.setattr("finetune.loop.validate", lambda parts, epoch: {"val_loss": 1.0, monitor: next(given)})
@@ -82,4 +98,5 @@ def test_the_chosen_slides_are_the_same_whatever_their_order():
 def test_a_monitor_that_no_epoch_has_is_refused_before_training(settings, word):
     with refused(word):
         check_monitor(apply_overrides(Config(), settings))
+    check_monitor(apply_overrides(Config(), ["training.loss=my.loss:part", "training.monitor=val_part"]))
     check_monitor(apply_overrides(Config(), ["training.eval_captions=3", "training.monitor=val_cider"]))
