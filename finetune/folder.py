@@ -23,6 +23,7 @@ from .errors import UserError
 _WEIGHTS, _CONFIG, _TOKENIZER, _CARD = "model.safetensors", "config.json", "tokenizer.json", "README.md"
 _WORDS = ("config", "prism", "data", "versions", "progress")
 _FIX = "export the checkpoint again"
+_MOST_JSON = 1 << 26  # bytes; a vocabulary of 100 000 words has a tenth of it
 
 
 def write_folder(checkpoint: Path, folder: Path) -> None:
@@ -159,6 +160,8 @@ def _write_json(path: Path, data: dict[str, Any]) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
+        if (size := path.stat().st_size) > _MOST_JSON:
+            raise UserError(path, f"{size / 1e6:.0f} MB is no config", _FIX)
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(path, f"cannot be read ({error.strerror})", "give a folder of finetune.export") from None

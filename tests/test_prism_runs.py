@@ -90,12 +90,13 @@ def test_prism_alone_gives_the_records_and_scores_of_a_checkpoint(data, trained,
 
 
 def test_prism_alone_writes_and_scores_what_prism_does(tmp_path):
-    """A folder as from the hub, small: caption and cosines against the model itself."""
+    """A folder as from the hub, small: caption, cosines and zero-shot classes against the model itself."""
     folder = put(tmp_path / "prism", small_state(text=True))
     letters_tokenizer().save(folder)
     tiles = np.random.default_rng(1).standard_normal((6, 20)).astype(np.float32)
     write_h5(tmp_path / "s.h5", tiles)
-    record, = infer(tmp_path, "--prism_only", "--prism", folder, "--embeddings_file", tmp_path / "s.h5", "--text", "a b")
+    record, = infer(tmp_path, "--prism_only", "--prism", folder, "--embeddings_file", tmp_path / "s.h5", "--text", "a b",
+                    "--prompts", write_json(tmp_path / "prompts.json", {"no": ["a b"], "yes": ["c d", "e f"]}))
     prism = Prism.from_pretrained(folder)
     slide = prism.slide_representations(torch.from_numpy(tiles)[None])
     with resolve_precision("auto", torch.device("cpu")).autocast():
@@ -104,6 +105,10 @@ def test_prism_alone_writes_and_scores_what_prism_does(tmp_path):
     text = prism.text_decoder.unimodal(prism.tokenize(["a b"])[:, :-1])[0]
     cosine = prism.similarity(text, slide["image_embedding"]) / prism.temperature.exp()
     assert record["similarity"]["a b"] == pytest.approx(cosine.item(), abs=0.02)
+    # prompts of one length, where the published zero_shot cuts `</s>` off all of them
+    odds = prism.zero_shot(slide["image_embedding"], neg_prompts=["a b"], pos_prompts=["c d", "e f"])
+    assert list(record["classes"].values()) == pytest.approx(odds[0].tolist(), abs=0.05)
+    assert max(odds[0].tolist()) < 0.95
 
 
 def test_a_fine_tuned_decoder_learns_and_its_checkpoint_holds_only_what_trained(either):
@@ -182,12 +187,15 @@ def test_an_exported_folder_holds_what_the_hub_wants_and_nothing_private(trained
     assert not any(text in words for text in TEXTS)
 
 
-@pytest.mark.parametrize("spoil", ["weights", "config", "version", "tokenizer"])
+@pytest.mark.parametrize("spoil", ["weights", "config", "version", "tokenizer", "size"])
 def test_spoiled_folders_are_refused(exported, tmp_path, spoil):
     folder = shutil.copytree(exported, tmp_path / "folder")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if spoil == "weights":
         (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-100])
+    elif spoil == "size":
+        with open(folder / "config.json", "ab") as file:
+            file.truncate(1 << 27)
     elif spoil == "tokenizer":
         (folder / "tokenizer.json").write_text("[1]", encoding="utf-8")
     else:
