@@ -17,6 +17,7 @@ from .config import Config, GenerationOptions
 from .embed import embed_slides, embed_texts
 from .errors import UserError
 from .generate import confidences, generate
+from .report import MOST_RETRIEVED, RETRIEVAL
 from .scores import RETRIEVAL_SCORES, TEXT_SCORES, Answers
 from .tokenizer import VocabTokenizer
 
@@ -93,7 +94,7 @@ class CaptionEvaluation:
 
     def scores(self, epoch: int, world: World) -> dict[str, float]:
         """Scores over the chosen slides, of all ranks, by their name in metrics.jsonl; rank 0 writes
-        validation_captions.jsonl."""
+        validation_captions.jsonl, and retrieval.json with the cosines of the first slides (rows) and their texts."""
         seen = {slide_id: record for of_rank in world.gather(self._records) for slide_id, record in of_rank.items()}
         records = [seen[s.slide.slide_id] for s in self.chosen]
         references = [r["references"] for r in records]
@@ -106,16 +107,20 @@ class CaptionEvaluation:
                   "confidence": round(r["confidence"], 6)}
                  for i, (sample, r) in enumerate(zip(self.chosen, records, strict=True))]
         if world.is_main:
-            _write(self.folder / FILE, lines)
+            _write(self.folder / FILE, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+            names, first = list(vectors), slice(MOST_RETRIEVED)
+            columns = [names.index(texts[0]) for texts in references[first]]
+            _write(self.folder / RETRIEVAL, json.dumps({"ids": [line["id"] for line in lines[first]],
+                                                        "similarity": similarity[first, columns].round(4).tolist()}))
         everyone = np.arange(len(records))
         return {f"val_{name}": score(everyone) for name, score in statistics.items()}
 
 
-def _write(path: Path, lines: list[dict[str, Any]]) -> None:
-    """The last epoch's captions, whole at any moment. Raises UserError."""
+def _write(path: Path, text: str) -> None:
+    """What the last epoch gave, whole at any moment. Raises UserError."""
     temporary = path.with_name(path.name + ".tmp")
     try:
-        temporary.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
     except OSError as error:
         raise UserError(path, f"cannot be written ({error.strerror})",

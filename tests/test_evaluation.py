@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -39,6 +40,10 @@ def test_each_epoch_writes_and_scores_the_captions_of_the_chosen_slides(tmp_path
     assert torch.equal(torch.get_rng_state(), state) and set(EVALUATED) <= set(scores)
     lines = [json.loads(line) for line in (tmp_path / FILE).read_text(encoding="utf-8").splitlines()]
     assert [(r["epoch"], r["id"]) for r in lines] == [(7, s.slide.slide_id) for s in chosen]
+    found = json.loads((tmp_path / "retrieval.json").read_text(encoding="utf-8"))
+    cosines = np.array(found["similarity"])
+    assert found["ids"] == [r["id"] for r in lines] and cosines.shape == (3, 3) and (abs(cosines) <= 1.0001).all()
+    assert (cosines.diagonal() >= cosines.max(1)).mean() <= scores["val_image_to_text_r1"] + 1e-9
     for name in ("rouge_l", "cider", "exact_match"):
         assert scores[f"val_{name}"] == pytest.approx(sum(r["scores"][name] for r in lines) / 3, abs=1e-5)
     assert all(0 < r["confidence"] < 1 and r["references"] == list(s.references) for r, s in zip(lines, chosen, strict=True))
