@@ -107,6 +107,9 @@ class Captioner:
             sure = confidences(coca, image_tokens, captions, options.max_length, temperature=self.temperature or 1.0,
                                **special)
             images = embed_slides(coca, image_tokens)
+        if not (finite := np.isfinite(images).all(1)).all():
+            raise UserError(slides[int(finite.argmin())].slide_id, "its tiles make the model overflow",
+                            "check how its features were extracted")
         cosines = torch.from_numpy(images @ self.embed_texts(texts).T) if texts else None  # (B, texts)
         if embeddings is not None:
             embeddings.update(zip((s.slide_id for s in slides), images, strict=True))
@@ -308,12 +311,15 @@ class Extras:
             odds = captioner.class_probabilities(embedding[None], self.prompts)[0]
             record["classes"] = dict(zip(self.prompts, odds.tolist(), strict=True))
         if self.count:
-            cosines = self.index["embeddings"].numpy() @ embedding
-            record["nearest"] = [{"id": self.index["ids"][i], "similarity": float(cosines[i]),
-                                  "texts": self.index["texts"][i]}
-                                 for i in np.argsort(-cosines, kind="stable")[:self.count]]
+            record["nearest"] = self.nearest(embedding)
         if record["confidence"] < self.abstain_below:
             record |= {"caption": None, "abstained": True}
+
+    def nearest(self, embedding: np.ndarray) -> list[dict[str, Any]]:
+        """The training slides nearest to a unit vector (dim_latents,): `id`, `similarity` (cosine) and `texts`."""
+        cosines = self.index["embeddings"].numpy() @ embedding
+        return [{"id": self.index["ids"][i], "similarity": float(cosines[i]), "texts": self.index["texts"][i]}
+                for i in np.argsort(-cosines, kind="stable")[:self.count]]
 
     def common_text(self) -> str | None:
         """The most common training text, None if it is not known."""
