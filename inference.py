@@ -10,7 +10,9 @@ def main() -> int:
     args = parser.parse_args()
     options = options_from_flags(args)
     # torch: only once the arguments are good
-    if args.explain is not None:
+    if args.serve:
+        from finetune.serve import run_server as run
+    elif args.explain is not None:
         from finetune.explain import run_explain as run
     else:
         from finetune.caption import run_inference as run

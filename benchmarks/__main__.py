@@ -2,8 +2,8 @@
 
     python -m benchmarks [PART ...] [--captions FILE.csv] [--small]
 
-Parts: encoder step decode epochs reading indexing startup padding (default: these), full_size (apart: it prints lines
-of its own). Takes about 20 minutes on two cores; the peers are installed on first use (see peers.py).
+Parts: encoder step decode epochs reading indexing startup scaling padding (default: these), full_size (apart: it
+prints lines of its own). Takes about 20 minutes on two cores; the peers are installed on first use (see peers.py).
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from pathlib import Path
 
 import torch
 
-from . import captioner, encoder, epochs, files
+from . import captioner, encoder, epochs, files, scaling
 from .common import HEADINGS, ROOT, Row
 
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 TABLE = {"encoder": encoder.rows, "step": captioner.step, "decode": captioner.decode, "epochs": epochs.rows,
-         "reading": files.reading, "indexing": files.indexing, "startup": files.startup}
+         "reading": files.reading, "indexing": files.indexing, "startup": files.startup,
+         "scaling": scaling.rows}
 PARTS = (*TABLE, "padding", "full_size")
 
 

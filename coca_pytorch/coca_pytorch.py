@@ -16,6 +16,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .decoding import DecoderCache, PackedLinears
 from .layers import (
@@ -81,6 +82,7 @@ class CoCa(nn.Module):
         super().__init__()
         self.dim, self.image_dim, self.dim_head, self.pad_id = dim, image_dim or dim, dim_head, pad_id
         self.caption_loss_weight, self.contrastive_loss_weight = caption_loss_weight, contrastive_loss_weight
+        self.grad_checkpointing = False  # True: layers are computed again in the backward pass instead of kept
         head = {"dim_head": dim_head, "heads": heads}
 
         self.token_emb = nn.Embedding(num_tokens, dim)
@@ -247,6 +249,15 @@ class CoCa(nn.Module):
             return text_embeds, image_embeds
         return self.to_logits(self._multimodal(text_tokens, pooled, rotary, bias))
 
+    def compile(self, **options: object) -> None:
+        """Compile the three parts that the work of training is in, each as one graph (`torch.compile`, whose options
+        these are). What stays outside, the choice of real positions and the losses, has shapes that depend on the data.
+
+        Parameters keep their names, and decoding is left as it is.
+        """
+        for name in ("_unimodal", "_multimodal", "embed_image"):
+            setattr(self, name, torch.compile(getattr(self, name), **{"fullgraph": True, "dynamic": True, **options}))
+
     # decoding: text tokens never see the text CLS, so it has no part in this
 
     @torch.no_grad()
@@ -307,7 +318,7 @@ class CoCa(nn.Module):
         cls_tokens = self.text_cls_token.expand(len(text), 1, -1)
         x = torch.cat([self.token_emb(text), cls_tokens], dim=1)
         for block in self.unimodal_layers:
-            x = block(x, rotary, bias)
+            x = self._layer(block, x, rotary, bias)
         return self.text_cls_norm(x[:, -1]), x[:, :-1]
 
     def _multimodal(self, x: Tensor, image_tokens: Tensor, rotary: Rotary, bias: Tensor) -> Tensor:
@@ -316,9 +327,14 @@ class CoCa(nn.Module):
         cos, sin = rotary
         rotary, bias = (cos[:1, :-1], sin[:1, :-1]), bias[:1, :-1, :-1]
         for block, cross_attention in self.multimodal_layers:
-            x = block(x, rotary, bias)
-            x = cross_attention(x, *cross_attention.fn.keys_values(image_tokens))
+            x = self._layer(block, x, rotary, bias)
+            x = self._layer(cross_attention, x, *cross_attention.fn.keys_values(image_tokens))
         return x
+
+    def _layer(self, layer: nn.Module, *args: object) -> Tensor:
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint(layer, *args, use_reentrant=False)
+        return layer(*args)
 
     def _decode(self, token_ids: Tensor, cache: DecoderCache) -> Tensor:
         """`decode_step` after its checks."""

@@ -19,9 +19,9 @@ from .checkpoint import load_run
 from .config import Config, GenerationOptions, expand, from_dict, load_plain_yaml
 from .embed import embed_slides, embed_texts
 from .errors import UserError, printable, say
-from .export import read_folder
 from .findings import FindingDictionary
 from .finish import NEAREST, read_nearest, same_weights, temperature_of
+from .folder import read_folder
 from .generate import confidences, generate
 from .labels import Label, load_labels
 from .model import SlideCaptioner, build_model, check_architecture, whole_prism
@@ -293,7 +293,7 @@ class Extras:
         about, checkpoint = captioner.about, args.checkpoint and expand(args.checkpoint)
         index = read_nearest(checkpoint, about) if about and checkpoint else None
         if args.nearest and (index is None or not same_weights(index, about)):
-            raise UserError("--nearest", f"no {NEAREST} of these weights beside {checkpoint}",
+            raise UserError("--nearest", f"no {NEAREST} of these weights beside {checkpoint or 'Prism'}",
                             "use the best_model.pth of a finished run, in its run folder")
         if args.nearest and index["embeddings"] is None:
             raise UserError("--nearest", "trained without the contrastive loss, this model has no space of slides",

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 WIDTH, HEIGHT = 460, 270
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 14, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 24, 40
 _MOST_POINTS = 200  # of one line: more than there are pixels for
 
 Points = Sequence[tuple[float, float]]

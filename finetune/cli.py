@@ -78,6 +78,9 @@ def add_inference_flags(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--embeddings_file", help="H5 tile embeddings of one slide")
     source.add_argument("--embeddings_dir", help="folder of H5 files: caption them all")
+    source.add_argument("--serve", action="store_true", help="open a page on this machine to try the model; with "
+                        "--labels_file it shows the nearest texts too")
+    parser.add_argument("--port", metavar="N", help="of the page (default 7860)")
     parser.add_argument("--explain", metavar="DIR", help="of one slide, write there which tiles each word comes from")
     parser.add_argument("--thumbnail", metavar="FILE", help="with --explain: a PNG or JPEG of the whole slide")
     parser.add_argument("--thumbnail_scale", metavar="F", help="pixels of the slide at full size per pixel of the "

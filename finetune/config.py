@@ -129,6 +129,9 @@ class TrainingConfig:
     eval_captions: int = _key(0, "validation slides that are captioned and scored after each epoch; 0 = none", 0)
     monitor: str = _key("val_loss", "the score in metrics.jsonl that chooses best_model.pth")
     workers: int = _key(2, "processes that read slides; 0 = read in the training process", 0, 256)
+    compile: bool = _key(False, "compile the captioner with torch.compile: minutes at the start, then faster steps")
+    grad_checkpointing: bool = _key(False, "compute the captioner's layers again in the backward pass instead of "
+                                    "keeping them: less memory for long texts, a third more time")
     report_to: tuple[str, ...] = _key((), "where curves go beside report.html: a list of tensorboard, wandb",
                                       choices=("tensorboard", "wandb"))
 
@@ -205,6 +208,9 @@ class Config:
         if self.model.lora_rank and self.model.decoder != "prism":
             raise UserError(where, "model.lora_rank is set, but model.decoder is coca, which has no weights to adapt",
                             "use model.decoder=prism, or leave model.lora_rank at 0")
+        if self.model.decoder == "prism" and (self.training.compile or self.training.grad_checkpointing):
+            raise UserError(where, "training.compile and grad_checkpointing are for model.decoder=coca",
+                            "leave them out with model.decoder=prism")
         if self.model.dim_head % 2:
             raise UserError(where, f"model.dim_head is {self.model.dim_head}", "rotary positions need an even number")
         return self

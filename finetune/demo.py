@@ -22,20 +22,20 @@ TISSUES = ("乳腺浸润性导管癌", "胃腺癌", "结肠腺癌", "肺鳞状�
 GRADES = ("高分化", "中分化", "低分化")
 NECROSIS = ("未见坏死", "可见坏死")
 _ROOT = Path(__file__).resolve().parent.parent
-_SLIDES, _TILES, _WIDTH = 240, (20, 60), 2560
+_SLIDES, _TILES, _WIDTH, _TILE = 240, (20, 60), 2560, 224
 
 CONFIG = """\
 data: {{embeddings_dir: {folder}/embeddings, labels_file: {folder}/labels.json, val_split: 0.15}}
 prism: {{weights: random-tiny}}
 model: {{dim: 128, unimodal_depth: 2, multimodal_depth: 2, dim_latents: 128, num_img_queries: 32, heads: 4,
   dim_head: 32}}
-training: {{batch_size: 12, epochs: 24, learning_rate: 1e-3, save_every: 8, workers: 0,
+training: {{batch_size: 12, epochs: 24, learning_rate: 1e-3, save_every: 8, workers: 0, eval_captions: 36,
   output_dir: {folder}/run, log_dir: {folder}/logs}}
 """
 
 
 def make_slides(folder: Path, count: int = _SLIDES, seed: int = 0) -> None:
-    """Write `count` slides as embeddings/ID.h5 (N, 2560) float16 and labels.json.
+    """Write `count` slides as embeddings/ID.h5, (N, 2560) float16 with coords (N, 2), and labels.json.
 
     A tile is noise plus the direction of its slide's tissue and grade; a tenth to a third of the tiles of a slide with
     necrosis carry the direction of necrosis instead of the grade's.
@@ -51,7 +51,10 @@ def make_slides(folder: Path, count: int = _SLIDES, seed: int = 0) -> None:
         tiles[:dead] += 2 * directions[NECROSIS[1]]
         tiles[dead:] += 0.5 * directions[grade]
         with h5py.File(folder / "embeddings" / f"slide_{i:03d}.h5", "w") as file:
-            file["embeddings"] = rng.permutation(tiles).astype(np.float16)
+            order = rng.permutation(len(tiles))
+            file["embeddings"] = tiles[order].astype(np.float16)
+            file["coords"] = np.stack([order % 8, order // 8], axis=1) * _TILE  # what is dead lies together
+            file["coords"].attrs["patch_size_level0"] = _TILE
         labels[f"slide_{i:03d}"] = f"{tissue}，{grade}，{necrosis}。"
     (folder / "labels.json").write_text(json.dumps(labels, ensure_ascii=False, indent=1), encoding="utf-8")
 

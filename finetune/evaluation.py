@@ -17,6 +17,7 @@ from .config import Config, GenerationOptions
 from .embed import embed_slides, embed_texts
 from .errors import UserError
 from .generate import confidences, generate
+from .report import MOST_RETRIEVED, RETRIEVAL
 from .scores import RETRIEVAL_SCORES, TEXT_SCORES, Answers
 from .tokenizer import VocabTokenizer
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 FILE = "validation_captions.jsonl"
 SHORT = ("val_bleu_4", "val_rouge_l", "val_exact_match")  # of the scores, what a line of the log has room for
 _ALWAYS = ("val_loss", "val_caption_loss", "val_contrastive_loss", "val_shuffled_gap", "val_distinct_captions")
+_HIGHER_IS_BETTER = {"val_shuffled_gap", "val_distinct_captions", *(
+    f"val_{score}" for score in (*TEXT_SCORES, *RETRIEVAL_SCORES) if not score.endswith("median_rank"))}
 EVALUATED = tuple(f"val_{score}" for score in (*TEXT_SCORES, *RETRIEVAL_SCORES))
 
 
@@ -38,12 +41,17 @@ def check_monitor(config: Config) -> None:
                         "set it to 0")
     known = [*_ALWAYS[:3], *(_ALWAYS[3:] if model.caption_loss_weight else ()), *EVALUATED]
     name = training.monitor
-    if name not in known:
+    if name not in known and training.loss is None:  # parts of a loss of one's own are known once it has been called
         near = difflib.get_close_matches(name, known, n=1)
         raise UserError("training.monitor", f"{name!r} is no score of this run",
                         f"did you mean {near[0]}?" if near else f"one of {', '.join(known)}")
     if name in EVALUATED and not training.eval_captions:
         raise UserError("training.monitor", f"{name} needs captions", "set training.eval_captions to, say, 100")
+
+
+def higher_is_better(monitor: str) -> bool:
+    """Whether the best model has the highest of this; of losses, one's own too, and of ranks it has the lowest."""
+    return monitor in _HIGHER_IS_BETTER
 
 
 def choose(samples: list[Sample], count: int, seed: int) -> list[Sample]:
@@ -86,7 +94,7 @@ class CaptionEvaluation:
 
     def scores(self, epoch: int, world: World) -> dict[str, float]:
         """Scores over the chosen slides, of all ranks, by their name in metrics.jsonl; rank 0 writes
-        validation_captions.jsonl."""
+        validation_captions.jsonl, and retrieval.json with the cosines of the first slides (rows) and their texts."""
         seen = {slide_id: record for of_rank in world.gather(self._records) for slide_id, record in of_rank.items()}
         records = [seen[s.slide.slide_id] for s in self.chosen]
         references = [r["references"] for r in records]
@@ -99,16 +107,20 @@ class CaptionEvaluation:
                   "confidence": round(r["confidence"], 6)}
                  for i, (sample, r) in enumerate(zip(self.chosen, records, strict=True))]
         if world.is_main:
-            _write(self.folder / FILE, lines)
+            _write(self.folder / FILE, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+            names, first = list(vectors), slice(MOST_RETRIEVED)
+            columns = [names.index(texts[0]) for texts in references[first]]
+            _write(self.folder / RETRIEVAL, json.dumps({"ids": [line["id"] for line in lines[first]],
+                                                        "similarity": similarity[first, columns].round(4).tolist()}))
         everyone = np.arange(len(records))
         return {f"val_{name}": score(everyone) for name, score in statistics.items()}
 
 
-def _write(path: Path, lines: list[dict[str, Any]]) -> None:
-    """The last epoch's captions, whole at any moment. Raises UserError."""
+def _write(path: Path, text: str) -> None:
+    """What the last epoch gave, whole at any moment. Raises UserError."""
     temporary = path.with_name(path.name + ".tmp")
     try:
-        temporary.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
     except OSError as error:
         raise UserError(path, f"cannot be written ({error.strerror})",

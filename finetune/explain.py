@@ -61,7 +61,7 @@ def tile_weights(captioner: Captioner, tiles: Tensor, ids: list[int]) -> Weights
     """Weigh the tiles (N, C) of a slide for each token of a caption. ids: [bos, token, ..., eos]."""
     model = captioner.model
     tiles = tiles.to(model.coca.img_queries)
-    log_weights = torch.zeros(len(tiles), device=tiles.device, requires_grad=True)
+    log_weights = tiles.new_zeros(len(tiles)).requires_grad_()
     with torch.enable_grad():
         embedding, latents, rollout = encode_weighted(model.prism, tiles, log_weights)
         tokens = torch.cat([embedding.unsqueeze(0), latents])[: model.image_tokens_shape[0]]
@@ -197,7 +197,8 @@ def run_explain(args: argparse.Namespace, options: GenerationOptions) -> int:
         raise UserError(folder, f"cannot be made ({error.strerror})", "give another folder to --explain") from None
     captioner = Captioner.load(args.checkpoint, args.prism, args.device)
     slide = open_slide(captioner, expand(args.embeddings_file))
-    explanation, layout = explain_slide(captioner, slide, options, thumbnail and thumbnail.size, scale)
+    caption = captioner.describe([slide], [], options)[0]["caption"]
+    explanation, layout = explain_slide(captioner, slide, caption, thumbnail and thumbnail.size, scale)
     try:
         write_atomically(folder / "explanation.json", json.dumps(explanation, ensure_ascii=False))
         for number, phrase in enumerate(explanation["phrases"], start=1):
@@ -237,17 +238,16 @@ def open_slide(captioner: Captioner, path: Path) -> Slide:
     return open_case(path.stem, [[str(path)]], data.h5_key, data.image_dim, data.wanted_encoder)
 
 
-def explain_slide(captioner: Captioner, slide: Slide, options: GenerationOptions,
+def explain_slide(captioner: Captioner, slide: Slide, caption: str,
                   thumbnail_size: tuple[int, int] | None = None,
                   thumbnail_scale: float | None = None) -> tuple[dict[str, Any], Layout]:
-    """Caption a slide and explain it; tiles with their coordinates, or laid on a square where the file has none.
+    """Explain a caption of a slide; tiles with their coordinates, or laid on a square where the file has none.
 
     Raises UserError for a model with Prism's own decoder, and for a slide whose caption is empty.
     """
     if not isinstance(captioner.model.coca, CoCa):
         raise UserError("--explain", "this checkpoint has Prism's own text decoder (model.decoder prism)",
                         "explanations are for model.decoder=coca")
-    caption = captioner.describe([slide], [], options)[0]["caption"]
     coords = read_coords(slide)
     if coords is None:
         logger.warning("%s has no coordinates: its tiles are laid on a square in the order of the file", slide.slide_id)

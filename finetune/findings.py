@@ -25,11 +25,11 @@ SHIPPED = Path(__file__).parent / "dictionaries"
 FINDING_SCORES = ("finding_presence_precision", "finding_presence_recall", "finding_absence_precision",
                   "finding_absence_recall", "finding_contradictions")
 
-# A clause ends here, but not inside brackets (`ER(+, 90%)`), at a decimal point, in `H. pylori`, or within a list that
-# an "or" ends.
+# A clause ends here, but not inside brackets (`ER(+, 90%)`), at a decimal point, in `H. pylori`, or within a list of
+# what is denied: `no A, B, or C`, `negative for A, B and C`.
 _CLAUSE_END = re.compile(r"\([^()]*\)|([,;。!?\n]|(?<!\b[b-hj-z])\.(?!\d))")
-_LIST_COMMA = re.compile(
-    r",(?=(?:(?!\b(?:present|positive|identified|seen|is|are|with)\b)[^;.。\n])*\b(?:or|nor)\b)")
+_VERBLESS = r"(?:(?!\b(?:present|positive|identified|seen|is|are|with)\b)[^;.。\n])*"
+_LIST = re.compile(rf",{_VERBLESS}\b(?:or|nor)\b|\b(?:negative for|absence of|free of|without)\b{_VERBLESS}\band\b")
 # ... and a negation reaches no further than a word like these
 _TURN = re.compile(r"但|(?<!未)可见|见有|伴有?|而(?!且)|阳性|\(\+|\b(?:but|however|although|yet|except)\b")
 _NO_BEFORE = re.compile(
@@ -143,7 +143,7 @@ def _read_pairs(dictionary: FindingDictionary, captions: Sequence[str],
 def _clauses(text: str) -> Iterator[str]:
     """Clauses with full-width forms and case folded."""
     text = unicodedata.normalize("NFKC", text).casefold().translate({0x2212: "-", 0x2013: "-", 0x2014: "-"})
-    text = _LIST_COMMA.sub("、", text)
+    text = _LIST.sub(lambda items: items[0].replace(",", "、"), text)
     begin = 0
     for end in _CLAUSE_END.finditer(text):
         if end[1]:

@@ -13,11 +13,11 @@ import torch
 
 from .batching import Batch, Batches
 from .errors import UserError
+from .evaluation import higher_is_better
 from .model import SlideCaptioner
 from .objective import Objective, StepLosses, is_out_of_memory
 from .optim import lr_at
 from .runlog import RunLog, logger
-from .scores import higher_is_better
 from .watch import CaptionWatch
 
 _MAX_SKIPS = 20  # fp16 steps skipped in a row: a loss scale that has halved 20 times will not recover

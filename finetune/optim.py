@@ -47,6 +47,11 @@ class Precision:
         dtype = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": None}[self.name]
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
 
+    def use_tf32(self) -> None:
+        """For fp32 on CUDA let matrix products take their inputs as TF32, which has 10 bits: several times faster."""
+        if self.name == "fp32" and self.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")
+
     def scaler(self) -> torch.amp.GradScaler:
         """Loss scaling for fp16, whose gradients underflow without it; a no-op otherwise."""
         return torch.amp.GradScaler(self.device.type, enabled=self.name == "fp16")

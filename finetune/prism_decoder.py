@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from coca_pytorch import CoCa, CoCaOutputs, PackedLinears, add_logit_bias
-from coca_pytorch.losses import caption_loss, equal_text_groups
+from coca_pytorch.losses import caption_loss, contrastive_loss, equal_text_groups
 from prism import Prism, fingerprint
 from prism.biogpt import DecoderCache
 
@@ -130,9 +130,11 @@ def start_from_prism(coca: CoCa, tokenizer: Tokenizer, prism: Prism) -> None:
     if coca.img_to_latents.to_latents.weight.shape == prism.img_to_latents.to_latents.weight.shape:
         coca.img_to_latents.load_state_dict(prism.img_to_latents.state_dict())
         taken.append("the projection of the slide")
-    coca.temperature.fill_(prism.temperature)
-    coca.limit_temperature()
-    logger.info("taken from Prism: %s", ", ".join([*taken, "the temperature"]))
+    if coca.pair_loss is contrastive_loss:  # SigLIP's temperature is another thing
+        coca.temperature.fill_(prism.temperature)
+        coca.limit_temperature()
+        taken.append("the temperature")
+    logger.info("taken from Prism: %s", ", ".join(taken) or "nothing, as no width fits")
 
 
 def _add_adapters(layers: nn.ModuleList, rank: int) -> None:

@@ -27,7 +27,8 @@ from .html import render, write_atomically
 NAME = "report.html"
 EVENTS, METRICS = "events.jsonl", "metrics.jsonl"
 CAPTIONS, RETRIEVAL = "validation_captions.jsonl", "retrieval.json"
-_MOST_CAPTIONS, _MOST_CHARACTERS, _MOST_WARNINGS, _MOST_RETRIEVED = 40, 600, 50, 32
+_MOST_CAPTIONS, _MOST_CHARACTERS, _MOST_WARNINGS = 40, 600, 50
+MOST_RETRIEVED = 32  # rows and columns of the matrix
 _MOST_LINES = 8  # in one chart
 _NOT_A_SCORE = {"epoch", "step", "lr", "best", "skipped_steps"}
 _LOSSES = {"loss": ("总损失", "loss"), "caption_loss": ("描述损失", "caption loss"),
@@ -165,7 +166,7 @@ def _retrieval(path: Path) -> dict[str, Any] | None:
     """{ids, rows of (cosine, shade 0-9, whether it is the row's highest)}; row: a slide, column: a text."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        ids, matrix = [str(i) for i in content["ids"]][:_MOST_RETRIEVED], content["similarity"]
+        ids, matrix = [str(i) for i in content["ids"]][:MOST_RETRIEVED], content["similarity"]
         rows = [[float(v) for v in row[:len(ids)]] for row in matrix[:len(ids)]]
         if not rows or any(len(row) != len(ids) or not all(map(math.isfinite, row)) for row in rows):
             return None

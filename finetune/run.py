@@ -52,7 +52,8 @@ from .watch import CaptionWatch
 _MAY_CHANGE = {"data.embeddings_dir", "data.labels_file", "data.split_file", "data.sha256_file", "data.on_bad",
                "data.max_bad_fraction", "data.latents_cache", "data.tile_encoder", "prism.weights", "prism.revision",
                "training.epochs", "training.save_every", "training.save_every_steps", "training.eval_captions",
-               "training.output_dir", "training.log_dir", "training.device", "training.workers", "training.report_to"}
+               "training.output_dir", "training.log_dir", "training.device", "training.workers", "training.compile",
+               "training.grad_checkpointing", "training.report_to"}
 # Where things lie on this disk is of no use in a checkpoint, which others may see.
 _PATHS = ("data.embeddings_dir", "data.labels_file", "data.split_file", "data.sha256_file", "data.latents_cache",
           "training.output_dir", "training.log_dir")
@@ -88,6 +89,7 @@ def _train(config: Config, resume: str | None, folder: Path, memory: MemoryHandl
     if device.type == "cpu":
         keep_freed_memory()
     precision = resolve_precision(config.training.precision, device)
+    precision.use_tf32()
     model = build_model(config, data.tokenizer)
     if not content:
         initialise(model, config, data.tokenizer)
@@ -99,6 +101,10 @@ def _train(config: Config, resume: str | None, folder: Path, memory: MemoryHandl
         _check_same_run(content, about, str(checkpoint))
         state = TrainState.of(content["progress"], str(checkpoint))
     cache = _slide_cache(config, data, model, precision)
+    if config.training.grad_checkpointing:
+        model.coca.grad_checkpointing = True
+    if config.training.compile:
+        _compile(model)
     objective = Objective(model, precision, world, user_loss)
     state.batch_size = state.batch_size or _batch_size(config, objective, data, cache)
     state.micro_batches = state.micro_batches or config.training.accum_freq * world.size
@@ -140,6 +146,13 @@ def _one_by_one(config: Config, data: Data, cache: SlideCache | None, state: Tra
     batches = _batches(config, data.tokenizer.pad_id, cache, World(), replace(state, micro_batches=1),
                        getattr(data, side), shuffle=False)
     return itertools.chain.from_iterable(batches.epoch(0))
+
+
+def _compile(model: SlideCaptioner) -> None:
+    if not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++", "cl"))):
+        raise UserError("training.compile", "torch.compile needs a C++ compiler, and there is none",
+                        "install g++, or set training.compile=false")
+    model.coca.compile()
 
 
 def _batch_size(config: Config, objective: Objective, data: Data, cache: SlideCache | None) -> int:

@@ -188,11 +188,6 @@ def auroc(scores: np.ndarray, positive: np.ndarray) -> float:
     return float((ranks[positive].sum() - n * (n + 1) / 2) / (n * (len(scores) - n)))
 
 
-def higher_is_better(score: str) -> bool:
-    """The direction of a score, or of a loss, by its name."""
-    return not score.endswith(("loss", "median_rank", "contradictions"))
-
-
 def _interval(value: float, drawn: np.ndarray | None) -> Interval:
     if drawn is None or math.isnan(value):
         return Interval(value)

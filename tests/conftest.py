@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,8 @@ import numpy as np
 import pytest
 
 from finetune.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @contextmanager
@@ -63,3 +67,24 @@ def log_lines() -> Iterator[list[str]]:
     yield lines
     logger.removeHandler(handler)
     logger.setLevel(level)
+
+
+@pytest.fixture(scope="session")
+def run_with_coords(tmp_path_factory):
+    """A folder with embeddings (20 tiles with coordinates each), labels.json and a small trained run."""
+    folder = tmp_path_factory.mktemp("explained")
+    rng = np.random.default_rng(0)
+    labels = {}
+    for i in range(12):
+        tiles = random_tiles(20, 2560, i) + (2 * rng.standard_normal(2560) if i % 2 else 0)
+        path = write_h5(folder / "embeddings" / f"s{i}.h5", tiles, key="features")
+        with h5py.File(path, "a") as file:
+            file["coords"] = np.stack([np.arange(20) % 5, np.arange(20) // 5], 1) * 512
+        labels[f"s{i}"] = "胃腺癌，高分化。" if i % 2 else "未见癌。"
+    (folder / "labels.json").write_text(json.dumps(labels, ensure_ascii=False), encoding="utf-8")
+    small = ["dim=32", "unimodal_depth=1", "multimodal_depth=1", "dim_latents=32", "num_img_queries=4", "heads=2", "dim_head=16"]
+    subprocess.run([sys.executable, "train_finetune.py", "--prism", "random-tiny", "--embeddings_dir", folder / "embeddings",
+                    "--labels_file", folder / "labels.json", "--output_dir", folder / "run", "--epochs", "25", "--lr", "3e-3",
+                    "--set", f"training.log_dir={folder}/logs", "training.workers=0", *(f"model.{s}" for s in small)],
+                   cwd=ROOT, check=True, capture_output=True)
+    return folder

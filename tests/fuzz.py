@@ -99,13 +99,16 @@ def h5_read(path: Path) -> None:
 
 
 def json_input(rng: random.Random) -> bytes:
-    text = "{" + ",\n".join(f'"s{i}.h5": "胃腺癌，{i}级。\\n"' for i in range(rng.randint(1, 9))) + "}"
+    forms = ['"胃腺癌，{}级。\\n"', '["胃腺癌", "癌{}"]', '{{"text": "癌", "slides": ["a{}.h5", "b"], "split": "val"}}']
+    text = "{" + ",\n".join(f'"s{i}.h5": {rng.choice(forms).format(i)}' for i in range(rng.randint(1, 9))) + "}"
+    if rng.random() < 0.2:
+        text = '{"train": [{"id": "a", "report": "癌", "image_path": ["x/a.pt"]}], "test": [{"id": "b", "report": ["c"]}]}'
     return mutate(text.encode(), rng, _JSON_WORDS)
 
 
 def json_read(path: Path) -> None:
     labels, _ = load_labels(path)
-    assert all(label.text.strip() and "/" not in i for i, label in labels.items())
+    assert all(label.text.strip() and not any("/" in name for name in (i, *label.slides)) for i, label in labels.items())
 
 
 def yaml_input(rng: random.Random) -> bytes:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from finetune import batching
-from finetune.batching import Batch, Batches, BatchOrder, Collate, Sample, encode_text, pad_tiles
+from finetune.batching import Batch, Batches, BatchOrder, Collate, Sample, dealt, encode_text, pad_tiles
 from finetune.errors import UserError
 from finetune.tiles import SlideFile, TileReader, choose_tiles, inspect_slide
 from finetune.tokenizer import VocabTokenizer
@@ -326,3 +326,51 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
+
+
+# --- steps of several micro-batches, shared by several processes -----------------------------------------------------
+
+@pytest.mark.parametrize("max_tokens", [None, 40])
+@pytest.mark.parametrize(("count", "batch_size", "micro_batches"), [(23, 2, 3), (24, 2, 4), (7, 4, 4), (3, 1, 2), (40, 4, 1)])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+def test_each_step_falls_to_the_processes_without_loss_or_repetition(count, batch_size, micro_batches, max_tokens, world_size):
+    sizes = [(1, 1 + i * 7 % 30) for i in range(count)]
+    order = BatchOrder(sizes, batch_size, 1, shuffle=True, max_tokens=max_tokens, micro_batches=micro_batches)
+    steps = order.steps(2)
+    assert len(steps) == order.count(2) and sorted(i for s in steps for b in s for i in b) == list(range(count))
+    for step in steps:
+        assert len(step) <= micro_batches
+        shares = [dealt(step, rank, world_size) for rank in range(world_size)]
+        assert sorted(i for share in shares for b in share for i in b) == sorted(i for b in step for i in b)
+        largest = max(len(b) for b in step)
+        assert all(0 < len(b) <= largest for share in shares for b in share)
+        samples = sum(map(len, step))
+        assert sum(bool(share) for share in shares) == min(world_size, samples), "none idle that could work"
+
+
+@pytest.mark.parametrize("max_tokens", [None, 60])
+def test_a_step_is_the_same_however_it_is_divided(max_tokens):
+    sizes = [(1, 1 + i * 7 % 30) for i in range(41)]
+    layouts = [(12, 1), (4, 3), (2, 6)] if max_tokens is None else [(1, 4), (9, 4)]
+    epochs = [BatchOrder(sizes, size, 5, shuffle=True, max_tokens=max_tokens, micro_batches=n).steps(1) for size, n in layouts]
+    flat = [[[i for b in step for i in b] for step in epoch] for epoch in epochs]
+    assert all(f == flat[0] for f in flat)
+
+
+def test_N04_a_last_step_of_one_slide_is_left_out_but_not_a_last_micro_batch_of_one():
+    assert [len(s) for s in equal_sizes(9, 2, micro_batches=4, drop_single=True).steps(0)] == [4]
+    assert sorted(sorted(map(len, s)) for s in equal_sizes(11, 2, micro_batches=4, drop_single=True).steps(0)) == [[1, 2], [2] * 4]
+
+
+def test_processes_read_their_own_slides_alone(samples):
+    order = BatchOrder([(s.slide.num_tiles, len(s.token_ids) - 1) for s in samples], 2, 3, shuffle=True, micro_batches=2)
+    read: list[set[str]] = []
+    for rank in range(2):
+        seen: set[str] = set()
+        reader = TileReader(None, 3)
+        batches = Batches(samples, order, lambda s, e, r=reader, n=seen: (n.add(s.slide_id), r(s, e))[1], PAD, rank=rank,
+                          world_size=2)
+        ids = {i for step in batches.epoch(0) for batch in step for i in batch.ids}
+        assert ids == seen
+        read.append(seen)
+    assert not read[0] & read[1] and read[0] | read[1] == {s.slide.slide_id for s in samples}

@@ -417,3 +417,32 @@ def test_a_bad_inference_flag_is_refused(args, words):
 
 def test_texts_may_be_given_at_once_or_one_by_one():
     assert inference_args("--text", "胃癌", "a-b c", "--text", "x").text == ["胃癌", "a-b c", "x"]
+
+
+def test_a_number_may_have_a_word_in_its_place():
+    config = Config()
+    config.set("training.batch_size", "auto", "--set")
+    assert config.training.batch_size == "auto"
+    assert from_dict(config.to_dict(), "x.pth").training.batch_size == "auto"
+    for bad in ("Auto", "all", "null", "4.5"):
+        with refused("training.batch_size", "a whole number such as 8 or auto"):
+            config.set("training.batch_size", bad, "--set")
+    with refused("training.batch_size is empty"):
+        config.set("training.batch_size", None, "--set")
+
+
+@pytest.mark.parametrize(("more", "world", "good"), [({}, "1", False), ({}, "2", True), ({"training__accum_freq": "2"}, "1", True)])
+def test_N04_a_batch_of_one_is_refused_only_where_it_is_the_whole_step(more, world, good, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", world)
+    config = complete(training__batch_size="1", **more)
+    if good:
+        config.check("c.yaml")
+    else:
+        with refused("batch_size is 1"):
+            config.check("c.yaml")
+
+
+@pytest.mark.parametrize("key", ["compile", "grad_checkpointing"])
+def test_what_only_coca_can_is_refused_for_prisms_decoder(key):
+    with refused("for model.decoder=coca"):
+        complete(model__decoder="prism", **{f"training__{key}": "true"}).check("c.yaml")

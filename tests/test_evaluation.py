@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from finetune.batching import Sample
 from finetune.config import Config, apply_overrides
+from finetune.distributed import World
 from finetune.evaluation import EVALUATED, FILE, CaptionEvaluation, check_monitor, choose
 from finetune.loop import TrainState, fit, train_step, validate
 from finetune.tiles import SlideFile
 from finetune.tokenizer import VocabTokenizer
-from finetune.watch import CaptionWatch
+from finetune.watch import CaptionWatch, encoded
 from tests.conftest import refused
 from tests.test_loop import a_batch, parts_of, tiny_model
 
@@ -37,10 +40,28 @@ def test_each_epoch_writes_and_scores_the_captions_of_the_chosen_slides(tmp_path
     assert torch.equal(torch.get_rng_state(), state) and set(EVALUATED) <= set(scores)
     lines = [json.loads(line) for line in (tmp_path / FILE).read_text(encoding="utf-8").splitlines()]
     assert [(r["epoch"], r["id"]) for r in lines] == [(7, s.slide.slide_id) for s in chosen]
+    found = json.loads((tmp_path / "retrieval.json").read_text(encoding="utf-8"))
+    cosines = np.array(found["similarity"])
+    assert found["ids"] == [r["id"] for r in lines] and cosines.shape == (3, 3) and (abs(cosines) <= 1.0001).all()
+    assert (cosines.diagonal() >= cosines.max(1)).mean() <= scores["val_image_to_text_r1"] + 1e-9
     for name in ("rouge_l", "cider", "exact_match"):
         assert scores[f"val_{name}"] == pytest.approx(sum(r["scores"][name] for r in lines) / 3, abs=1e-5)
     assert all(0 < r["confidence"] < 1 and r["references"] == list(s.references) for r, s in zip(lines, chosen, strict=True))
     assert 0 <= scores["val_image_to_text_r1"] <= 1 <= scores["val_text_to_image_median_rank"] <= 3
+
+
+def test_ranks_together_score_what_one_process_scores(tmp_path):
+    model, batches = tiny_model(), [a_batch(1, 3), a_batch(2, 2)]
+    chosen = samples_of(*batches)[1:4]
+    alone, *ranks = (CaptionEvaluation(chosen, TOKENIZER, 8, tmp_path) for _ in range(3))
+    with torch.no_grad():
+        for batch, rank in zip(batches, ranks, strict=True):
+            for evaluation in (alone, rank):
+                evaluation.see(model, encoded(model, batch))
+    together = SimpleNamespace(gather=lambda own: [rank._records for rank in ranks], is_main=False)
+    assert ranks[1].scores(1, together) == alone.scores(1, World())
+    assert {r["id"] for r in map(json.loads, (tmp_path / FILE).read_text(encoding="utf-8").splitlines())} == {
+        s.slide.slide_id for s in chosen}
 
 
 def test_a_captioner_that_has_learned_its_slides_scores_one(tmp_path):
@@ -55,7 +76,7 @@ def test_a_captioner_that_has_learned_its_slides_scores_one(tmp_path):
 
 @pytest.mark.parametrize(("monitor", "values", "best"), [
     ("val_loss", [2, 1, 3], 2), ("val_bleu_4", [0.1, 0.3, 0.3], 2), ("val_image_to_text_median_rank", [5, 6, 4], 3),
-    ("val_cider", [0.0, float("nan"), -1], 1)])
+    ("val_cider", [0.0, float("nan"), -1], 1), ("val_my_own_part", [3, 1, 2], 2)])
 def test_the_best_model_is_chosen_by_any_score(tmp_path, monkeypatch, monitor, values, best):
     given = iter(values)
     monkeypatch.setattr("finetune.loop.validate", lambda parts, epoch: {"val_loss": 1.0, monitor: next(given)})
@@ -77,4 +98,5 @@ def test_the_chosen_slides_are_the_same_whatever_their_order():
 def test_a_monitor_that_no_epoch_has_is_refused_before_training(settings, word):
     with refused(word):
         check_monitor(apply_overrides(Config(), settings))
+    check_monitor(apply_overrides(Config(), ["training.loss=my.loss:part", "training.monitor=val_part"]))
     check_monitor(apply_overrides(Config(), ["training.eval_captions=3", "training.monitor=val_cider"]))

@@ -224,7 +224,7 @@ def test_a_hostile_id_stays_one_printable_line_in_errors(config, tmp_path, name)
 def test_records_of_hostile_ids_and_captions_parse_line_by_line(tmp_path):
     from finetune.caption import write_records
 
-    records = [{"id": h, "caption": h, "similarity": {h: 0.5}, "probability": {}, "error": None} for h in HOSTILE]
+    records = [{"id": h, "caption": h, "similarity": {h: 0.5}, "probability": {}, "error": None, "confidence": None} for h in HOSTILE]
     write_records(records, tmp_path / "out.jsonl")
     text = (tmp_path / "out.jsonl").read_text(encoding="utf-8")
     assert [json.loads(line) for line in text.splitlines()] == records and text.replace("\n", "").isprintable()

@@ -32,7 +32,12 @@ NODE, LVI, PNI, MARGIN = "lymph_node_metastasis", "lymphovascular_invasion", "pe
     (BREAST, "脉管癌栓及神经侵犯均未见", {LVI: ABSENT, PNI: ABSENT}),
     (BREAST, "否认坏死。无钙化", {"necrosis": ABSENT, "microcalcification": ABSENT}),
     (BREAST, "切缘未见癌，乳头未见累及", {MARGIN: ABSENT, "nipple_or_skin_involvement": ABSENT}),
+    (BREAST, "乳头状癌，上切缘距癌2cm，下切缘可见癌", {MARGIN: PRESENT}),
+    (BREAST, "内乳头状癌，切缘距癌1cm", {}),  # of the nipple, or of the margin, nothing is said
     (BREAST, "No lymphovascular invasion, perineural invasion, or necrosis.", {LVI: ABSENT, PNI: ABSENT, "necrosis": ABSENT}),
+    (BREAST, "Negative for lymphovascular invasion, perineural invasion and necrosis.", {LVI: ABSENT, PNI: ABSENT, "necrosis": ABSENT}),
+    (BREAST, "No necrosis, grade 3 and DCIS", {"necrosis": ABSENT, "grade_3": PRESENT, "ductal_carcinoma_in_situ": PRESENT}),
+    (BREAST, "脉管内见癌栓，神经未见侵犯; 2 of 3 lymph nodes positive", {LVI: PRESENT, PNI: ABSENT, NODE: PRESENT}),
     (BREAST, "No necrosis, DCIS is present.", {"necrosis": ABSENT, "ductal_carcinoma_in_situ": PRESENT}),
     (BREAST, "Necrosis is not identified but calcifications are present.", {"necrosis": ABSENT, "microcalcification": PRESENT}),
     (BREAST, "Lymphovascular invasion: absent. PNI cannot be excluded", {LVI: ABSENT, PNI: UNCERTAIN}),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 from finetune import latents
+from finetune.distributed import World
 from finetune.latents import SlideCache
 from finetune.tiles import SlideFile, inspect_slide
 from prism import PerceiverConfig, PrismSlideEncoder
@@ -152,3 +155,39 @@ def test_groups_hold_neighbours_in_size_and_keep_their_limits(monkeypatch):
     for group in groups:
         assert len(group) <= 16 and (len(group) == 1 or len(group) * max(s.num_tiles for s in group) <= 100)
     assert [s.num_tiles for g in groups for s in g] == sorted(sizes)
+
+
+class Thread(World):
+    """One of two ranks that are threads of this process, and meet where ranks meet."""
+
+    def __init__(self, rank: int, barrier: threading.Barrier) -> None:
+        super().__init__(rank, 2)
+        object.__setattr__(self, "barrier", barrier)
+
+    def any(self, flag: bool) -> bool:
+        self.barrier.wait(20)
+        return True
+
+
+@pytest.mark.parametrize("there", [0, 3])
+def test_ranks_share_the_work_and_all_return_when_everything_is_there(tmp_path, slides, encoder, there, monkeypatch):
+    monkeypatch.setattr(latents, "_GROUP_SLIDES", 2)
+    alone, cache, barrier = a_cache(tmp_path / "alone"), a_cache(tmp_path), threading.Barrier(2)
+    alone.fill(slides, encode_with(encoder))
+    cache.fill(slides[:there], encode_with(encoder))
+    calls: list[list[int]] = [[], []]
+    with ThreadPoolExecutor(2) as pool:
+        encoded = [pool.submit(cache.fill, slides, encode_with(encoder, calls[rank]), 1, Thread(rank, barrier))
+                   for rank in range(2)]
+        assert [e.result(60) for e in encoded] == [7 - there] * 2
+    assert all(cache.has(s) for s in slides) and all(calls) and sum(map(sum, calls)) <= 7
+    assert all(np.array_equal(cache(s), alone(s)) for s in slides[there:]), "the same bits, whoever encoded them"
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_slide_that_another_machine_should_have_written_is_waited_for_and_then_missed(tmp_path, slides, encoder,
+                                                                                        monkeypatch):
+    monkeypatch.setattr(latents, "_GROUP_SLIDES", 2)
+    monkeypatch.setattr(latents, "_LATE", 0.2)
+    with refused("is not there, nor are", "all of them share"):
+        a_cache(tmp_path).fill(slides, encode_with(encoder), 1, Thread(0, threading.Barrier(1)))

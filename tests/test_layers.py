@@ -102,8 +102,8 @@ ROWS = [{"errors"}, {"config"}, {"html", "charts", "progress", "trackers"}, {"re
          "memory"},
         {"pt", "splits", "maps"}, {"tiles"},
         {"batching", "checkpoint", "generate", "manifest", "prism_decoder", "scan", "findings"},
-        {"data", "export", "model", "latents", "resume", "scores", "embed", "user_loss"}, {"evaluation"}, {"watch"},
-        {"objective", "finish"}, {"loop", "caption", "probe"}, {"run", "explain"}]
+        {"data", "folder", "model", "latents", "resume", "scores", "embed", "user_loss"}, {"evaluation"}, {"watch"},
+        {"objective", "finish"}, {"loop", "caption", "probe", "export"}, {"run", "explain"}, {"serve"}]
 
 
 def test_inside_finetune_imports_only_point_down():
@@ -126,7 +126,7 @@ def test_each_library_has_one_owner():
     assert users_of("h5py") == {"finetune/h5.py", "finetune/demo.py"}
     assert users_of("tokenizers") == users_of("transformers") == {"finetune/tokenizer.py"}
     assert users_of("yaml") == {"finetune/config.py"}
-    assert users_of("safetensors") <= {"prism/files.py", "finetune/export.py"}
+    assert users_of("safetensors") <= {"prism/files.py", "finetune/folder.py"}
     assert all("huggingface_hub" not in top_level(n) for n in SHIPPED if package(n) != "prism")
 
 

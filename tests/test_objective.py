@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
+import torch._dynamo
 
-from coca_pytorch import add_logit_bias
+from coca_pytorch import CoCa, add_logit_bias
 from finetune import probe
 from finetune.distributed import ALONE
 from finetune.objective import Objective
@@ -35,6 +37,34 @@ def test_micro_batches_and_chunks_give_the_gradients_of_one_batch(chunk, count):
     objective = objective_of(ALONE)
     objective.chunk = chunk
     assert_as_one_batch(objective, BATCHES[:count])
+
+
+def test_a_prism_that_is_trained_gets_the_gradients_of_one_batch_too():
+    models = [tiny_model(2.0, 0.5) for _ in range(2)]
+    for model in models:
+        model.prism.unfreeze()
+    _, wanted = plain_gradients(models[0], everything(BATCHES))
+    _, found = gradients(Objective(models[1], Precision("fp32", CPU, "test"), ALONE), BATCHES)
+    assert found.keys() == wanted.keys() and any(name.startswith("prism.") for name in found)
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[name], gradient, atol=2e-5, rtol=2e-5)
+
+
+def test_dropout_falls_alike_in_both_passes():
+    """A layer that draws: the second pass must meet the latents that the gradient was computed for."""
+    objective = objective_of(ALONE)
+    forward, latents = objective.model.forward, []
+
+    def noisy(batch, *more):
+        outputs = forward(batch, *more)
+        dropped = torch.nn.functional.dropout(outputs.text_latents, 0.5)
+        latents.append(dropped.detach())
+        return replace(outputs, text_latents=dropped)
+
+    objective.model.forward = noisy
+    gradients(objective, BATCHES)
+    assert len(latents) == 6 and all(torch.equal(a, b) for a, b in zip(latents[:3], latents[3:], strict=True))
+    assert not torch.equal(latents[0][0] == 0, latents[1][0] == 0), "each micro-batch its own"
 
 
 def test_the_contrastive_loss_takes_memory_of_its_chunk_and_not_of_the_square():
@@ -123,6 +153,63 @@ def test_auto_probes_with_the_longest_text_and_the_largest_slide_and_leaves_no_t
     assert all(torch.equal(v, before[k]) for k, v in objective.model.state_dict().items())
     assert all(p.grad is None for p in objective.model.parameters()) 
     assert any("auto: 5" in line and "8 does not fit" in line for line in log_lines)
+
+
+def deep_model(length: int = 127) -> tuple[Objective, list]:
+    """6 + 6 layers and texts of `length` tokens, where what the layers keep is most of the memory."""
+    objective = objective_of(ALONE)
+    torch.manual_seed(0)
+    objective.model.coca = CoCa(dim=16, num_tokens=11, unimodal_depth=6, multimodal_depth=6, dim_latents=8, image_dim=16,
+                                num_img_queries=2, dim_head=8, heads=2)
+    return objective, [a_batch(1, 2, [length, length - 3])]
+
+
+def kept_bytes(objective: Objective, micro_batches: list) -> tuple[int, dict[str, torch.Tensor]]:
+    """Bytes that the graph of a step keeps, each storage once, and its gradients."""
+    storages: dict[int, int] = {}
+
+    def pack(t: torch.Tensor) -> torch.Tensor:
+        storages[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        objective._forward(micro_batches[0])
+    return sum(storages.values()), gradients(objective, micro_batches)[1]
+
+
+def test_grad_checkpointing_keeps_a_fraction_and_gives_the_same_gradients():
+    objective, batches = deep_model()
+    plain, wanted = kept_bytes(objective, batches)
+    objective.model.coca.grad_checkpointing = True
+    kept, found = kept_bytes(objective, batches)
+    print(f"kept {kept / plain:.3f} of {plain} bytes")
+    assert kept < 0.25 * plain
+    assert all(torch.equal(found[name], gradient) for name, gradient in wanted.items())
+
+
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_the_captioner_compiles_without_a_graph_break_and_keeps_its_keys(backend):
+    """`fullgraph` raises at the first break."""
+    torch._dynamo.reset()
+    objective, plain = objective_of(ALONE), objective_of(ALONE)
+    keys = list(objective.model.state_dict())
+    objective.model.coca.compile(backend=backend)
+    for batches in [BATCHES[:1]] if backend == "eager" else [BATCHES[:1], [a_batch(5, 4, [6, 3, 2, 2])], BATCHES]:
+        found, wanted = gradients(objective, batches)[1], gradients(plain, batches)[1]
+        for name, gradient in wanted.items():
+            torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-5)
+    assert list(objective.model.state_dict()) == keys
+    assert not torch._dynamo.utils.counters["graph_break"] and torch._dynamo.utils.counters["stats"]["unique_graphs"] > 2
+
+
+def test_fp32_on_cuda_uses_tf32_and_nothing_else_does():
+    before = torch.get_float32_matmul_precision()
+    try:
+        for name, device, wanted in (("fp16", "cuda", before), ("fp32", "cpu", before), ("fp32", "cuda", "high")):
+            Precision(name, torch.device(device), "test").use_tf32()
+            assert torch.get_float32_matmul_precision() == wanted
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @pytest.mark.parametrize("chunk", [17, 1 << 24])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from finetune.caption import run_inference
 from finetune.cli import Parser, add_inference_flags, options_from_flags
 from finetune.config import Config, apply_overrides
 from finetune.errors import UserError
-from finetune.export import read_folder, write_folder
+from finetune.folder import read_folder, write_folder
 from finetune.optim import resolve_precision
 from finetune.run import train
 from prism import Prism
@@ -24,6 +26,7 @@ from tests.conftest import refused, write_h5, write_json
 from tests.parity.prism_weights import small_state
 from tests.test_prism_model import put
 
+ROOT = Path(__file__).resolve().parent.parent
 TEXTS = ["breast: ductal carcinoma", "stomach: adenocarcinoma", "colon: no tumor"]
 
 
@@ -46,12 +49,26 @@ def config_of(data: Path, out: Path, *pairs: str) -> Config:
         *pairs])
 
 
-@pytest.fixture(scope="module", params=[0, 2])
-def trained(request, data, tmp_path_factory) -> Path:
-    """The run folder of a fine-tuned `decoder: prism`, with and without adapters."""
-    out = tmp_path_factory.mktemp("run")
-    assert train(config_of(data, out, "model.decoder=prism", f"model.lora_rank={request.param}")) == 0
+def fine_tuned(data: Path, out: Path, *pairs: str) -> Path:
+    assert train(config_of(data, out, "model.decoder=prism", *pairs)) == 0
     return out / "run"
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory) -> Path:
+    """The run folder of a fine-tuned `decoder: prism`."""
+    return fine_tuned(data, tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def adapted(data, tmp_path_factory) -> Path:
+    """The same with adapters."""
+    return fine_tuned(data, tmp_path_factory.mktemp("run"), "model.lora_rank=2")
+
+
+@pytest.fixture(params=["trained", "adapted"])
+def either(request) -> Path:
+    return request.getfixturevalue(request.param)
 
 
 def infer(tmp_path: Path, *args: object) -> list[dict]:
@@ -73,12 +90,13 @@ def test_prism_alone_gives_the_records_and_scores_of_a_checkpoint(data, trained,
 
 
 def test_prism_alone_writes_and_scores_what_prism_does(tmp_path):
-    """A folder as from the hub, small: caption and cosines against the model itself."""
+    """A folder as from the hub, small: caption, cosines and zero-shot classes against the model itself."""
     folder = put(tmp_path / "prism", small_state(text=True))
     letters_tokenizer().save(folder)
     tiles = np.random.default_rng(1).standard_normal((6, 20)).astype(np.float32)
     write_h5(tmp_path / "s.h5", tiles)
-    record, = infer(tmp_path, "--prism_only", "--prism", folder, "--embeddings_file", tmp_path / "s.h5", "--text", "a b")
+    record, = infer(tmp_path, "--prism_only", "--prism", folder, "--embeddings_file", tmp_path / "s.h5", "--text", "a b",
+                    "--prompts", write_json(tmp_path / "prompts.json", {"no": ["a b"], "yes": ["c d", "e f"]}))
     prism = Prism.from_pretrained(folder)
     slide = prism.slide_representations(torch.from_numpy(tiles)[None])
     with resolve_precision("auto", torch.device("cpu")).autocast():
@@ -87,19 +105,23 @@ def test_prism_alone_writes_and_scores_what_prism_does(tmp_path):
     text = prism.text_decoder.unimodal(prism.tokenize(["a b"])[:, :-1])[0]
     cosine = prism.similarity(text, slide["image_embedding"]) / prism.temperature.exp()
     assert record["similarity"]["a b"] == pytest.approx(cosine.item(), abs=0.02)
+    # prompts of one length, where the published zero_shot cuts `</s>` off all of them
+    odds = prism.zero_shot(slide["image_embedding"], neg_prompts=["a b"], pos_prompts=["c d", "e f"])
+    assert list(record["classes"].values()) == pytest.approx(odds[0].tolist(), abs=0.05)
+    assert max(odds[0].tolist()) < 0.95
 
 
-def test_a_fine_tuned_decoder_learns_and_its_checkpoint_holds_only_what_trained(trained):
-    rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+def test_a_fine_tuned_decoder_learns_and_its_checkpoint_holds_only_what_trained(either):
+    rows = [json.loads(line) for line in (either / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert rows[-1]["caption_loss"] < rows[0]["caption_loss"]
-    content = torch.load(trained / "last_model.pth", weights_only=True)
+    content = torch.load(either / "last_model.pth", weights_only=True)
     assert content["model"] and not any("embed" in k or "layers.0." in k or k.startswith("prism.")
                                         for k in content["model"])
     assert len(content["prism"]["text_sha256"]) == 64 and content["tokenizer"]["type"] == "biogpt"
 
 
-def test_a_fine_tuned_decoder_resumes_bit_equal(data, trained, tmp_path, capsys):
-    rank = torch.load(trained / "last_model.pth", weights_only=True)["config"]["model"]["lora_rank"]
+def test_a_fine_tuned_decoder_resumes_bit_equal(data, either, tmp_path, capsys):
+    rank = torch.load(either / "last_model.pth", weights_only=True)["config"]["model"]["lora_rank"]
     pairs = "model.decoder=prism", f"model.lora_rank={rank}", "training.save_every=1"
     assert train(config_of(data, tmp_path, *pairs)) == 0
     shutil.copytree(tmp_path / "run", tmp_path / "again" / "run")
@@ -130,16 +152,26 @@ def test_init_prism_starts_a_coca_that_trains_and_opens_without_its_text_side(da
     assert record["error"] is None
 
 
+def test_the_export_command_works_and_its_help_needs_no_torch(trained, tmp_path):
+    command = [sys.executable, "-X", "importtime", "-m", "finetune.export"]
+    shown = subprocess.run([*command, "--help"], cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
+    assert shown.returncode == 0 and "FOLDER" in shown.stdout and "torch" not in shown.stderr
+    written = subprocess.run([*command[:1], *command[3:], "--checkpoint", trained / "best_model.pth", "--output",
+                              tmp_path / "out"], cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
+    assert written.stdout == f"written: {tmp_path / 'out'}\n" and (tmp_path / "out" / "model.safetensors").is_file()
+
+
 @pytest.fixture(scope="module")
 def exported(trained) -> Path:
     write_folder(trained / "best_model.pth", trained.parent / "exported")
     return trained.parent / "exported"
 
 
-def test_an_exported_folder_captions_and_scores_as_its_checkpoint(trained, exported, data, tmp_path):
+def test_an_exported_folder_captions_and_scores_as_its_checkpoint(either, data, tmp_path):
+    write_folder(either / "best_model.pth", tmp_path / "out")
     flags = ["--embeddings_dir", data / "h5", "--text", *TEXTS]
-    assert infer(tmp_path, "--checkpoint", exported, *flags) == \
-        infer(tmp_path, "--checkpoint", trained / "best_model.pth", *flags)
+    assert infer(tmp_path, "--checkpoint", tmp_path / "out", *flags) == \
+        infer(tmp_path, "--checkpoint", either / "best_model.pth", *flags)
 
 
 def test_an_exported_folder_holds_what_the_hub_wants_and_nothing_private(trained, exported, data):
@@ -155,12 +187,15 @@ def test_an_exported_folder_holds_what_the_hub_wants_and_nothing_private(trained
     assert not any(text in words for text in TEXTS)
 
 
-@pytest.mark.parametrize("spoil", ["weights", "config", "version", "tokenizer"])
+@pytest.mark.parametrize("spoil", ["weights", "config", "version", "tokenizer", "size"])
 def test_spoiled_folders_are_refused(exported, tmp_path, spoil):
     folder = shutil.copytree(exported, tmp_path / "folder")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if spoil == "weights":
         (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-100])
+    elif spoil == "size":
+        with open(folder / "config.json", "ab") as file:
+            file.truncate(1 << 27)
     elif spoil == "tokenizer":
         (folder / "tokenizer.json").write_text("[1]", encoding="utf-8")
     else:

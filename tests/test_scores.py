@@ -18,7 +18,6 @@ from finetune.scores import (
     classification_statistics,
     evaluate,
     first_hit_ranks,
-    higher_is_better,
     retrieval_statistics,
 )
 
@@ -106,7 +105,3 @@ def test_classification_counts_each_class_the_same_and_leaves_out_what_is_unknow
     assert math.isnan(scores["zero_shot_auroc"](np.array([0, 1, 5]))), "one class only"
     report = evaluate(Answers([""] * 6, class_probabilities=odds, true_classes=np.array([0, 0, 0, 1, 1, -1])))
     assert set(report.columns) == {CAPTIONS, SHUFFLED} and "bleu_1" not in report.to_dict()
-
-
-def test_directions():
-    assert [higher_is_better(s) for s in ("val_loss", "val_cider", "val_image_to_text_median_rank")] == [False, True, False]

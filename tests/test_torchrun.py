@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -134,3 +135,58 @@ def test_R05_an_error_on_one_rank_ends_all_with_its_message(data, whole, tmp_pat
     with disturbed(own, tmp_path / "failed", vanish, "data.latents_cache=null") as written:
         errors = [line for line in written.splitlines() if line.startswith("error:")]
         assert len(errors) == 1 and ".h5" in errors[0], written
+
+
+@pytest.mark.parametrize(("local_rank", "lines"), [("0", 1), ("1", 0)])
+def test_what_is_wrong_before_the_processes_meet_is_told_once_a_machine(data, tmp_path, local_rank, lines):
+    env = {**ENV, "RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": local_rank}
+    done = subprocess.run(command(data, 1, "training.epochz=1"), cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("error: --set: unknown key in section training: epochz") == lines
+    assert len(done.stderr.splitlines()) == lines
+
+
+def test_the_slurm_example_is_a_script_that_bash_can_read():
+    script = ROOT / "examples" / "slurm.sbatch"
+    subprocess.run(["bash", "-n", script], check=True)
+    flags = set(re.findall(r"--[a-z][\w-]*", script.read_text(encoding="utf-8").split("torchrun")[-1]))
+    offered = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--help"], capture_output=True, text=True).stdout
+    assert all(flag in offered for flag in flags - {"--config", "--resume"}), flags
+
+
+@pytest.fixture
+def two_hosts() -> Iterator[list[str]]:
+    """Names of two network namespaces, joined by one cable: each is a host with an address of its own."""
+    hosts, links = ([f"{kind}{os.getpid()}{side}" for side in "ab"] for kind in ("pc", "v"))
+    setup = [["ip", "netns", "add", host] for host in hosts]
+    setup += [["ip", "link", "add", links[0], "type", "veth", "peer", "name", links[1]]]
+    for number, (host, link) in enumerate(zip(hosts, links, strict=True), start=1):
+        setup += [["ip", "link", "set", link, "netns", host, "name", "cable"],
+                  ["ip", "-n", host, "addr", "add", f"10.77.0.{number}/24", "dev", "cable"],
+                  ["ip", "-n", host, "link", "set", "cable", "up"], ["ip", "-n", host, "link", "set", "lo", "up"]]
+    try:
+        for step in setup:
+            try:
+                done = subprocess.run(step, capture_output=True, text=True)
+            except FileNotFoundError:
+                pytest.skip("no `ip` here")
+            if done.returncode:
+                pytest.skip(f"this machine forbids network namespaces: {' '.join(step)}: {done.stderr.strip()}")
+        yield hosts
+    finally:
+        for host in hosts:
+            subprocess.run(["ip", "netns", "del", host], capture_output=True)
+
+
+def test_two_hosts_train_as_two_processes_of_one(data, whole, two_hosts):
+    """Two torchruns in network namespaces of their own, sharing the disk."""
+    folder = whole.parent / "hosts"
+    folder.mkdir()
+    own = f"data.latents_cache={folder}/latents"  # filled by both
+    script = command(data, 1, own)[1:]
+    launch = ["--nnodes", "2", "--nproc_per_node", "1", "--master_addr", "10.77.0.1", "--master_port", "29511"]
+    hosts = [subprocess.Popen(["ip", "netns", "exec", host, sys.executable, "-m", "torch.distributed.run", *launch,
+                               "--node_rank", str(rank), *script], cwd=folder, stderr=subprocess.PIPE, text=True,
+                              env={**ENV, "GLOO_SOCKET_IFNAME": "cable"}) for rank, host in enumerate(two_hosts)]
+    written = [host.communicate(timeout=120)[1] for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0], written
+    assert losses(folder) == losses(whole) and len(list((folder / "latents").rglob("*.npy"))) == 19

@@ -1,0 +1,44 @@
+"""Draw docs/report.png and docs/explanation.png from the demo: python -m finetune.demo, then python -m docs.pictures.
+
+Needs Chromium and a font with Chinese: apt-get install chromium fonts-wqy-microhei
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+ROOT = Path(__file__).resolve().parent.parent
+DEMO = ROOT / "demo"
+SLIDE = "slide_012"
+
+
+def save(png: bytes, name: str) -> None:
+    """As a PNG of few colours, which is a third as large."""
+    Image.open(io.BytesIO(png)).convert("RGB").quantize(96).save(ROOT / "docs" / name, optimize=True)
+
+
+def main() -> None:
+    subprocess.run([sys.executable, "inference.py", "--checkpoint", DEMO / "run" / "best_model.pth",
+                    "--embeddings_file", DEMO / "embeddings" / f"{SLIDE}.h5", "--explain", DEMO / "explained"],
+                   cwd=ROOT, check=True)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1000, "height": 1180}, locale="en-GB")
+        page.goto((DEMO / "run" / "report.html").as_uri())
+        save(page.screenshot(), "report.png")
+        page = browser.new_page(viewport={"width": 700, "height": 800}, locale="en-GB")
+        page.goto((DEMO / "explained" / "explanation.html").as_uri())
+        page.locator("button.phrase").last.hover()
+        save(page.screenshot(), "explanation.png")
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()

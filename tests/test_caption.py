@@ -1,0 +1,60 @@
+"""What a record gets besides its caption."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from finetune.caption import Extras, load_prompts
+from tests.conftest import refused
+
+INDEX = {"ids": ["a", "b", "c"], "texts": [["x"], ["y", "z"], ["y"]], "fingerprint": "f", "step": 3,
+         "embeddings": torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])}
+
+
+def record(confidence: float) -> dict:
+    return {"id": "s", "caption": "text", "confidence": confidence, "error": None}
+
+
+def test_the_nearest_come_with_their_texts_and_the_first_of_them_gives_the_baseline():
+    extras, told = Extras(None, 2, 0.0, INDEX), record(0.9)
+    extras.add(told, SimpleNamespace(), np.array([0.0, 1.0], dtype="f4"))
+    assert [(n["id"], n["texts"], round(n["similarity"], 6)) for n in told["nearest"]] == [
+        ("c", ["y"], 1.0), ("b", ["y", "z"], 0.8)]
+    assert extras.common_text() == "y" and Extras(None, 0, 0.0, None).common_text() is None
+
+
+@pytest.mark.parametrize(("confidence", "caption"), [(0.49, None), (0.5, "text")])
+def test_a_caption_below_the_threshold_is_withheld(confidence, caption):
+    told = record(confidence)
+    Extras(None, 0, 0.5, None).add(told, SimpleNamespace(), np.zeros(2))
+    assert told["caption"] == caption and told.get("abstained", False) == (caption is None)
+
+
+@pytest.mark.parametrize(("about", "index", "words"), [
+    ({"data": {"fingerprint": "f"}, "progress": {"step": 4}}, INDEX, "of these weights"),
+    ({"data": {"fingerprint": "f"}, "progress": {"step": 3}}, INDEX | {"embeddings": None}, "contrastive"),
+    ({"data": {"fingerprint": "g"}, "progress": {"step": 3}}, INDEX, "of these weights")])
+def test_nearest_slides_need_an_index_of_the_very_weights(tmp_path, about, index, words):
+    from finetune.checkpoint import save_checkpoint
+
+    save_checkpoint(tmp_path, ["nearest.pt"], {"format_version": 1, **index})
+    args = SimpleNamespace(checkpoint=str(tmp_path / "best_model.pth"), nearest=1, abstain_below=0.0)
+    with refused("--nearest", words):
+        Extras.load(args, SimpleNamespace(about=about, temperature=1.0), None)
+    args.nearest = 0
+    assert (Extras.load(args, SimpleNamespace(about=about, temperature=1.0), None).index is None) == (
+        about["data"]["fingerprint"] == "g")
+
+
+@pytest.mark.parametrize("text", ["a: [x]", "[x, y]", "a: [x]\nb: []", "a: x\nb: y"])
+def test_prompts_of_another_form_are_refused(tmp_path, text):
+    path = tmp_path / "prompts.yaml"
+    path.write_text(text, encoding="utf-8")
+    with refused("prompts.yaml", "holds no prompts"):
+        load_prompts(str(path))
+    path.write_text('{"癌": ["胃癌"], "无": ["正常", "no tumor"]}', encoding="utf-8")
+    assert load_prompts(str(path)) == {"癌": ["胃癌"], "无": ["正常", "no tumor"]}
