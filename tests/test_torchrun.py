@@ -105,7 +105,8 @@ def test_R05_a_killed_rank_ends_all_and_the_run_goes_on_bit_equal(data, whole):
     folder = whole.parent / "killed"
     with disturbed(data, folder, lambda p: os.kill(ranks_of(p)[1], signal.SIGKILL)) as written:
         assert written.count("error: torchrun: another process of this run is gone") == 1
-    train(data, folder, 2)
+    (folder / "run" / "last_model.pth").unlink()  # lost, too: then it goes on from the best one
+    assert "going on from best_model.pth" in train(data, folder, 2)
     for name in ("last_model.pth", "best_model.pth"):
         assert_equal_state(whole / "run" / name, folder / "run" / name)
     assert (folder / "run" / "metrics.jsonl").read_bytes() == (whole / "run" / "metrics.jsonl").read_bytes()
