@@ -346,7 +346,7 @@ def _check_same_run(content: dict[str, Any], about: dict[str, Any], where: str) 
     if any(content["prism"].get(key) != about["prism"].get(key) for key in ("sha256", "text_sha256")):
         raise UserError(where, f"was trained with other Prism weights ({content['prism'].get('source')})",
                         "give the same weights with prism.weights")
-    if content["format_version"] == 1 and now["training"]["accum_freq"] > 1:
+    if now["training"]["accum_freq"] > 1 and content["format_version"] == 1:
         raise UserError(where, "is of an older version, where accum_freq did not enlarge the contrastive batch",
                         "start anew in another --output_dir, or go on with that version")
     for name, value in content["versions"].items():
