@@ -180,7 +180,9 @@ def _note_score(state: TrainState, monitor: str, scores: dict[str, float]) -> bo
     if not scores:
         state.best_epoch = state.epoch
         return True
-    value = scores.get(monitor, math.nan)
+    if monitor not in scores:  # parts of training.loss are known only now
+        raise UserError("training.monitor", f"{monitor!r} is no score of this run", f"one of {', '.join(scores)}")
+    value = scores[monitor]
     if math.isnan(value):
         logger.warning("%s of epoch %d is not a number: it does not count", monitor, state.epoch)
     if higher_is_better(monitor):

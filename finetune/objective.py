@@ -19,6 +19,7 @@ from coca_pytorch import CoCaOutputs
 
 from .batching import Batch
 from .distributed import World
+from .errors import UserError
 from .model import SlideCaptioner
 from .optim import Precision
 from .runlog import logger
@@ -199,7 +200,13 @@ class Objective:
         inputs = LossInputs(outputs.logits.float(), batch.labels, batch.text_mask, outputs.text_latents,
                             outputs.image_latents, self.model.coca.logit_scale)
         share = len(batch.ids) / sum(step.counts)
-        return {name: part * share for name, part in parts_of(self.user_loss, inputs).items()}
+        try:
+            return {name: part * share for name, part in parts_of(self.user_loss, inputs).items()}
+        except Exception as error:  # whatever the user's function raises
+            if isinstance(error, UserError) or is_out_of_memory(error):
+                raise
+            raise UserError("training.loss", f"failed ({type(error).__name__}: {' '.join(str(error).split())[:200]})",
+                            "mend the function; --debug shows where") from error
 
     def _means(self, seen: Sequence[_Seen], step: _Step, joint: _Joint | None) -> StepLosses:
         device = self.precision.device

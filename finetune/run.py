@@ -136,7 +136,8 @@ def _train(config: Config, resume: str | None, folder: Path, memory: MemoryHandl
         logger.warning("stopped by %s after step %d; go on with --resume auto", signal.Signals(number).name, state.step)
         return 128 + number
     if world.is_main:
-        finish(folder, model, precision, data.train, partial(_one_by_one, config, data, cache, state))
+        finish(folder, model, precision, data.train, partial(_one_by_one, config, data, cache, state),
+               config.trains_captions)
     logger.info("finished: best epoch %d, files in %s", state.best_epoch, config.training.output_dir)
     return 0
 
@@ -253,7 +254,7 @@ def _assemble(config: Config, data: Data, objective: Objective, about: dict[str,
                   warmup=training.warmup, grad_clip_norm=training.grad_clip_norm,
                   save_every_steps=training.save_every_steps,
                   watch=CaptionWatch(data.tokenizer.bos_id, data.tokenizer.eos_id, data.tokenizer.pad_id, evaluation)
-                  if config.model.caption_loss_weight else None, monitor=training.monitor)
+                  if config.trains_captions else None, monitor=training.monitor)
     return parts, saver
 
 

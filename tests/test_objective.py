@@ -17,6 +17,7 @@ from finetune.objective import Objective
 from finetune.optim import Precision
 from finetune.probe import largest_batch, search
 from finetune.user_loss import LossInputs
+from tests.conftest import refused
 from tests.test_distributed import everything, gradients, objective_of, plain_gradients
 from tests.test_loop import CPU, a_batch, tiny_model
 
@@ -256,3 +257,16 @@ def test_a_loss_of_the_users_own_in_micro_batches_is_the_mean_over_all_slides():
         wanted = plain.get(name, 0) + alone.get(name, 0)
         torch.testing.assert_close(gradient, wanted, atol=1e-4, rtol=1e-4)
     assert objective.losses(BATCHES).user == pytest.approx(losses["user"], rel=1e-4)
+
+
+def test_what_the_users_function_raises_is_one_line_but_memory_errors_pass():
+    def fails(inputs: LossInputs) -> dict:
+        raise error
+
+    objective = Objective(tiny_model(), Precision("fp32", CPU, "test"), ALONE, fails)
+    error: Exception = AttributeError("no such thing")
+    with refused("training.loss", "AttributeError: no such thing"):
+        objective.losses(BATCHES)
+    error = torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(torch.OutOfMemoryError):
+        objective.losses(BATCHES)
