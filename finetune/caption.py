@@ -179,6 +179,9 @@ def select_slides(captioner: Captioner, embeddings_file: str | None, embeddings_
     if split != "all":
         held_out = set(captioner.held_out[split])
         wanted = {i: paths for i, paths in wanted.items() if i in held_out}
+        if wanted and len(wanted) < len(held_out):
+            logger.warning("%d of %d slides of --split %s are not found and left out%s", len(held_out) - len(wanted),
+                           len(held_out), split, "" if labels else ": cases of several slides need --labels_file")
     if not wanted:
         raise UserError(embeddings_dir, f"no slide to caption (split {split})", "check the ids in the labels file")
     return wanted
@@ -198,7 +201,7 @@ def write_records(records: list[dict[str, Any]], path: Path) -> None:
 
 
 def _write_csv(records: list[dict[str, Any]], path: Path) -> None:
-    texts = list(records[0]["similarity"]) if records else []
+    texts = list(dict.fromkeys(text for r in records for text in r["similarity"]))  # a failed slide has none
     rows = [[r["id"], r["caption"], r["error"], *(r["similarity"].get(t) for t in texts), r["confidence"]]
             for r in records]
     with open(path, "w", newline="", encoding="utf-8-sig") as file:  # Excel takes UTF-8 only with the mark
@@ -222,7 +225,7 @@ class Truth:
             if getattr(args, flag) and not getattr(args, needed):
                 raise UserError(f"--{flag}", f"needs --{needed}", f"add --{needed} FILE")
         prompts = load_prompts(args.prompts) if args.prompts else None
-        labels, classes = (load_labels(path)[0] if path else None for path in (args.labels_file, args.classes_file))
+        labels, classes = (_usable_labels(path) if path else None for path in (args.labels_file, args.classes_file))
         classes = {i: label.text for i, label in classes.items()} if classes is not None else None
         if classes and (unknown := sorted(set(classes.values()) - set(prompts or ()))):
             raise UserError(args.classes_file, f"class {unknown[0]!r} has no prompt", f"add it to {args.prompts}")
@@ -248,6 +251,18 @@ class Truth:
             true = [self.classes.get(r["id"]) for r in known]
             answers.true_classes = np.array([-1 if c is None else names.index(c) for c in true])
         return answers
+
+
+def _usable_labels(path: str) -> dict[str, Label]:
+    """The labels that can be used; warns of the others. Raises UserError if none can."""
+    labels, problems = load_labels(path)
+    if problems:
+        first = next(iter(problems))
+        if not labels:
+            raise UserError(path, f"{first!r}: {problems[first]}", 'write {"id": "text"}')
+        logger.warning("%d labels of %s cannot be used and are left out, such as %r: %s", len(problems), path, first,
+                       problems[first])
+    return labels
 
 
 def load_prompts(path: str) -> dict[str, list[str]]:
