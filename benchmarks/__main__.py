@@ -14,12 +14,15 @@ import platform
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from . import captioner, encoder, epochs, files, scaling
 from .common import HEADINGS, ROOT, Row
+from .peers import install
 
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 TABLE = {"encoder": encoder.rows, "step": captioner.step, "decode": captioner.decode, "epochs": epochs.rows,
@@ -36,16 +39,23 @@ def main() -> None:
     args = parser.parse_args()
     if unknown := [part for part in args.parts if part not in PARTS]:
         parser.error(f"unknown part {unknown[0]!r}; choose from {' '.join(PARTS)}")
-    for part in args.parts or PARTS[:-1]:
-        if part == "full_size":
-            subprocess.run([sys.executable, "-m", "benchmarks.full_size"], cwd=ROOT, check=True)
-            continue
-        print(f"measuring {part} ...", file=sys.stderr, flush=True)
-        rows = files.padding(args.captions) if part == "padding" else TABLE[part](args.small)
-        table = _table(part, rows)
-        print(f"\n{table}", flush=True)
-        if not args.small and (part != "padding" or args.captions):
-            RESULTS.write_text(with_part(RESULTS.read_text(encoding="utf-8"), part, table), encoding="utf-8")
+    parts = args.parts or PARTS[:-1]
+    if "full_size" in parts:
+        subprocess.run([sys.executable, "-m", "benchmarks.full_size"], cwd=ROOT, check=True)
+    install()
+    # where no second counts, two at a time
+    with ThreadPoolExecutor(2 if args.small else 1) as pool:
+        tables = pool.map(partial(_measure, args), (part for part in parts if part != "full_size"))
+        for part, table in tables:
+            print(f"\n{table}", flush=True)
+            if not args.small and (part != "padding" or args.captions):
+                RESULTS.write_text(with_part(RESULTS.read_text(encoding="utf-8"), part, table), encoding="utf-8")
+
+
+def _measure(args: argparse.Namespace, part: str) -> tuple[str, str]:
+    """The part and its table."""
+    print(f"measuring {part} ...", file=sys.stderr, flush=True)
+    return part, _table(part, files.padding(args.captions) if part == "padding" else TABLE[part](args.small))
 
 
 def with_part(text: str, part: str, table: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from .common import Row, compared
 from .peers import run_both, run_ours, run_peer
 
-_ROUNDS, _SEVERAL = 3, 4
+_ROUNDS, _SEVERAL = 2, 4
 
 
 def flop(tiles: int, slots: int = 513, dim: int = 1280, width: int = 2560) -> tuple[float, float]:

@@ -20,6 +20,7 @@ from finetune.batching import Batch
 from finetune.config import GenerationOptions
 from finetune.distributed import World
 from finetune.generate import generate
+from finetune.memory import keep_freed_memory
 from finetune.model import SlideCaptioner
 from finetune.objective import Objective
 from finetune.optim import Precision, build_optimizer, resolve_device, resolve_precision
@@ -66,6 +67,8 @@ def main() -> None:
     parser.add_argument("--lora_rank", type=int, default=0, help="with --decoder prism: train adapters of this rank")
     args = parser.parse_args()
     device = resolve_device("auto")
+    if device.type == "cpu":
+        keep_freed_memory()  # as a run does
     precision = resolve_precision(args.precision, device)
     if args.decoder == "prism":
         seconds, whole = timed(lambda: Prism.from_pretrained("random"), device)

@@ -17,12 +17,12 @@ from .common import ROOT, in_process
 SITE = ROOT / ".bench" / "peers"
 # --no-deps: they ask for numpy 1, torchvision, xformers and more, of which the model code needs nothing
 PACKAGES = ["CoCa-pytorch==0.1.0", "prism-embedder==1.1.1", "environs==15.2.0", "marshmallow==4.4.0",
-            "python-dotenv==1.2.4", "transformers==5.24.0", "tokenizers==0.23.3", "regex==2026.11.19",
-            "requests==2.34.2", "charset-normalizer==3.5.2", "urllib3==2.8.0", "certifi==2026.10.19.post1"]
+            "python-dotenv==1.2.4", "requests==2.34.2", "charset-normalizer==3.5.2", "urllib3==2.8.0",
+            "certifi==2026.10.19.post1"]
 
 
 def install() -> Path:
-    """The folder with the peers, installed on first use (about 150 MB)."""
+    """The folder with the peers, installed on first use; transformers and numpy are those of the lock."""
     done = SITE / ".done"
     if not done.exists() or done.read_text(encoding="utf-8") != "\n".join(PACKAGES):
         print(f"installing the peers into {SITE}", flush=True)

@@ -91,6 +91,18 @@ class Captioner:
         return cls(model.to(where).eval(), whole.tokenizer, config, resolve_precision("auto", where),
                    {"val": [], "test": []})
 
+    @classmethod
+    def of_flags(cls, args: argparse.Namespace, options: GenerationOptions) -> Captioner:
+        """What `--checkpoint` or `--prism_only` names. Raises UserError also for captions longer than it can write."""
+        captioner = cls.of_prism(args.prism, args.device) if args.prism_only else \
+            cls.load(args.checkpoint, args.prism, args.device)
+        if isinstance(coca := captioner.model.coca, PrismCoCa):
+            positions = coca.text_decoder.config.max_position_embeddings
+            if options.max_length > positions:
+                raise UserError("--max_length", f"{options.max_length}, Prism's decoder has {positions} positions",
+                                f"give {positions} or less")
+        return captioner
+
     @torch.no_grad()
     def describe(self, slides: list[Slide], texts: list[str], options: GenerationOptions,
                  embeddings: dict[str, np.ndarray] | None = None) -> list[dict[str, Any]]:
@@ -170,6 +182,9 @@ def select_slides(captioner: Captioner, embeddings_file: str | None, embeddings_
     if split != "all":
         held_out = set(captioner.held_out[split])
         wanted = {i: paths for i, paths in wanted.items() if i in held_out}
+        if wanted and len(wanted) < len(held_out):
+            logger.warning("%d of %d slides of --split %s are not found and left out%s", len(held_out) - len(wanted),
+                           len(held_out), split, "" if labels else ": cases of several slides need --labels_file")
     if not wanted:
         raise UserError(embeddings_dir, f"no slide to caption (split {split})", "check the ids in the labels file")
     return wanted
@@ -189,7 +204,7 @@ def write_records(records: list[dict[str, Any]], path: Path) -> None:
 
 
 def _write_csv(records: list[dict[str, Any]], path: Path) -> None:
-    texts = list(records[0]["similarity"]) if records else []
+    texts = list(dict.fromkeys(text for r in records for text in r["similarity"]))  # a failed slide has none
     rows = [[r["id"], r["caption"], r["error"], *(r["similarity"].get(t) for t in texts), r["confidence"]]
             for r in records]
     with open(path, "w", newline="", encoding="utf-8-sig") as file:  # Excel takes UTF-8 only with the mark
@@ -213,7 +228,7 @@ class Truth:
             if getattr(args, flag) and not getattr(args, needed):
                 raise UserError(f"--{flag}", f"needs --{needed}", f"add --{needed} FILE")
         prompts = load_prompts(args.prompts) if args.prompts else None
-        labels, classes = (load_labels(path)[0] if path else None for path in (args.labels_file, args.classes_file))
+        labels, classes = (_usable_labels(path) if path else None for path in (args.labels_file, args.classes_file))
         classes = {i: label.text for i, label in classes.items()} if classes is not None else None
         if classes and (unknown := sorted(set(classes.values()) - set(prompts or ()))):
             raise UserError(args.classes_file, f"class {unknown[0]!r} has no prompt", f"add it to {args.prompts}")
@@ -241,6 +256,18 @@ class Truth:
         return answers
 
 
+def _usable_labels(path: str) -> dict[str, Label]:
+    """The labels that can be used; warns of the others. Raises UserError if none can."""
+    labels, problems = load_labels(path)
+    if problems:
+        first = next(iter(problems))
+        if not labels:
+            raise UserError(path, f"{first!r}: {problems[first]}", 'write {"id": "text"}')
+        logger.warning("%d labels of %s cannot be used and are left out, such as %r: %s", len(problems), path, first,
+                       problems[first])
+    return labels
+
+
 def load_prompts(path: str) -> dict[str, list[str]]:
     """{class: its prompts} of a YAML or JSON file. Raises UserError."""
     prompts = load_plain_yaml(path)
@@ -255,8 +282,7 @@ def run_inference(args: argparse.Namespace, options: GenerationOptions) -> int:
     """What inference.py does after parsing: caption, print, write, score; 2 if a slide failed, else 0."""
     output = _output_path(args.output)
     truth = Truth.load(args)
-    captioner = Captioner.of_prism(args.prism, args.device) if args.prism_only else \
-        Captioner.load(args.checkpoint, args.prism, args.device)
+    captioner = Captioner.of_flags(args, options)
     paths = select_slides(captioner, args.embeddings_file, args.embeddings_dir, truth.labels, args.split)
     texts = _texts_to_score(args.text, captioner)
     extras = Extras.load(args, captioner, truth.prompts)

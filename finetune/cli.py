@@ -24,8 +24,7 @@ TRAIN_FLAGS = {  # the flags users know -> the config key each one sets
 }
 
 
-_CAPTION_ONLY = ("prism_only", "text", "labels_file", "findings", "prompts", "classes_file", "abstain_below", "split",
-                 "output")
+_CAPTION_ONLY = ("text", "labels_file", "findings", "prompts", "classes_file", "abstain_below", "split", "output")
 _TAKEN_BY = {"port": ("serve",), "explain": ("explain",), "thumbnail": ("explain",), "thumbnail_scale": ("explain",),
              "nearest": ("serve", "caption"), **dict.fromkeys(_CAPTION_ONLY, ("caption",))}
 

@@ -170,6 +170,11 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
+    @property
+    def trains_captions(self) -> bool:
+        """Whether captions may be learned: by the model's own loss, or by one of the user's that replaces it."""
+        return self.model.caption_loss_weight > 0 or self.training.loss is not None
+
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Plain types, as YAML and JSON have them."""
         return dataclasses.asdict(self, dict_factory=lambda items: {

@@ -26,14 +26,18 @@ _MAX_UNKNOWN = 0.3  # above this share of unknown tokens a vocabulary was made f
 class Data:
     """What a run trains on. `fingerprint` covers ids, texts, tile counts and the split: equal data, equal value.
 
-    test_ids: cases that are kept for a test: they are checked like the others and used for nothing.
+    test: cases that are kept for a test: they are checked like the others and used for nothing.
     """
 
     train: list[Sample]
     validation: list[Sample]
     tokenizer: Tokenizer
     fingerprint: str
-    test_ids: list[str]
+    test: list[Slide]
+
+    @property
+    def test_ids(self) -> list[str]:
+        return [slide.slide_id for slide in self.test]
 
     @property
     def slides(self) -> list[Slide]:
@@ -64,12 +68,12 @@ def prepare_data(config: DataConfig, seed: int, tokenizer: Tokenizer | None = No
     _warn_of_losses(tokenizer, texts)
     return Data(_samples(split.train, slides, labels, tokenizer, config.max_seq_len, "training"),
                 _samples(split.val, slides, labels, tokenizer, config.max_seq_len, "validation"),
-                tokenizer, _fingerprint(slides, labels, split), split.test)
+                tokenizer, _fingerprint(slides, labels, split), [slides[i] for i in split.test])
 
 
 def scan_contents(data: Data) -> None:
     """Read every tile of every slide. Raises one UserError that lists all unreadable or non-finite ones."""
-    bad = bad_contents([part for slide in data.slides for part in slide.parts], None)
+    bad = bad_contents([part for slide in data.slides + data.test for part in slide.parts], None)
     if bad:
         path, first = next(iter(bad.items()))
         raise UserError(path, f"{first.what} ({len(bad)} bad files in all)", first.fix,

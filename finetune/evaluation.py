@@ -35,11 +35,11 @@ EVALUATED = tuple(f"val_{score}" for score in (*TEXT_SCORES, *RETRIEVAL_SCORES))
 
 def check_monitor(config: Config) -> None:
     """Raises UserError for a `training.monitor` that no epoch of this run will have."""
-    training, model = config.training, config.model
-    if training.eval_captions and not model.caption_loss_weight:
+    training = config.training
+    if training.eval_captions and not config.trains_captions:
         raise UserError("training.eval_captions", "the captions are not trained (model.caption_loss_weight is 0)",
                         "set it to 0")
-    known = [*_ALWAYS[:3], *(_ALWAYS[3:] if model.caption_loss_weight else ()), *EVALUATED]
+    known = [*_ALWAYS[:3], *(_ALWAYS[3:] if config.trains_captions else ()), *EVALUATED]
     name = training.monitor
     if name not in known and training.loss is None:  # parts of a loss of one's own are known once it has been called
         near = difflib.get_close_matches(name, known, n=1)

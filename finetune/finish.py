@@ -24,7 +24,7 @@ _TEMPERATURES = [2 ** (k / 8) for k in range(-16, 17)]  # 1/4 to 4 in steps of 9
 
 
 def finish(folder: Path, model: SlideCaptioner, precision: Precision, train: list[Sample],
-           batches_of: Callable[[str], Iterable[Batch]]) -> None:
+           batches_of: Callable[[str], Iterable[Batch]], trains_captions: bool = True) -> None:
     """Add `calibration` to best_model.pth and write nearest.pt; nothing if both are there. Leaves `model` with the best
     weights.
 
@@ -35,7 +35,7 @@ def finish(folder: Path, model: SlideCaptioner, precision: Precision, train: lis
     content = load_run(folder / BEST)
     model.load_saved_state(content["model"], BEST)
     model.eval()
-    content["calibration"] = calibrate(model, precision, batches_of("validation"))
+    content["calibration"] = calibrate(model, precision, batches_of("validation") if trains_captions else ())
     ids, rows = [], []
     if model.coca.contrastive_loss_weight:
         for batch in batches_of("train"):
@@ -67,7 +67,7 @@ def calibrate(model: SlideCaptioner, precision: Precision, batches: Iterable[Bat
     reference texts of the validation slides are most probable. 1.0 without validation, or without captions."""
     likelihood, confidence = (torch.zeros(len(_TEMPERATURES), dtype=torch.float64) for _ in range(2))
     words = right = 0
-    for batch in batches if model.coca.caption_loss_weight else ():
+    for batch in batches:
         with precision.autocast():
             batch = encoded(model, batch.to(precision.device))
             tokens = batch.image_tokens.to(model.coca.temperature.dtype)

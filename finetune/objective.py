@@ -19,6 +19,7 @@ from coca_pytorch import CoCaOutputs
 
 from .batching import Batch
 from .distributed import World
+from .errors import UserError
 from .model import SlideCaptioner
 from .optim import Precision
 from .runlog import logger
@@ -100,13 +101,20 @@ class Objective:
     def losses(self, micro_batches: Sequence[Batch], see: See | None = None) -> StepLosses:
         """The same losses without gradients. see: is shown each micro-batch, its slides encoded, and its outputs."""
         step, seen = _Step.of(micro_batches, self.world), []
-        for batch in _cut(micro_batches, self.most):
-            batch = self._encoded(batch)
-            outputs = self._forward(batch)
-            seen.append(_Seen.of(batch, outputs, self._user(batch, outputs, step)))
-            if see:
-                with self.precision.autocast():
-                    see(batch, outputs)
+
+        def look(batches: Sequence[Batch]) -> list[tuple[Batch, _Seen]]:
+            looked_at = []
+            for batch in map(self._encoded, batches):
+                outputs = self._forward(batch)
+                looked_at.append((batch, _Seen.of(batch, outputs, self._user(batch, outputs, step))))
+            return looked_at
+
+        for micro_batch in micro_batches:
+            for batch, done in self._in_memory([micro_batch], look):
+                seen.append(done)
+                if see:
+                    with self.precision.autocast():
+                        see(batch, done.outputs)
         outputs = [done.outputs for done in seen]
         joint = self._contrastive(outputs, step) if self.model.coca.contrastive_loss_weight else None
         return self._means(seen, step, joint)
@@ -192,7 +200,13 @@ class Objective:
         inputs = LossInputs(outputs.logits.float(), batch.labels, batch.text_mask, outputs.text_latents,
                             outputs.image_latents, self.model.coca.logit_scale)
         share = len(batch.ids) / sum(step.counts)
-        return {name: part * share for name, part in parts_of(self.user_loss, inputs).items()}
+        try:
+            return {name: part * share for name, part in parts_of(self.user_loss, inputs).items()}
+        except Exception as error:  # whatever the user's function raises
+            if isinstance(error, UserError) or is_out_of_memory(error):
+                raise
+            raise UserError("training.loss", f"failed ({type(error).__name__}: {' '.join(str(error).split())[:200]})",
+                            "mend the function; --debug shows where") from error
 
     def _means(self, seen: Sequence[_Seen], step: _Step, joint: _Joint | None) -> StepLosses:
         device = self.precision.device

@@ -65,7 +65,7 @@ def _load(path: Path, key: str | None) -> tuple[torch.Tensor, str, bool]:
         raise BadSlide(f"holds a {type(content).__name__}, expected a tensor (N, D)", "save one tensor with torch.save")
     if content.nbytes > content.untyped_storage().nbytes():  # 1 kB can declare 10^9 numbers on top of each other
         raise BadSlide("declares more numbers than it holds", "extract its features again")
-    return content, found, not found and sum("/data/" in n for n in names) == 1
+    return content.detach(), found, not found and sum("/data/" in n for n in names) == 1
 
 
 def _entries(path: Path) -> list[str]:

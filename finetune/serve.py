@@ -42,7 +42,7 @@ def run_server(args: argparse.Namespace, options: GenerationOptions) -> int:
         raise UserError("--serve", "starlette and uvicorn are not installed",
                         'python -m pip install ".[serve]"') from None
     port = _port(args.port)
-    captioner = Captioner.load(args.checkpoint, args.prism, args.device)
+    captioner = Captioner.of_flags(args, options)
     app = make_app(captioner, options, _training_texts(args, captioner))
     server = uvicorn.Server(uvicorn.Config(app, HOST, port, log_level="warning", server_header=False))
     say(f"open http://{HOST}:{port} in a browser on this machine; Ctrl+C ends it")

@@ -52,6 +52,8 @@ def make_split(labels: Mapping[str, Label], config: DataConfig, seed: int) -> Sp
         train, val = sorted(rest), sorted(val)
     else:
         train, val = split_ids(rest, config.val_split, seed, groups)
+    if config.group_pattern or named:  # slides of a patient stand side by side: batches of like slides tell little
+        random.Random(seed).shuffle(val)
     split = Split(train, val, sorted(test))
     _refuse_shared_patients(split, groups)
     return split

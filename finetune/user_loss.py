@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from .errors import UserError
+from .scores import RETRIEVAL_SCORES, TEXT_SCORES
 
 RESERVED = ("loss", "caption_loss", "contrastive_loss", "negatives", "words", "slides", "lr", "grad_norm", "epoch",
-            "step")
+            "step", "best", "skipped_steps", "shuffled_gap", "distinct_captions", *TEXT_SCORES, *RETRIEVAL_SCORES)
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ def parts_of(function: LossFunction, inputs: LossInputs) -> dict[str, Tensor]:
     if not isinstance(parts, Mapping) or not parts:
         raise UserError("training.loss", f"returned {type(parts).__name__}", "return a dict of named scalar tensors")
     for name, part in parts.items():
+        if not isinstance(name, str):
+            raise UserError("training.loss", f"the name of part {name!r} is no text", "return a dict {name: scalar}")
         if not isinstance(part, Tensor) or part.ndim:
             raise UserError("training.loss", f"part {name!r} is no scalar tensor", "return means over the slides")
         if name in RESERVED:

@@ -62,7 +62,9 @@ class CaptionWatch:
         if self._seen < _SHUFFLED and len(batch.ids) > 1:
             order = [len(batch.ids) - 1, *range(len(batch.ids) - 1)]  # autocast on CPU has no float16 `roll`
             loss = outputs.caption_loss.item()
-            self._gap += model(replace(batch, image_tokens=batch.image_tokens[order])).caption_loss.item() - loss
+            exchanged = replace(batch, image_tokens=batch.image_tokens[order])
+            # where a loss of the user's own replaces the caption loss, that is computed only along with the logits
+            self._gap += model(exchanged, logits=not model.coca.caption_loss_weight).caption_loss.item() - loss
             self._loss += loss
             self._words += outputs.words
         self._seen += len(batch.ids)

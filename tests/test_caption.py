@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from finetune.caption import Extras, load_prompts
-from tests.conftest import refused
+from finetune.caption import Extras, _usable_labels, load_prompts, select_slides, write_records
+from tests.conftest import refused, write_json
 
 INDEX = {"ids": ["a", "b", "c"], "texts": [["x"], ["y", "z"], ["y"]], "fingerprint": "f", "step": 3,
          "embeddings": torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])}
@@ -58,3 +59,25 @@ def test_prompts_of_another_form_are_refused(tmp_path, text):
         load_prompts(str(path))
     path.write_text('{"癌": ["胃癌"], "无": ["正常", "no tumor"]}', encoding="utf-8")
     assert load_prompts(str(path)) == {"癌": ["胃癌"], "无": ["正常", "no tumor"]}
+
+
+def test_a_label_or_class_that_cannot_be_used_is_told_and_never_dropped_in_silence(tmp_path, log_lines):
+    some = write_json(tmp_path / "some.json", {"a": "text", "b": 5})
+    assert list(_usable_labels(some)) == ["a"] and "1 labels of" in log_lines[-1] and "'b'" in log_lines[-1]
+    with refused("none.json", "'a'"):
+        _usable_labels(write_json(tmp_path / "none.json", {"a": 1, "b": 2}))
+
+
+def test_held_out_slides_that_are_not_found_are_told(tmp_path, log_lines):
+    (tmp_path / "a.h5").touch()
+    captioner = SimpleNamespace(held_out={"val": ["a", "case_of_two"], "test": []})
+    assert list(select_slides(captioner, None, str(tmp_path), None, "val")) == ["a"]
+    assert "1 of 2 slides of --split val" in log_lines[-1] and "--labels_file" in log_lines[-1]
+
+
+def test_a_failed_first_slide_takes_no_column_from_the_others(tmp_path):
+    good = record(0.5) | {"id": "b", "error": None, "similarity": {"text": 0.25}}
+    bad = {"id": "a", "caption": None, "similarity": {}, "probability": {}, "confidence": None, "error": "broken"}
+    write_records([bad, good], tmp_path / "o.csv")
+    rows = list(csv.DictReader((tmp_path / "o.csv").read_text(encoding="utf-8-sig").splitlines()))
+    assert [r["similarity: text"] for r in rows] == ["", "0.25"]

@@ -11,7 +11,7 @@ import torch
 
 from finetune.batching import Batches, BatchOrder, Sample
 from finetune.config import DataConfig
-from finetune.data import prepare_data
+from finetune.data import prepare_data, scan_contents
 from finetune.latents import SlideCache
 from finetune.splits import split_ids
 from finetune.tiles import Case, SlideFile, TileReader, choose_tiles, inspect_slide, join_slides, open_case, read_tiles
@@ -157,6 +157,9 @@ def test_test_cases_are_used_for_nothing(config, tmp_path):
     write_json(tmp_path / "split.json", {**dict.fromkeys(COUNTS, "train"), **dict.fromkeys([f"s{i}" for i in range(4)], "test"),
                                          "s4": "val", "s5": "val", "s6": "train"})
     assert prepare_data(config, 42).fingerprint != before
+    (tmp_path / "h5" / "s3.h5").write_bytes(b"")  # after its header was read
+    with refused("s3.h5", "1 bad files"):
+        scan_contents(data)  # --check looks at what a later --split test needs
 
 
 @pytest.mark.parametrize(("labels", "words"), [

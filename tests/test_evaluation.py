@@ -13,7 +13,7 @@ from finetune.batching import Sample
 from finetune.config import Config, apply_overrides
 from finetune.distributed import World
 from finetune.evaluation import EVALUATED, FILE, CaptionEvaluation, check_monitor, choose
-from finetune.loop import TrainState, fit, train_step, validate
+from finetune.loop import TrainState, _note_score, fit, train_step, validate
 from finetune.tiles import SlideFile
 from finetune.tokenizer import VocabTokenizer
 from finetune.watch import CaptionWatch, encoded
@@ -99,4 +99,6 @@ def test_a_monitor_that_no_epoch_has_is_refused_before_training(settings, word):
     with refused(word):
         check_monitor(apply_overrides(Config(), settings))
     check_monitor(apply_overrides(Config(), ["training.loss=my.loss:part", "training.monitor=val_part"]))
+    with refused("training.monitor", "val_prat", "val_part"):  # whose parts are known after the first epoch
+        _note_score(TrainState(epoch=1), "val_prat", {"val_loss": 1.0, "val_part": 1.0})
     check_monitor(apply_overrides(Config(), ["training.eval_captions=3", "training.monitor=val_cider"]))

@@ -102,7 +102,7 @@ ROWS = [{"errors"}, {"config"}, {"html", "charts", "progress", "trackers"}, {"re
          "memory"},
         {"pt", "splits", "maps"}, {"tiles"},
         {"batching", "checkpoint", "generate", "manifest", "prism_decoder", "scan", "findings"},
-        {"data", "folder", "model", "latents", "resume", "scores", "embed", "user_loss"}, {"evaluation"}, {"watch"},
+        {"data", "folder", "model", "latents", "resume", "scores", "embed"}, {"evaluation", "user_loss"}, {"watch"},
         {"objective", "finish"}, {"loop", "caption", "probe", "export"}, {"run", "explain"}, {"serve"}]
 
 

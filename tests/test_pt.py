@@ -26,13 +26,14 @@ def save(folder: Path, content: object, name: str = "s.pt", **options: object) -
     pytest.param(TILES, True, id="CLAM pt_files, HistGen, WsiCaption"), pytest.param(TILES[None], True, id="(1, N, D)"),
     pytest.param(TILES.half(), True, id="float16"), pytest.param(TILES.double(), True, id="float64"),
     pytest.param(TILES.bfloat16(), False, id="bfloat16"), pytest.param(TILES[5:9], True, id="a view of a larger tensor"),
+    pytest.param(TILES.clone().requires_grad_(), True, id="with requires_grad, as a model gives it"),
     pytest.param(TILES.T.contiguous().T, False, id="columns first"), pytest.param({"features": TILES}, False, id="dict"),
     pytest.param({"coords": torch.zeros(40, 2), "feats": TILES}, False, id="dict with coordinates"),
 ])
 def test_a_tensor_reads_as_torch_reads_it_and_is_mapped_if_it_is_alone(tmp_path, content, mapped):
     slide = inspect_slide(save(tmp_path, content), None, D)
     wanted = content if isinstance(content, torch.Tensor) else next(v for v in content.values() if v.shape[-1] == D)
-    wanted = (wanted if wanted.dtype == torch.float16 else wanted.float()).numpy().reshape(-1, D)
+    wanted = (wanted if wanted.dtype == torch.float16 else wanted.float()).detach().numpy().reshape(-1, D)
     tiles = read_tiles(slide)
     assert (tiles.dtype, slide.num_tiles, slide.slide_id) == (wanted.dtype, len(wanted), "s")
     assert np.array_equal(tiles, wanted) and (slide.offset is not None) == mapped and read_coords(slide) is None

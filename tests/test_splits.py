@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from itertools import pairwise
 
 import pytest
 
@@ -61,6 +62,19 @@ def test_a_patient_is_on_one_side_only_and_the_share_is_of_slides():
         assert sorted(train + val) == sorted(SLIDES) and not {i[:12] for i in train} & {i[:12] for i in val}
         assert 0 <= len(val) - share * 100 < 4
     assert split_ids(SLIDES[::-1], 0.1, 42, groups) == split_ids(SLIDES, 0.1, 42, groups)
+
+
+@pytest.mark.parametrize("how", ["val_split", "folds", "labels"])
+def test_slides_of_a_patient_do_not_stand_side_by_side_in_validation(how):
+    """Validation is not shuffled: its batches of one patient's slides would have no negatives, and exchanged slides of
+    the same text no other loss."""
+    ids = [f"p{i // 10}-{i % 10}" for i in range(100)]
+    labels = labelled(ids, **({i: "val" if i < "p4" else "train" for i in ids} if how == "labels" else {}))
+    config = DataConfig(group_pattern=r"^p\d", val_split=0.4, folds=3 if how == "folds" else None)
+    val = make_split(labels, config, 42).val
+    neighbours = sum(a[:2] == b[:2] for a, b in pairwise(val))
+    assert len(val) >= 30 and len({i[:2] for i in val}) * 10 == len(val) and neighbours < len(val) / 2
+    assert val == make_split(labels, config, 42).val
 
 
 def test_the_first_group_of_the_pattern_is_the_patient():
