@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .loop import TrainState
     from .model import SlideCaptioner
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1: batches_done counts micro-batches, which share no contrastive loss; goes on if accum_freq is 1
 BEST, LAST = "best_model.pth", "last_model.pth"
 _PLAIN = (type(None), bool, int, float, str)
 _SECTIONS = ("config", "tokenizer", "prism", "data", "versions", "progress", "random_states", "model", "optimizer",
@@ -116,9 +116,9 @@ def load_run(path: str | Path) -> dict[str, Any]:
 
 
 def check_version(content: Any, path: Path) -> None:
-    """Raises UserError unless `content` is of the format version that this code reads."""
+    """Raises UserError unless `content` is of a format version that this code reads."""
     version = content.get("format_version") if isinstance(content, dict) else None
-    if type(version) is int and version == FORMAT_VERSION:
+    if type(version) is int and 1 <= version <= FORMAT_VERSION:
         return
     fix = "use the version of this project that wrote it"
     if isinstance(version, int) and version > FORMAT_VERSION:
@@ -127,7 +127,7 @@ def check_version(content: Any, path: Path) -> None:
         fix = "it holds weights only, not a run: give the last_model.pth of a run"
     if not isinstance(version, (int, str, type(None))):
         version = type(version).__name__
-    raise UserError(path, f"checkpoint format {version!r}, this version reads {FORMAT_VERSION}", fix)
+    raise UserError(path, f"checkpoint format {version!r}, this version reads 1 to {FORMAT_VERSION}", fix)
 
 
 def _damage(path: Path) -> str | None:
@@ -182,7 +182,7 @@ def random_states() -> dict[str, Any]:
         "python": [version, list(internal), gauss],
         "numpy": [name, [int(k) for k in keys], int(position), int(has_gauss), float(cached)],
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else [],  # of this process's GPU
     }
 
 
@@ -192,8 +192,8 @@ def set_random_states(states: dict[str, Any]) -> None:
     name, keys, position, has_gauss, cached = states["numpy"]
     np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
     torch.set_rng_state(states["torch"])
-    if states["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(states["cuda"])
+    if (cuda := states["cuda"]) and torch.cuda.is_available():  # format 1 has all GPUs of that machine
+        torch.cuda.set_rng_state(cuda[min(torch.cuda.current_device(), len(cuda) - 1)])
 
 
 def _plain(value: Any, where: str = "checkpoint") -> Any:

@@ -86,7 +86,7 @@ def fit(parts: Parts, state: TrainState) -> TrainState:
         with parts.log.epoch_bar(state, parts.batches.count(state.epoch), parts.epochs) as bar:
             for group in parts.batches.epoch(state.epoch, state.batches_done):
                 lr = lr_at(state.step, total_steps, parts.peak_lr, parts.warmup)
-                with _told_if_out_of_memory(state, group):
+                with _told_if_out_of_memory(f"epoch {state.epoch + 1}, step {state.step + 1}", group):
                     report = train_step(parts, group, lr, state)
                 state.batches_done += 1
                 _add(state.sums, report)
@@ -142,10 +142,14 @@ def validate(parts: Parts, epoch: int = 0) -> dict[str, float]:
         parts.watch.begin(epoch)
         see = partial(parts.watch.see, parts.model)
     sums: dict[str, float] = {}
+    lone = 0
     for group in parts.log.bar(parts.validation.epoch(0), parts.validation.count(0), "validation"):
-        report = _report(parts.objective.losses(group, see), parts.model)
-        # a batch of one slide has no negatives, hence no contrastive loss to count
-        _add(sums, report | {"slides": report["slides"] if report["slides"] > 1 else 0.0})
+        with _told_if_out_of_memory(f"the validation of epoch {epoch}", group):
+            report = _report(parts.objective.losses(group, see), parts.model)
+        if report["slides"] == 1:  # it has no negatives, hence no contrastive loss to count
+            lone, report["contrastive_loss"] = lone + 1, 0.0
+        _add(sums, report)
+    sums["contrastive_loss"] *= sums["slides"] / max(sums["slides"] - lone, 1.0)
     parts.model.train()
     watched = parts.watch.scores(parts.objective.world) if parts.watch else {}
     return {f"val_{name}": value for name, value in _means(sums, parts.model).items() if name != "negatives"} | watched
@@ -190,16 +194,16 @@ def _note_score(state: TrainState, monitor: str, scores: dict[str, float]) -> bo
 
 
 @contextlib.contextmanager
-def _told_if_out_of_memory(state: TrainState, group: list[Batch]) -> Iterator[None]:
+def _told_if_out_of_memory(where: str, group: list[Batch]) -> Iterator[None]:
     """What does not fit into memory although micro-batches were halved, as a UserError."""
     try:
         yield
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        raise UserError("training", f"out of memory at epoch {state.epoch + 1}, step {state.step + 1} "
-                        f"({_largest(group)})", "halving did not help: lower data.max_tiles or make the model smaller, "
-                        "in another folder; the last checkpoint is good") from None
+        raise UserError("training", f"out of memory at {where} ({_largest(group)})", "halving did not help: lower "
+                        "data.max_tiles or make the model smaller, in another folder; the last checkpoint is good"
+                        ) from None
 
 
 def _largest(group: list[Batch]) -> str:

@@ -101,13 +101,20 @@ class Objective:
     def losses(self, micro_batches: Sequence[Batch], see: See | None = None) -> StepLosses:
         """The same losses without gradients. see: is shown each micro-batch, its slides encoded, and its outputs."""
         step, seen = _Step.of(micro_batches, self.world), []
-        for batch in _cut(micro_batches, self.most):
-            batch = self._encoded(batch)
-            outputs = self._forward(batch)
-            seen.append(_Seen.of(batch, outputs, self._user(batch, outputs, step)))
-            if see:
-                with self.precision.autocast():
-                    see(batch, outputs)
+
+        def look(batches: Sequence[Batch]) -> list[tuple[Batch, _Seen]]:
+            looked_at = []
+            for batch in map(self._encoded, batches):
+                outputs = self._forward(batch)
+                looked_at.append((batch, _Seen.of(batch, outputs, self._user(batch, outputs, step))))
+            return looked_at
+
+        for micro_batch in micro_batches:
+            for batch, done in self._in_memory([micro_batch], look):
+                seen.append(done)
+                if see:
+                    with self.precision.autocast():
+                        see(batch, done.outputs)
         outputs = [done.outputs for done in seen]
         joint = self._contrastive(outputs, step) if self.model.coca.contrastive_loss_weight else None
         return self._means(seen, step, joint)

@@ -70,7 +70,7 @@ def search(fits: Callable[[int], bool], most: int) -> int:
 def _largest(objective: Objective, samples: Sequence[Sample], max_tiles: int | None, cached: bool, size: int) -> Batch:
     """A batch of random numbers, of the size of the longest text and the largest slide; (size, ...) each."""
     model, device = objective.model, objective.precision.device
-    length = max(len(s.token_ids) for s in samples) - 1
+    length = max(s.most_tokens for s in samples)
     text = torch.randint(0, 1 + max(max(s.token_ids) for s in samples), (size, length), device=device)
     mask, ids = torch.ones_like(text, dtype=torch.bool), [""] * size
     if cached:

@@ -107,7 +107,8 @@ def _train(config: Config, resume: str | None, folder: Path, memory: MemoryHandl
         _compile(model)
     objective = Objective(model, precision, world, user_loss)
     state.batch_size = state.batch_size or _batch_size(config, objective, data, cache)
-    state.micro_batches = state.micro_batches or config.training.accum_freq * world.size
+    of_format_1 = bool(content) and not state.micro_batches  # its steps were one micro-batch of one process
+    state.micro_batches = state.micro_batches or (1 if of_format_1 else config.training.accum_freq * world.size)
     parts, saver = _assemble(config, data, objective, about, folder, cache, state)
     if content:
         state = replace(TrainState.of(saver.restore(content, checkpoint), str(checkpoint)),
@@ -115,8 +116,7 @@ def _train(config: Config, resume: str | None, folder: Path, memory: MemoryHandl
     if state.epoch >= config.training.epochs and world.share(lambda: is_finished(folder)):
         logger.info("%s is of a finished run: nothing to do", checkpoint.name)
         return 0
-    if world.is_main:
-        _open_folder(config, data, parts, saver, folder, memory, checkpoint, state)
+    _open_folder(config, data, parts, saver, folder, memory, checkpoint, state)
     _announce(config, data, parts, state, checkpoint)
     slides = data.slides
     if manifest and world.is_main:
@@ -182,25 +182,34 @@ def _open_everywhere(resume: str | None, folder: Path, world: World) -> tuple[Pa
 
 def _open_folder(config: Config, data: Data, parts: Parts, saver: Saver, folder: Path, memory: MemoryHandler,
                  checkpoint: Path | None, state: TrainState) -> None:
-    """Write what a run folder holds besides what training writes, once it is clear that there is something to do."""
-    _check_space(folder, parts.model)
-    for stale in folder.glob("*.tmp"):  # left by a run that was killed while saving
-        stale.unlink()
-    parts.log.trackers = open_trackers(config.training.report_to, folder, saver.about["config"])
-    earlier = log_to_file(memory, expand(config.training.log_dir))
-    (folder / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
-    (folder / "tokenizer.json").write_text(json.dumps(data.tokenizer.to_dict(), ensure_ascii=False, indent=1),
-                                             encoding="utf-8")
+    """On rank 0 write what a run folder holds besides what training writes, once it is clear that there is something to
+    do. Called on all ranks, as saving gathers from them."""
+    earlier = []
+    if saver.world.is_main:
+        _check_space(folder, parts.model)
+        for stale in folder.glob("*.tmp"):  # left by a run that was killed while saving
+            stale.unlink()
+        parts.log.trackers = open_trackers(config.training.report_to, folder, saver.about["config"])
+        earlier = log_to_file(memory, expand(config.training.log_dir))
+        (folder / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
+        (folder / "tokenizer.json").write_text(json.dumps(data.tokenizer.to_dict(), ensure_ascii=False, indent=1),
+                                                 encoding="utf-8")
     if checkpoint and checkpoint.name != LAST:  # else a later `auto` would go on from what is left behind here
         saver.save(state, state.best_epoch == state.epoch and not state.batches_done)
-    parts.log.truncate(state.metrics_bytes)
-    parts.log.start(earlier, _for_the_report(data, parts.model, saver.about))
+    if saver.world.is_main:
+        parts.log.truncate(state.metrics_bytes)
+        parts.log.start(earlier, _for_the_report(data, parts.model, saver.about))
 
 
 def check(config: Config) -> int:
     """Look at all labels, headers and tiles, train nothing, write nothing. Raises UserError with the list of faults."""
-    log_to_console()
     check_monitor(config.check("config"))
+    with join_world(torch.device("cpu")) as world:  # rank 0 looks and speaks, the others of a torchrun wait
+        log_to_console(quiet=not world.is_main)
+        return world.share(partial(_check, config))
+
+
+def _check(config: Config) -> int:
     data = prepare_data(config.data, config.training.seed)
     if not scans_contents(config.data):  # else it is done
         scan_contents(data)
@@ -338,7 +347,7 @@ def _check_same_run(content: dict[str, Any], about: dict[str, Any], where: str) 
     if any(content["prism"].get(key) != about["prism"].get(key) for key in ("sha256", "text_sha256")):
         raise UserError(where, f"was trained with other Prism weights ({content['prism'].get('source')})",
                         "give the same weights with prism.weights")
-    if "processes" not in content["versions"] and now["training"]["accum_freq"] > 1:
+    if now["training"]["accum_freq"] > 1 and content["format_version"] == 1:
         raise UserError(where, "is of an older version, where accum_freq did not enlarge the contrastive batch",
                         "start anew in another --output_dir, or go on with that version")
     for name, value in content["versions"].items():

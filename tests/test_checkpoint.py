@@ -288,12 +288,12 @@ def test_K02_a_flipped_byte_anywhere_is_noticed_or_harmless(tmp_path):
             assert equal(got, content(size=40)), f"byte {at} changed what was read"
 
 
-@pytest.mark.parametrize(("data", "version"), [({"format_version": 2}, "2"), ({"format_version": 0}, "0"), ({}, "None"),
+@pytest.mark.parametrize(("data", "version"), [({"format_version": 3}, "3"), ({"format_version": 0}, "0"), ({}, "None"),
                                                ({"w": torch.zeros(2)}, "None"), ([1], "None"), (torch.zeros(2), "None"),
                                                ({"format_version": "1"}, "'1'")])
 def test_K09_another_format_is_refused_with_both_versions(tmp_path, data, version):
     torch.save(data, tmp_path / LAST)
-    with refused(LAST, f"checkpoint format {version}, this version reads 1"):
+    with refused(LAST, f"checkpoint format {version}, this version reads 1 to 2"):
         load_checkpoint(tmp_path / LAST)
 
 
@@ -350,3 +350,19 @@ def test_random_generators_go_on_where_they_were_after_a_save_and_a_load(tmp_pat
     assert draws() != wanted[0]
     set_random_states(load_checkpoint(tmp_path / LAST)["random"])
     assert [draws() for _ in range(3)] == wanted
+
+
+@pytest.mark.parametrize(("current", "kept"), [(0, 0), (2, 2), (6, 3)])
+def test_random_states_of_a_machine_with_other_gpus_are_of_use(monkeypatch, current, kept):
+    """Format 1 kept those of all GPUs; a run goes on where there are fewer."""
+    taken = {}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device="cuda": taken.update({device: state}))
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device="cuda": torch.tensor([7]))
+    states = random_states()
+    assert [s.tolist() for s in states["cuda"]] == [[7]], "of this process's GPU alone"
+    set_random_states(states)
+    assert taken["cuda"].tolist() == [7]
+    set_random_states(states | {"cuda": [torch.tensor([i]) for i in range(4)]})
+    assert taken["cuda"].tolist() == [kept] and len(taken) == 1

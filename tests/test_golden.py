@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from finetune import run
-from finetune.checkpoint import FORMAT_VERSION, load_run
+from finetune.checkpoint import FORMAT_VERSION, load_run, save_checkpoint
 from finetune.config import Config, GenerationOptions, apply_overrides
 from finetune.tiles import inspect_slide
 from tests import kill_runs
@@ -38,18 +37,25 @@ def test_a_golden_file_captions_and_scores_as_it_did_when_it_was_made(path, tmp_
     assert len({r["caption"] for r in records}) > 1
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: f"K09 {p.stem}")
-def test_a_golden_file_is_resumed_or_refused_in_words(path, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("version", "accum_freq"), [(1, 1), (1, 2), (2, 2)])
+def test_K09_a_golden_file_is_resumed_or_refused_in_words(version, accum_freq, tmp_path, monkeypatch):
+    """All were made with accum_freq 2, which changed its meaning after format 1; the file of 1 is tried with 1, too."""
     kill_runs.make_data(tmp_path)
-    (tmp_path / "here" / "run").mkdir(parents=True)
-    shutil.copyfile(path, tmp_path / "here" / "run" / "last_model.pth")
+    last = tmp_path / "here" / "run" / "last_model.pth"
+    last.parent.mkdir(parents=True)
+    before = load_run(FOLDER / f"checkpoint_v{version}.pth")
+    before["config"]["training"]["accum_freq"] = accum_freq
+    save_checkpoint(last.parent, [last.name], before)
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setattr("finetune.model.load_prism", kill_runs.tiny_prism)
-    epoch = load_run(path)["progress"]["epoch"]
-    config = apply_overrides(Config(), [*SETTINGS, f"training.epochs={epoch + 1}"])
-    if "processes" not in load_run(path)["versions"]:  # from before accumulated micro-batches shared their contrastive loss
+    epochs = before["progress"]["epoch"] + 1
+    config = apply_overrides(Config(), [*SETTINGS, f"training.epochs={epochs}", f"training.accum_freq={accum_freq}"])
+    if version == 1 and accum_freq > 1:
         with refused("of an older version", "accum_freq"):
-            run.train(config, str(Path("run/last_model.pth").absolute()))
+            run.train(config, str(last))
         return
-    assert run.train(config, str(Path("run/last_model.pth").absolute())) == 0
-    assert load_run(Path("run/last_model.pth"))["progress"]["epoch"] == epoch + 1
+    assert run.train(config, str(last)) == 0
+    after = load_run(last)
+    assert after["progress"] | {"epoch": epochs, "micro_batches": accum_freq} == after["progress"]
+    assert after["progress"]["step"] > before["progress"]["step"] and after["format_version"] == FORMAT_VERSION
+    assert any(not torch.equal(t, before["model"][name]) for name, t in after["model"].items())

@@ -136,6 +136,21 @@ def test_N08_validation_is_the_same_however_it_is_batched_and_leaves_no_trace(tm
     assert all(p.grad is None for p in model.parameters())
 
 
+def test_N08_a_lone_slide_counts_in_every_mean_but_the_contrastive(tmp_path):
+    """Which compares it with nothing: SigLIP's loss of one pair is not 0."""
+    batches = [a_batch(1, 3, [5, 2, 4]), a_batch(2, 1, [3])]
+    model = tiny_model(1.0, 0.5)
+    parts = parts_of(model, tmp_path, validation=batches)
+    parts.objective.user_loss = lambda inputs: {"own": inputs.labels.float().sum(1).mean()}
+    found = validate(parts)
+    own = [float(b.labels.sum()) for b in batches]
+    assert found["val_own"] == pytest.approx(sum(own) / 4)
+    first = validate(parts_of(model, tmp_path, validation=batches[:1]))
+    assert found["val_contrastive_loss"] == pytest.approx(first["val_contrastive_loss"]) and first["val_contrastive_loss"] > 0
+    parts.validation[:] = batches[1:]
+    assert validate(parts)["val_own"] == pytest.approx(own[1])
+
+
 def test_the_loop_runs_every_batch_at_the_scheduled_rate_and_saves_each_epoch(tmp_path):
     saved, rates, model = [], [], tiny_model()
     batches = [a_batch(i, 2) for i in range(5)]

@@ -11,6 +11,7 @@ import torch._dynamo
 
 from coca_pytorch import CoCa, add_logit_bias
 from finetune import probe
+from finetune.batching import Sample
 from finetune.distributed import ALONE
 from finetune.objective import Objective
 from finetune.optim import Precision
@@ -120,6 +121,15 @@ def test_R03_a_step_that_runs_out_of_memory_is_done_in_halves_with_the_same_resu
     assert memory.errors == 2, "what did not fit is not tried again"
 
 
+def test_R03_validation_is_done_in_halves_too_and_sees_each_slide_once():
+    wanted, objective = objective_of(ALONE).losses(BATCHES), objective_of(ALONE)
+    memory, seen = Small(objective.model, 1, "forward"), []
+    losses = objective.losses(BATCHES, lambda batch, outputs: seen.extend(batch.ids))
+    assert memory.errors and objective.most == 1 and seen == [i for b in BATCHES for i in b.ids]
+    assert (losses.caption_loss, losses.contrastive_loss) == pytest.approx((wanted.caption_loss, wanted.contrastive_loss),
+                                                                           abs=1e-5)
+
+
 def test_R03_a_single_slide_that_does_not_fit_is_an_error():
     objective = objective_of(ALONE)
     Small(objective.model, 0, "forward")
@@ -144,7 +154,7 @@ def test_auto_probes_with_the_longest_text_and_the_largest_slide_and_leaves_no_t
     memory, state = Small(objective.model, 5, "backward"), torch.get_rng_state()
     forward = objective.model.forward
     objective.model.forward = lambda batch, *wanted: (seen.append(batch), forward(batch, *wanted))[1]
-    samples = [SimpleNamespace(slide=SimpleNamespace(num_tiles=n), token_ids=[1] * t) for n, t in
+    samples = [Sample(SimpleNamespace(num_tiles=n), [1] * 4, choices=([1] * 4, [1] * t)) for n, t in
                [(3, 9), (40, 4), (2, 6)] * 10]
     before = {k: v.clone() for k, v in objective.model.state_dict().items()}
     assert largest_batch(objective, samples, 12, cached) == 5 and memory.errors == 2

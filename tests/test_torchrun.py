@@ -94,6 +94,7 @@ def whole(data, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow  # each step of it: test_distributed.py; a run that one process ends: the signal's test below
 def test_two_processes_train_as_one_with_the_whole_batch(data, whole):
     folder = whole.parent / "one"
     train(data, folder, 1, "training.batch_size=4")
@@ -105,7 +106,8 @@ def test_R05_a_killed_rank_ends_all_and_the_run_goes_on_bit_equal(data, whole):
     folder = whole.parent / "killed"
     with disturbed(data, folder, lambda p: os.kill(ranks_of(p)[1], signal.SIGKILL)) as written:
         assert written.count("error: torchrun: another process of this run is gone") == 1
-    train(data, folder, 2)
+    (folder / "run" / "last_model.pth").unlink()  # lost, too: then it goes on from the best one
+    assert "going on from best_model.pth" in train(data, folder, 2)
     for name in ("last_model.pth", "best_model.pth"):
         assert_equal_state(whole / "run" / name, folder / "run" / name)
     assert (folder / "run" / "metrics.jsonl").read_bytes() == (whole / "run" / "metrics.jsonl").read_bytes()
@@ -143,6 +145,16 @@ def test_what_is_wrong_before_the_processes_meet_is_told_once_a_machine(data, tm
     done = subprocess.run(command(data, 1, "training.epochz=1"), cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("error: --set: unknown key in section training: epochz") == lines
     assert len(done.stderr.splitlines()) == lines
+
+
+def test_check_is_said_once(data, tmp_path):
+    (tmp_path / "config.yaml").write_text(f"data:\n  embeddings_dir: {data}/embeddings\n  labels_file: {data}/labels.json\n",
+                                          encoding="utf-8")
+    launch = command(data, 2)[1:command(data, 2).index(str(ROOT / "train_finetune.py"))]
+    done = subprocess.run([sys.executable, *launch, str(ROOT / "train_with_config.py"), "--config", "config.yaml", "--check"],
+                          cwd=tmp_path, env=ENV, capture_output=True, text=True, encoding="utf-8", timeout=60)
+    assert done.returncode == 0 and done.stderr.count("all files are good") == 1, done.stderr
+    assert done.stderr.count("different texts") == 2, done.stderr  # of training and of validation
 
 
 def test_the_slurm_example_is_a_script_that_bash_can_read():
