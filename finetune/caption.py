@@ -91,6 +91,18 @@ class Captioner:
         return cls(model.to(where).eval(), whole.tokenizer, config, resolve_precision("auto", where),
                    {"val": [], "test": []})
 
+    @classmethod
+    def of_flags(cls, args: argparse.Namespace, options: GenerationOptions) -> Captioner:
+        """What `--checkpoint` or `--prism_only` names. Raises UserError also for captions longer than it can write."""
+        captioner = cls.of_prism(args.prism, args.device) if args.prism_only else \
+            cls.load(args.checkpoint, args.prism, args.device)
+        if isinstance(coca := captioner.model.coca, PrismCoCa):
+            positions = coca.text_decoder.config.max_position_embeddings
+            if options.max_length > positions:
+                raise UserError("--max_length", f"{options.max_length}, Prism's decoder has {positions} positions",
+                                f"give {positions} or less")
+        return captioner
+
     @torch.no_grad()
     def describe(self, slides: list[Slide], texts: list[str], options: GenerationOptions,
                  embeddings: dict[str, np.ndarray] | None = None) -> list[dict[str, Any]]:
@@ -267,8 +279,7 @@ def run_inference(args: argparse.Namespace, options: GenerationOptions) -> int:
     """What inference.py does after parsing: caption, print, write, score; 2 if a slide failed, else 0."""
     output = _output_path(args.output)
     truth = Truth.load(args)
-    captioner = Captioner.of_prism(args.prism, args.device) if args.prism_only else \
-        Captioner.load(args.checkpoint, args.prism, args.device)
+    captioner = Captioner.of_flags(args, options)
     paths = select_slides(captioner, args.embeddings_file, args.embeddings_dir, truth.labels, args.split)
     texts = _texts_to_score(args.text, captioner)
     extras = Extras.load(args, captioner, truth.prompts)

@@ -195,7 +195,7 @@ def run_explain(args: argparse.Namespace, options: GenerationOptions) -> int:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(folder, f"cannot be made ({error.strerror})", "give another folder to --explain") from None
-    captioner = Captioner.load(args.checkpoint, args.prism, args.device)
+    captioner = Captioner.of_flags(args, options)
     slide = open_slide(captioner, expand(args.embeddings_file))
     caption = captioner.describe([slide], [], options)[0]["caption"]
     explanation, layout = explain_slide(captioner, slide, caption, thumbnail and thumbnail.size, scale)
@@ -246,7 +246,7 @@ def explain_slide(captioner: Captioner, slide: Slide, caption: str,
     Raises UserError for a model with Prism's own decoder, and for a slide whose caption is empty.
     """
     if not isinstance(captioner.model.coca, CoCa):
-        raise UserError("--explain", "this checkpoint has Prism's own text decoder (model.decoder prism)",
+        raise UserError("--explain", "the captions are of Prism's own text decoder",
                         "explanations are for model.decoder=coca")
     coords = read_coords(slide)
     if coords is None:

@@ -44,8 +44,10 @@ def write_folder(checkpoint: Path, folder: Path) -> None:
                                           **{key: content[key] for key in _WORDS}, "tied_weights": tied,
                                           "calibration": content.get("calibration") or {}})
         _write_json(temporary / _TOKENIZER, content["tokenizer"])
-        (temporary / "config.yaml").write_text(dump_yaml(from_dict(content["config"], str(checkpoint))),
-                                               encoding="utf-8")
+        # a checkpoint has "" for each path of the disk: to train again they are what they are by default
+        again = {section: {key: value for key, value in keys.items() if value != ""}
+                 for section, keys in content["config"].items()}
+        (temporary / "config.yaml").write_text(dump_yaml(from_dict(again, str(checkpoint))), encoding="utf-8")
         (temporary / _CARD).write_text(_card(content, folder.name, _scores(checkpoint, content)), encoding="utf-8")
         if folder.exists():
             folder.rmdir()  # it is empty; Windows replaces no folder
@@ -137,7 +139,7 @@ Fingerprint of ids, texts, tile counts and split:
 `{content["data"].get("fingerprint")}`.
 
 ## Scores
-On the validation slides, after the epoch of this checkpoint:
+After the epoch of this checkpoint; `val_`: on the validation slides, the others on the training slides:
 
 | score | value |
 |---|---|

@@ -201,9 +201,9 @@ def _told_if_out_of_memory(where: str, group: list[Batch]) -> Iterator[None]:
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        raise UserError("training", f"out of memory at {where} ({_largest(group)})",
-                        "halving did not help: lower data.max_tiles or make the model smaller, in another folder; the "
-                        "last checkpoint is good") from None
+        raise UserError("training", f"out of memory at {where} ({_largest(group)})", "halving did not help: lower "
+                        "data.max_tiles or make the model smaller, in another folder; the last checkpoint is good"
+                        ) from None
 
 
 def _largest(group: list[Batch]) -> str:

@@ -212,9 +212,14 @@ def _make_coca(config: Config, tokenizer: Tokenizer, whole: Prism | None) -> CoC
         if config.data.max_seq_len > positions:  # the end token is no input, the CLS is one
             raise UserError("data.max_seq_len", f"{config.data.max_seq_len}, Prism's decoder has {positions} positions",
                             f"set data.max_seq_len={positions} or less")
+        if len(tokenizer) > (words := whole.prism_config.biogpt_config.vocab_size):  # a checkpoint may say anything
+            raise UserError("tokenizer", f"has {len(tokenizer)} words, Prism's decoder {words}",
+                            "use another checkpoint")
         coca = PrismCoCa(whole, model.caption_loss_weight, model.contrastive_loss_weight, model.contrastive,
                          config.training.label_smoothing)
-        coca.train_upper_half(model.lora_rank)
+        own = config.training.loss is not None  # it may look at all there is
+        coca.train_upper_half(model.lora_rank, captions=own or model.caption_loss_weight > 0,
+                              pairs=own or model.contrastive_loss_weight > 0)
         return coca
     return CoCa(dim=model.dim, num_tokens=len(tokenizer), unimodal_depth=model.unimodal_depth,
                 multimodal_depth=model.multimodal_depth, dim_latents=model.dim_latents, image_dim=model.image_dim,

@@ -41,22 +41,23 @@ class PrismCoCa(nn.Module):
         if contrastive == "siglip":
             add_logit_bias(self)
 
-    def train_upper_half(self, lora_rank: int = 0) -> None:
+    def train_upper_half(self, lora_rank: int = 0, captions: bool = True, pairs: bool = True) -> None:
         """Make trainable: the heads, the temperature, and of the layers that see the slide either all or, with a
         `lora_rank`, low-rank adapters of their matrices (https://arxiv.org/abs/2106.09685). The lower half and the word
         embeddings stay as they are, and with them most of what BioGPT knows of language.
 
+        captions, pairs: whether a loss reaches the layers, and the heads and temperature. What none reaches stays
+        frozen: it would go into checkpoints as Prism has it.
+
         Raises UserError if adapters are wanted and `peft` is not installed.
         """
-        biogpt = self.text_decoder.model.biogpt
-        trained = [self.img_to_latents, self.text_to_latents]
-        if lora_rank:
+        trained = [self.img_to_latents, self.text_to_latents, self.temperature] if pairs else []
+        if captions and lora_rank:
             _add_adapters(self.text_decoder.upper, lora_rank)
-        else:
-            trained += [self.text_decoder.upper, biogpt.layer_norm]
-        for module in trained:
-            module.requires_grad_(True)
-        self.temperature.requires_grad_(True)
+        elif captions:
+            trained += [self.text_decoder.upper, self.text_decoder.model.biogpt.layer_norm]
+        for part in trained:
+            part.requires_grad_(True)
 
     def embed_text(self, text: Tensor, text_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """text (b, t) ids -> text embeddings (b, dim) and text tokens (b, t, dim)."""

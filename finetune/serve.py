@@ -46,7 +46,7 @@ def run_server(args: argparse.Namespace, options: GenerationOptions) -> int:
     port = _port(args.port)
     labels = load_labels(args.labels_file)[0].values() if args.labels_file else ()
     texts = list(dict.fromkeys(text for label in labels for text in label.texts))
-    captioner = Captioner.load(args.checkpoint, args.prism, args.device)
+    captioner = Captioner.of_flags(args, options)
     app = make_app(captioner, options, texts)
     server = uvicorn.Server(uvicorn.Config(app, HOST, port, log_level="warning", server_header=False))
     say(f"open http://{HOST}:{port} in a browser on this machine; Ctrl+C ends it")

@@ -103,7 +103,8 @@ class PrismSlideEncoder(nn.Module):
         """The matrices of the linear layers and their biases in another type; kept until a weight changes."""
         linear = {name: p for name, p in self.image_resampler.named_parameters() if "norm" not in name}
         del linear["perceiver.latents"]
-        state = [dtype, *((p.data_ptr(), p._version) for p in linear.values())]
+        # tensors made in inference mode count no versions
+        state = [dtype, *((p.data_ptr(), p.is_inference() or p._version) for p in linear.values())]
         if self._cast_from != state:
             self._cast = {name: p.detach().to(dtype) for name, p in linear.items()}
             self._cast_from = state

@@ -19,12 +19,14 @@ class BioGptTokenizer:
     """Text <-> ids as in `transformers.BioGptTokenizer`, except that `</s>` in a text is text and no end token.
 
     Raises:
-        ValueError: a special token or the piece of a merge is missing, or an id stands twice.
+        ValueError: a special token is missing, a merge is no pair, or an id stands twice or is no integer from 0.
     """
 
     def __init__(self, vocabulary: Mapping[str, int], merges: Iterable[Sequence[str]]) -> None:
         """vocabulary: piece -> id. merges: pairs of pieces, the ones to join first first."""
         self.vocabulary, self.merges = dict(vocabulary), [(first, second) for first, second in merges]
+        if any(type(number) is not int or number < 0 for number in self.vocabulary.values()):
+            raise ValueError("an id of the vocabulary is no integer from 0")
         self.pieces = {number: piece for piece, number in self.vocabulary.items()}
         if missing := [s for s in SPECIALS if s not in self.vocabulary]:
             raise ValueError(f"the vocabulary has no {missing[0]}")
@@ -61,7 +63,7 @@ class BioGptTokenizer:
     def from_dict(cls, data: dict[str, Any]) -> "BioGptTokenizer":
         """What `to_dict` gave. Raises ValueError, TypeError or KeyError for anything else."""
         vocabulary, merges = data["vocabulary"], [pair.split(" ") for pair in data["merges"]]
-        if data["version"] != 1 or any(type(v) is not int or v < 0 for v in vocabulary.values()):
+        if data["version"] != 1:
             raise ValueError("not a BioGPT tokenizer of version 1")
         return cls(vocabulary, merges)
 

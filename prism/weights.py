@@ -80,6 +80,11 @@ def load_whole_prism(weights: str | Path, revision: str | None = None) -> Prism:
     if prism.tokenizer and len(prism.tokenizer) > prism.prism_config.biogpt_config.vocab_size:
         raise PrismWeightsError(f"{path.parent}: its vocabulary has {len(prism.tokenizer)} words, the weights have "
                                 f"{prism.prism_config.biogpt_config.vocab_size}")
+    special = prism.prism_config.biogpt_config.pad_token_id, prism.prism_config.biogpt_config.eos_token_id
+    if prism.tokenizer and (prism.tokenizer.pad_id, prism.tokenizer.eos_id) != special:
+        raise PrismWeightsError(f"{path.parent}: <pad> and </s> of its vocabulary are {prism.tokenizer.pad_id} and "
+                                f"{prism.tokenizer.eos_id}, in its config.json {special[0]} and {special[1]}; use the "
+                                "vocab.json of microsoft/biogpt")
     return _finish(prism, _complete(prism, state, str(path)), source, commit)
 
 

@@ -92,6 +92,16 @@ def test_a_step_moves_the_upper_half_and_the_heads_and_nothing_else(rank):
     assert moved <= set(model.saved_state()) and not any("embed_tokens" in k for k in model.saved_state())
 
 
+@pytest.mark.parametrize(("weight", "saved"), [("caption_loss_weight", {"img_to_latents", "text_to_latents", "temperature"}),
+                                               ("contrastive_loss_weight", {"text_decoder"})])
+def test_what_no_loss_reaches_is_not_saved(weight, saved):
+    """Else a checkpoint would hold Prism's own weights, untouched."""
+    config = config_of(**{weight: 0})
+    assert {key.split(".")[1] for key in build_model(config, LETTERS).saved_state()} == saved
+    config.training.loss = "some.module:loss"  # it may use all outputs
+    assert len({key.split(".")[1] for key in build_model(config, LETTERS).saved_state()}) == 4
+
+
 @pytest.mark.parametrize("rank", [0, 4])
 def test_the_trained_part_travels_and_completes_the_frozen_one(rank):
     config = config_of(lora_rank=rank)
@@ -140,6 +150,13 @@ def test_too_long_texts_and_other_image_tokens_are_refused():
     config.prism.image_tokens, config.model.decoder, config.model.lora_rank = "latents", "coca", 2
     with refused("config.yaml", "model.lora_rank"):
         config.check("config.yaml")
+
+
+def test_a_tokenizer_with_words_that_the_decoder_lacks_is_refused():
+    data = LETTERS.to_dict()
+    longer = tokenizer_from_dict(data | {"vocabulary": {**data["vocabulary"], "word</w>": 256}}, "c.pth")
+    with refused("tokenizer", "257 words", "decoder 256"):
+        build_model(config_of(), longer)
 
 
 def test_the_tokenizer_of_a_checkpoint_comes_back():

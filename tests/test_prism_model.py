@@ -154,6 +154,22 @@ def test_bad_config_is_refused_by_file_and_field(tmp_path, section, field, value
     assert message.startswith(str(folder / "config.json")) and field in message and repr(value) in message
 
 
+def test_a_vocabulary_with_other_special_ids_is_refused(tmp_path):
+    folder = put(tmp_path, small_state(text=True))
+    letters_tokenizer().save(folder)
+    vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8")) | {"<pad>": 2, "</s>": 1}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    assert "<pad> and </s> of its vocabulary are 2 and 1" in refusal(folder)
+
+
+def test_a_model_loaded_in_inference_mode_works_under_autocast():
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        made_there = Prism.from_pretrained("random-tiny").slide_representations(torch.ones(1, 3, 2560))
+    with torch.autocast("cpu", torch.bfloat16):
+        usual = Prism.from_pretrained("random-tiny").slide_representations(torch.ones(1, 3, 2560))
+    assert torch.equal(made_there["image_latents"], usual["image_latents"])
+
+
 @pytest.mark.parametrize("place", [".", "biogpt"])
 def test_the_tokenizer_lies_beside_the_weights(tmp_path, place):
     folder = put(tmp_path, small_state(text=True))

@@ -15,8 +15,9 @@ from safetensors import safe_open
 
 from finetune.caption import run_inference
 from finetune.cli import Parser, add_inference_flags, options_from_flags
-from finetune.config import Config, apply_overrides
+from finetune.config import Config, apply_overrides, load_yaml
 from finetune.errors import UserError
+from finetune.explain import run_explain
 from finetune.folder import read_folder, write_folder
 from finetune.optim import resolve_precision
 from finetune.run import train
@@ -71,11 +72,11 @@ def either(request) -> Path:
     return request.getfixturevalue(request.param)
 
 
-def infer(tmp_path: Path, *args: object) -> list[dict]:
+def infer(tmp_path: Path, *args: object, length: int = 30, run=run_inference) -> list[dict]:
     parser = Parser()
     add_inference_flags(parser)
-    parsed = parser.parse_args([str(a) for a in (*args, "--output", tmp_path / "out.jsonl", "--max_length", 30)])
-    assert run_inference(parsed, options_from_flags(parsed)) == 0
+    parsed = parser.parse_args([str(a) for a in (*args, "--output", tmp_path / "out.jsonl", "--max_length", length)])
+    assert run(parsed, options_from_flags(parsed)) == 0
     return [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
@@ -185,6 +186,27 @@ def test_an_exported_folder_holds_what_the_hub_wants_and_nothing_private(trained
     words = "".join(p.read_text(encoding="utf-8") for p in exported.iterdir() if p.suffix != ".safetensors")
     assert str(data) not in words and not any(f'"s{i}"' in words for i in range(9))
     assert not any(text in words for text in TEXTS)
+
+
+def test_the_command_of_the_model_card_trains_again(exported, data, tmp_path, monkeypatch):
+    """From config.yaml and the two data paths alone: what a checkpoint leaves empty, such as output_dir, is the default."""
+    monkeypatch.chdir(tmp_path)
+    config = apply_overrides(load_yaml(exported / "config.yaml", Config()), [
+        f"data.embeddings_dir={data / 'h5'}", f"data.labels_file={data / 'labels.json'}", "prism.weights=random-tiny"])
+    assert train(config) == 0
+    again, first = (torch.load(p / "last_model.pth", weights_only=True)["data"]["fingerprint"]
+                    for p in (tmp_path / "checkpoints", exported.parent / "run"))
+    assert again == first and {p.name for p in tmp_path.iterdir()} == {"checkpoints", "logs", "prism_latents"}
+
+
+@pytest.mark.parametrize("flags", [["--prism_only"], ["--checkpoint", "last_model.pth"]])
+def test_captions_longer_than_the_decoder_and_explanations_are_refused(trained, data, tmp_path, flags):
+    flags = [trained / f if f.endswith(".pth") else f for f in flags]
+    flags += ["--prism", "random-tiny", "--embeddings_file", data / "h5" / "s0.h5"]
+    with refused("--max_length", 1025, "1024 or less"):
+        infer(tmp_path, *flags, length=1025)
+    with refused("--explain", "Prism's own text decoder"):
+        infer(tmp_path, *flags, "--explain", tmp_path / "explained", run=run_explain)
 
 
 @pytest.mark.parametrize("spoil", ["weights", "config", "version", "tokenizer", "size"])

@@ -41,7 +41,9 @@ def test_saved_files_give_the_same_tokenizer_back(tokenizer, tmp_path):
     assert pickle.loads(pickle.dumps(tokenizer)).encode("newer tumor") == tokenizer.encode("newer tumor")
 
 
-@pytest.mark.parametrize("vocabulary", ["[1]", "{}", '{"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 2}', "nothing"])
+@pytest.mark.parametrize("vocabulary", ["[1]", "{}", '{"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 2}', "nothing",
+                                        '{"<s>": "0", "<pad>": "1", "</s>": "2", "<unk>": "3"}',
+                                        '{"<s>": -1, "<pad>": 1, "</s>": 2, "<unk>": 3}'])
 def test_other_files_are_refused(tmp_path, vocabulary):
     (tmp_path / "vocab.json").write_text(vocabulary, encoding="utf-8")
     (tmp_path / "merges.txt").write_text("a b\n", encoding="utf-8")
