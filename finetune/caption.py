@@ -180,7 +180,9 @@ def select_slides(captioner: Captioner, embeddings_file: str | None, embeddings_
         if absent := len(labels) - len(wanted):
             logger.warning("%d of %d labels have no H5 file and are left out", absent, len(labels))
     if split != "all":
-        held_out = set(captioner.held_out[split])
+        if not (held_out := set(captioner.held_out[split])):
+            raise UserError(f"--split {split}", "this model names no such slides: it had none, or is no checkpoint",
+                            "leave --split out, or give best_model.pth of a run that had them")
         wanted = {i: paths for i, paths in wanted.items() if i in held_out}
         if wanted and len(wanted) < len(held_out):
             logger.warning("%d of %d slides of --split %s are not found and left out%s", len(held_out) - len(wanted),
@@ -253,6 +255,8 @@ class Truth:
             answers.class_probabilities = captioner.class_probabilities(images, self.prompts)
             true = [self.classes.get(r["id"]) for r in known]
             answers.true_classes = np.array([-1 if c is None else names.index(c) for c in true])
+            if set(true) == {None}:
+                logger.warning("none of the %d slides has a class in --classes_file: compare the ids", len(true))
         return answers
 
 
