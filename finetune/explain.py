@@ -228,9 +228,9 @@ def _positive(flag: str, text: str | None) -> float | None:
 
 def describe_test(test: dict[str, Any]) -> str:
     if test["holds"] is None:
-        return f"probability {test['probability']:.3g}; too few tiles for a deletion test"
-    return (f"probability {test['probability']:.3g}; without its top {test['removed']} tiles "
-            f"{test['without_top']:.3g}, without as many random ones {test['without_random']:.3g}"
+        return f"probability {test['probability']:.5g}; too few tiles for a deletion test"
+    return (f"probability {test['probability']:.5g}; without its top {test['removed']} tiles "
+            f"{test['without_top']:.5g}, without as many random ones {test['without_random']:.5g}"
             + ("" if test["holds"] else "  (the deletion test does not hold: do not trust this map)"))
 
 
