@@ -1,6 +1,6 @@
 """Caption and score slides: python inference.py --checkpoint best_model.pth --embeddings_file F.h5 --text T ..."""
 
-from finetune.cli import Parser, add_inference_flags, options_from_flags
+from finetune.cli import Parser, add_inference_flags, options_from_flags, refuse_unused
 from finetune.errors import run_script
 
 
@@ -8,6 +8,7 @@ def main() -> int:
     parser = Parser(description=__doc__)
     add_inference_flags(parser)
     args = parser.parse_args()
+    refuse_unused(parser, args)
     options = options_from_flags(args)
     # torch: only once the arguments are good
     if args.serve:

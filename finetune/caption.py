@@ -119,6 +119,9 @@ class Captioner:
             sure = confidences(coca, image_tokens, captions, options.max_length, temperature=self.temperature or 1.0,
                                **special)
             images = embed_slides(coca, image_tokens)
+        if not (finite := np.isfinite(images).all(1)).all():
+            raise UserError(slides[int(finite.argmin())].slide_id, "its tiles make the model overflow",
+                            "check how its features were extracted")
         cosines = torch.from_numpy(images @ self.embed_texts(texts).T) if texts else None  # (B, texts)
         if embeddings is not None:
             embeddings.update(zip((s.slide_id for s in slides), images, strict=True))
@@ -177,7 +180,9 @@ def select_slides(captioner: Captioner, embeddings_file: str | None, embeddings_
         if absent := len(labels) - len(wanted):
             logger.warning("%d of %d labels have no H5 file and are left out", absent, len(labels))
     if split != "all":
-        held_out = set(captioner.held_out[split])
+        if not (held_out := set(captioner.held_out[split])):
+            raise UserError(f"--split {split}", "this model names no such slides: it had none, or is no checkpoint",
+                            "leave --split out, or give best_model.pth of a run that had them")
         wanted = {i: paths for i, paths in wanted.items() if i in held_out}
         if wanted and len(wanted) < len(held_out):
             logger.warning("%d of %d slides of --split %s are not found and left out%s", len(held_out) - len(wanted),
@@ -250,6 +255,8 @@ class Truth:
             answers.class_probabilities = captioner.class_probabilities(images, self.prompts)
             true = [self.classes.get(r["id"]) for r in known]
             answers.true_classes = np.array([-1 if c is None else names.index(c) for c in true])
+            if set(true) == {None}:
+                logger.warning("none of the %d slides has a class in --classes_file: compare the ids", len(true))
         return answers
 
 
@@ -334,12 +341,15 @@ class Extras:
             odds = captioner.class_probabilities(embedding[None], self.prompts)[0]
             record["classes"] = dict(zip(self.prompts, odds.tolist(), strict=True))
         if self.count:
-            cosines = self.index["embeddings"].numpy() @ embedding
-            record["nearest"] = [{"id": self.index["ids"][i], "similarity": float(cosines[i]),
-                                  "texts": self.index["texts"][i]}
-                                 for i in np.argsort(-cosines, kind="stable")[:self.count]]
+            record["nearest"] = self.nearest(embedding)
         if record["confidence"] < self.abstain_below:
             record |= {"caption": None, "abstained": True}
+
+    def nearest(self, embedding: np.ndarray) -> list[dict[str, Any]]:
+        """The training slides nearest to a unit vector (dim_latents,): `id`, `similarity` (cosine) and `texts`."""
+        cosines = self.index["embeddings"].numpy() @ embedding
+        return [{"id": self.index["ids"][i], "similarity": float(cosines[i]), "texts": self.index["texts"][i]}
+                for i in np.argsort(-cosines, kind="stable")[:self.count]]
 
     def common_text(self) -> str | None:
         """The most common training text, None if it is not known."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 WIDTH, HEIGHT = 460, 270
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 24, 40
+_MOST = 1e300  # the difference of two values must be a number, too
 _MOST_POINTS = 200  # of one line: more than there are pixels for
 
 Points = Sequence[tuple[float, float]]
@@ -33,7 +34,7 @@ class Chart:
 
 def line_chart(title: tuple[str, str], y_label: tuple[str, str], series: Mapping[str, Points]) -> Chart | None:
     """A chart of values over epochs; None if there is no finite value to draw."""
-    kept = {name: thin([(x, y) for x, y in points if math.isfinite(y)]) for name, points in series.items()}
+    kept = {name: thin([(x, y) for x, y in points if abs(y) < _MOST]) for name, points in series.items()}
     kept = {name: points for name, points in kept.items() if points}
     if not kept:
         return None

@@ -24,6 +24,11 @@ TRAIN_FLAGS = {  # the flags users know -> the config key each one sets
 }
 
 
+_CAPTION_ONLY = ("text", "labels_file", "findings", "prompts", "classes_file", "abstain_below", "split", "output")
+_TAKEN_BY = {"port": ("serve",), "explain": ("explain",), "thumbnail": ("explain",), "thumbnail_scale": ("explain",),
+             "nearest": ("serve", "caption"), **dict.fromkeys(_CAPTION_ONLY, ("caption",))}
+
+
 class Parser(argparse.ArgumentParser):
     """argparse whose mistakes are a `UserError` (one line), and which takes `--batch-size` for `--batch_size`."""
 
@@ -78,8 +83,7 @@ def add_inference_flags(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--embeddings_file", help="H5 tile embeddings of one slide")
     source.add_argument("--embeddings_dir", help="folder of H5 files: caption them all")
-    source.add_argument("--serve", action="store_true", help="open a page on this machine to try the model; with "
-                        "--labels_file it shows the nearest texts too")
+    source.add_argument("--serve", action="store_true", help="open a page on this machine to try the model")
     parser.add_argument("--port", metavar="N", help="of the page (default 7860)")
     parser.add_argument("--explain", metavar="DIR", help="of one slide, write there which tiles each word comes from")
     parser.add_argument("--thumbnail", metavar="FILE", help="with --explain: a PNG or JPEG of the whole slide")
@@ -107,6 +111,15 @@ def add_inference_flags(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{field.name}", metavar=field.name.upper(), **switch,
                             help=f"{field.metadata['help']} (default {field.default})".replace("%", "%%"))
     add_debug_flag(parser)
+
+
+def refuse_unused(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Raises UserError for a flag of inference.py that would be ignored."""
+    mode = "serve" if args.serve else "explain" if args.explain is not None else "caption"
+    for name, modes in _TAKEN_BY.items():
+        if mode not in modes and getattr(args, name) != parser.get_default(name):
+            why = f"without --{modes[0]}" if mode == "caption" else f"with --{mode}"
+            raise UserError(f"--{name}", f"does nothing {why}", "leave it out")
 
 
 def _number(kind: type, low: float, high: float) -> Callable[[str], float]:

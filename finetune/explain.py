@@ -139,20 +139,21 @@ def deletion_test(captioner: Captioner, tiles: Tensor, ids: list[int], spans: li
                     (weights.gradient, weights.attention)]
     kept = torch.ones(len(removed), len(tiles), dtype=torch.bool)
     kept.scatter_(1, torch.stack(removed), False)
-    log_probs = log_probs_without(captioner, tiles, kept, ids)
+    log_probs = log_probs_without(captioner, tiles, kept, ids).double()
     results = []
     for number, span in enumerate(spans):
         by_gradient, by_attention = (log_probs[_DRAWS + 2 * number + i] for i in range(2))
-        draws = torch.stack([row[span.start:span.stop].sum() for row in log_probs[:_DRAWS]])
+        sums = log_probs[:, span.start:span.stop].sum(1)  # of a long phrase the probability may be no float any more
+        draws = sums[:_DRAWS].mean()
         result = {"removed": count, "probability": _probability(weights.log_probs, span),
-                  "without_top": _probability(by_gradient, span), "without_random": draws.mean().exp().item(),
+                  "without_top": _probability(by_gradient, span), "without_random": draws.exp().item(),
                   "without_top_by_attention": _probability(by_attention, span)}
-        results.append(result | {"holds": result["without_top"] < result["without_random"]})
+        results.append(result | {"holds": bool(sums[_DRAWS + 2 * number] < draws)})
     return results
 
 
 def _probability(log_probs: Tensor, span: range) -> float:
-    return log_probs[span.start:span.stop].sum().exp().item()
+    return log_probs[span.start:span.stop].double().sum().exp().item()
 
 
 def explain(captioner: Captioner, slide: Slide, caption: str) -> dict[str, Any]:
@@ -227,9 +228,9 @@ def _positive(flag: str, text: str | None) -> float | None:
 
 def describe_test(test: dict[str, Any]) -> str:
     if test["holds"] is None:
-        return f"probability {test['probability']:.3f}; too few tiles for a deletion test"
-    return (f"probability {test['probability']:.3f}; without its top {test['removed']} tiles "
-            f"{test['without_top']:.3f}, without as many random ones {test['without_random']:.3f}"
+        return f"probability {test['probability']:.3g}; too few tiles for a deletion test"
+    return (f"probability {test['probability']:.3g}; without its top {test['removed']} tiles "
+            f"{test['without_top']:.3g}, without as many random ones {test['without_random']:.3g}"
             + ("" if test["holds"] else "  (the deletion test does not hold: do not trust this map)"))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,9 @@ def lay_out(num_tiles: int, coords: Coords | None, thumbnail_size: tuple[int, in
             thumbnail_scale = float(((low + size) / thumbnail_size).max())
             logger.warning("the thumbnail is taken to end with the tiles, %.4g to a pixel; if not so, give "
                            "--thumbnail_scale", thumbnail_scale)
+        if ((low + size - step) / thumbnail_scale > thumbnail_size).any():
+            raise UserError("--thumbnail_scale", f"is {thumbnail_scale:g}: tiles would lie outside the thumbnail of "
+                            "{}x{} pixels".format(*thumbnail_size), "give the scale of this picture, or leave it out")
         box = tuple(float(v) / thumbnail_scale for v in (*low, *size))
     return Layout(cells, known=True, thumbnail_box=box)  # type: ignore[arg-type]
 
@@ -68,7 +72,8 @@ def lay_out(num_tiles: int, coords: Coords | None, thumbnail_size: tuple[int, in
 def open_thumbnail(path: Path) -> Image.Image:
     """A picture of the slide, at most `_LONGEST` pixels long when drawn. Raises UserError if it is none."""
     try:
-        with Image.open(path, formats=("PNG", "JPEG")) as image:
+        with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning), \
+                Image.open(path, formats=("PNG", "JPEG")) as image:
             return image.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         what = f"is no usable PNG or JPEG ({type(error).__name__})"

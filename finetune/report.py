@@ -33,6 +33,9 @@ _MOST_LINES = 8  # in one chart
 _NOT_A_SCORE = {"epoch", "step", "lr", "best", "skipped_steps"}
 _LOSSES = {"loss": ("总损失", "loss"), "caption_loss": ("描述损失", "caption loss"),
            "contrastive_loss": ("对比损失", "contrastive loss")}
+_NO_SHARES = ("cider", "median_rank")  # whatever their values were so far
+_FOLDERS = re.compile(r"(?<![\w./\\~])(?:[A-Za-z]:[/\\]|\\\\|~?/(?!/))"  # C:\, \\server\, / or ~/, no https://
+                      r"(?:[^\s/\\:;]+(?: [^\s/\\:;]+)*[/\\])*(?=[^\s/\\])")
 _PATHS = re.compile(r"_(dir|file|cache)$|^weights$")  # keys of places on this disk: a report is made to be passed on
 
 
@@ -53,12 +56,15 @@ def view(folder: Path) -> dict[str, Any]:
     return {
         "name": folder.resolve().name, "config": _config(folder / "config.yaml"), "about": _about(starts),
         "resumed": len(starts) - 1,
-        "state": next((e for e in reversed(events) if e.get("kind") in ("start", "end")), {}),
-        "epochs": max(metrics, default=0), "best": metrics.get(best),
+        "state": {key: _without_folders(str(value)) for key, value in next(
+            (e for e in reversed(events) if e.get("kind") in ("start", "end")), {}).items()},
+        "epochs": max(metrics, default=0),
+        "best": best and {n: v for n, value in metrics[best].items() if math.isfinite(v := _number(value))} | {
+            "epoch": best},
         "charts": _charts(list(metrics.values()), [epochs[n] for n in sorted(epochs)]),
         "captions": captions[:_MOST_CAPTIONS], "num_captions": len(captions),
         "num_right": sum(c["right"] for c in captions), "retrieval": _retrieval(folder / RETRIEVAL),
-        "warnings": Counter(str(e.get("text"))[:_MOST_CHARACTERS] for e in events
+        "warnings": Counter(_without_folders(str(e.get("text")))[:_MOST_CHARACTERS] for e in events
                             if e.get("kind") == "warning").most_common(_MOST_WARNINGS),
     }
 
@@ -79,11 +85,17 @@ def read_lines(path: Path) -> Iterable[dict[str, Any]]:
 
 
 def _is_epoch(record: dict[str, Any]) -> bool:
-    return type(record.get("epoch")) is int and record["epoch"] >= 0
+    return type(record.get("epoch")) is int and 0 <= record["epoch"] < 10**9
 
 
 def _number(value: Any) -> float:
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
+    return float(value) if good else math.nan
+
+
+def _without_folders(text: str) -> str:
+    """`text` with the last part only of each absolute path: those of a warning, of the fault that ended a run."""
+    return _FOLDERS.sub("", text)
 
 
 def _config(path: Path) -> list[tuple[str, list[tuple[str, str, bool]]]]:
@@ -94,8 +106,9 @@ def _config(path: Path) -> list[tuple[str, list[tuple[str, str, bool]]]]:
         return []
 
     def shown(key: str, value: Any) -> str:
-        return Path(value).name if _PATHS.search(key) and isinstance(value, str) else \
-            value if isinstance(value, str) else json.dumps(value)
+        if not isinstance(value, str):
+            return json.dumps(value)
+        return Path(value).name if _PATHS.search(key) else _without_folders(value) if key == "tokenizer" else value
 
     return [(section, [(key, shown(key, value), value != defaults[section][key]) for key, value in keys.items()])
             for section, keys in config.items()]
@@ -119,7 +132,8 @@ def _charts(metrics: list[dict[str, Any]], epochs: list[dict[str, Any]]) -> list
     charts.append(line_chart(("学习率", "learning rate"), ("学习率", "learning rate"), {"lr": curve("lr")}))
     known = _NOT_A_SCORE | set(_LOSSES) | {f"val_{name}" for name in _LOSSES}
     scores = {name: curve(name) for name in dict.fromkeys(n for r in metrics for n in r) if name not in known}
-    shares = {n: points for n, points in scores.items() if all(0 <= y <= 1 for _, y in points if math.isfinite(y))}
+    shares = {n: points for n, points in scores.items() if not n.endswith(_NO_SHARES)
+              and all(0 <= y <= 1 for _, y in points if math.isfinite(y))}
     names = list(shares)
     for i in range(0, len(names), _MOST_LINES):
         charts.append(line_chart(("验证分数", "validation scores"), ("分数（0–1）", "score (0-1)"),

@@ -10,7 +10,7 @@ import logging.handlers
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,7 +112,7 @@ class RunLog:
         room; the files and trackers have them all."""
         self.folder, self.trackers, self._quiet = folder, trackers, frozenset(quiet)
         self.path = folder / METRICS if folder else None
-        self._started, self._slides = time.monotonic(), 0.0
+        self._started, self._trained, self._slides = time.monotonic(), 0.0, 0.0
         self._events = _Events(folder / EVENTS if folder else None)
 
     def start(self, earlier: Iterable[logging.LogRecord], about: dict[str, str]) -> None:
@@ -129,8 +129,7 @@ class RunLog:
         self._events.note("end", status=status)
         self._report()
         logger.removeHandler(self._events)
-        for tracker in self.trackers:
-            tracker.close()
+        self._track(lambda tracker: tracker.close())
 
     def truncate(self, length: int) -> None:
         """Drop the lines after the state that was resumed: they will be written again."""
@@ -145,11 +144,11 @@ class RunLog:
         return progress(items, name, total, "batch")
 
     def epoch_bar(self, state: TrainState, total: int, epochs: int) -> tqdm:
-        self._started, self._slides = time.monotonic(), 0.0
+        self._started, self._trained, self._slides = time.monotonic(), 0.0, 0.0
         return progress(None, f"epoch {state.epoch + 1}/{epochs}", total, "step", initial=state.batches_done)
 
     def step(self, bar: tqdm, report: dict[str, float]) -> None:
-        self._slides += report["slides"]
+        self._slides, self._trained = self._slides + report["slides"], time.monotonic() - self._started
         bar.set_postfix(loss=f"{report['loss']:.3f}", lr=f"{report['lr']:.2e}", refresh=False)
         bar.update()
 
@@ -160,7 +159,7 @@ class RunLog:
             record["skipped_steps"] = state.skipped
         seconds = time.monotonic() - self._started
         values = "  ".join(f"{name} {value:.4f}" for name, value in scores.items() if name not in self._quiet)
-        rate = self._slides / max(seconds, 1e-9)
+        rate = self._slides / max(self._trained, 1e-9)  # of training: validation is not its work
         logger.info("epoch %d  %s  lr %.2e  %.1f slides/s%s", state.epoch, values, lr, rate,
                     "  best" if is_best else "")
         if self.path is None:
@@ -175,9 +174,18 @@ class RunLog:
             raise UserError(self.path, f"cannot be written ({error.strerror})",
                             "free some space, then --resume auto; the last checkpoint is good") from None
         self._events.note("epoch", epoch=state.epoch, seconds=seconds, slides_per_second=rate, **_peak_memory())
-        for tracker in self.trackers:
-            tracker.log(record | {"slides_per_second": rate}, state.epoch)
+        self._track(lambda tracker: tracker.log(record | {"slides_per_second": rate}, state.epoch))
         self._report()
+
+    def _track(self, tell: Callable[[Tracker], None]) -> None:
+        """Curves elsewhere are no reason to lose a run: a tracker that fails is said once and left out from then on."""
+        for tracker in list(self.trackers):
+            try:
+                tell(tracker)
+            except Exception as error:
+                self.trackers = [t for t in self.trackers if t is not tracker]
+                logger.warning("training.report_to: %s failed, its curves end here (%s: %s)",
+                               type(tracker).__name__.strip("_"), type(error).__name__, error)
 
     def _report(self) -> None:
         """A picture of the run is never a reason to lose it."""

@@ -1,4 +1,4 @@
-"""A page on this machine to try a model: drop an H5 file, see its caption, scores for texts, nearest texts, tile map.
+"""A page on this machine to try a model: drop an H5, see caption, scores for texts, nearest training texts, tile map.
 
 `inference.py --checkpoint C --serve`. It listens on 127.0.0.1 only and answers three requests: the page, a slide to
 describe, and texts to score. What is sent is kept in a temporary file under a name of our own until it is answered; no
@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from .caption import Captioner
+from .caption import Captioner, Extras
 from .config import GenerationOptions
 from .errors import UserError, printable, say
 from .explain import explain_slide, open_slide
 from .html import render
-from .labels import load_labels
 from .maps import page_data
+from .runlog import logger
 
 HOST, PORT = "127.0.0.1", 7860
 _MOST_BYTES = 2 << 30  # of an uploaded file: 400 000 tiles in float16
@@ -34,9 +34,7 @@ _HEADER = "x-prism-coca"
 
 
 def run_server(args: argparse.Namespace, options: GenerationOptions) -> int:
-    """What `inference.py --serve` does: load the model, answer until Ctrl+C.
-
-    --labels_file: texts among which the nearest are looked for."""
+    """What `inference.py --serve` does: load the model, answer until Ctrl+C."""
     try:
         import starlette  # noqa: F401
         import uvicorn
@@ -44,10 +42,8 @@ def run_server(args: argparse.Namespace, options: GenerationOptions) -> int:
         raise UserError("--serve", "starlette and uvicorn are not installed",
                         'python -m pip install ".[serve]"') from None
     port = _port(args.port)
-    labels = load_labels(args.labels_file)[0].values() if args.labels_file else ()
-    texts = list(dict.fromkeys(text for label in labels for text in label.texts))
     captioner = Captioner.of_flags(args, options)
-    app = make_app(captioner, options, texts)
+    app = make_app(captioner, options, _training_texts(args, captioner))
     server = uvicorn.Server(uvicorn.Config(app, HOST, port, log_level="warning", server_header=False))
     say(f"open http://{HOST}:{port} in a browser on this machine; Ctrl+C ends it")
     with contextlib.suppress(KeyboardInterrupt):
@@ -55,6 +51,18 @@ def run_server(args: argparse.Namespace, options: GenerationOptions) -> int:
     if not server.started:
         raise UserError("--port", f"{port} is in use or not allowed", "give another --port")
     return 0
+
+
+def _training_texts(args: argparse.Namespace, captioner: Captioner) -> Extras | None:
+    """Those of the nearest.pt beside the checkpoint. Only with --nearest must there be one."""
+    count = args.nearest or _NEAREST
+    try:
+        return Extras.load(argparse.Namespace(**vars(args) | {"nearest": count}), captioner, None)
+    except UserError as error:
+        if args.nearest:
+            raise
+        logger.warning("the page will show no nearest training texts: %s", error.what)
+        return None
 
 
 def _port(text: str | None) -> int:
@@ -65,21 +73,19 @@ def _port(text: str | None) -> int:
     return int(text)
 
 
-def make_app(captioner: Captioner, options: GenerationOptions, known_texts: list[str],
+def make_app(captioner: Captioner, options: GenerationOptions, training_texts: Extras | None = None,
              most_bytes: int = _MOST_BYTES) -> Any:
-    """The ASGI application. known_texts: among which the nearest to a slide are looked for."""
+    """The ASGI application. training_texts: where the nearest to a slide are looked for."""
     from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
-    from starlette.requests import Request
+    from starlette.requests import ClientDisconnect, Request
     from starlette.responses import HTMLResponse, JSONResponse, Response
     from starlette.routing import Route
 
-    vectors = captioner.embed_texts(known_texts) if known_texts else None
-    known = (known_texts, vectors)
     page = render("serve.html", ("page.js", "tilemap.js", "serve.js"), connect="'self'", most_bytes=most_bytes,
-                  nearest=bool(known_texts))
+                  nearest=training_texts is not None)
 
     one_at_a_time = asyncio.Lock()  # the model has one memory, and explaining listens to its layers
 
@@ -91,16 +97,21 @@ def make_app(captioner: Captioner, options: GenerationOptions, known_texts: list
             return _refusal(403, UserError("request", "does not come from this page", "open the page itself"))
         with tempfile.TemporaryDirectory(prefix="prism_coca_") as folder:
             path, size = Path(folder) / "upload.h5", 0
-            with open(path, "xb") as file:
-                async for part in request.stream():
-                    if (size := size + len(part)) > most_bytes:
-                        return _refusal(413, UserError("upload", f"is larger than {most_bytes / 1e9:.3g} GB",
-                                                       "use inference.py --embeddings_file"))
-                    file.write(part)
+            try:
+                with open(path, "xb") as file:
+                    async for part in request.stream():
+                        if (size := size + len(part)) > most_bytes:
+                            return _refusal(413, UserError("upload", f"is larger than {most_bytes / 1e9:.3g} GB",
+                                                           "use inference.py --embeddings_file"))
+                        file.write(part)
+            except ClientDisconnect:  # nobody waits for an answer
+                return Response(status_code=400)
+            except OSError as error:
+                return _refusal(507, UserError("upload", f"cannot be kept ({error.strerror})", "free some space"))
             try:
                 texts = _texts(request.headers.get("x-texts", "[]"))
                 async with one_at_a_time:
-                    found = await run_in_threadpool(answer, captioner, path, texts, known, options)
+                    found = await run_in_threadpool(answer, captioner, path, texts, training_texts, options)
                 return JSONResponse(found)
             except UserError as error:
                 return _refusal(422, UserError(Path(error.where).name, error.what, error.fix))
@@ -112,19 +123,14 @@ def make_app(captioner: Captioner, options: GenerationOptions, known_texts: list
                      middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])])
 
 
-def answer(captioner: Captioner, path: Path, texts: list[str], known: tuple[list[str], np.ndarray | None],
+def answer(captioner: Captioner, path: Path, texts: list[str], training_texts: Extras | None,
            options: GenerationOptions) -> dict[str, Any]:
-    """Caption, scores, nearest texts and tile map of one uploaded file. Raises UserError for a bad one.
-
-    known: n texts and their unit vectors (n, dim_latents).
-    """
+    """Caption, scores, nearest training texts and tile map of one uploaded file. Raises UserError for a bad one."""
     slide = open_slide(captioner, path)
     vectors: dict[str, np.ndarray] = {}
     record = captioner.describe([slide], texts, options, vectors)[0]
-    nearest = []
-    if known[1] is not None:
-        cosines = known[1] @ vectors[slide.slide_id]
-        nearest = [[known[0][i], float(cosines[i])] for i in np.argsort(-cosines)[:_NEAREST]]
+    found = training_texts.nearest(vectors[slide.slide_id]) if training_texts else []
+    nearest = [[f"{near['id']}: {near['texts'][0]}", near["similarity"]] for near in found]
     result = {"caption": record["caption"], "scores": list(record["similarity"].items()), "nearest": nearest}
     try:
         return result | {"map": page_data(*explain_slide(captioner, slide, record["caption"])), "why_no_map": None}

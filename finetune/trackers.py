@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,7 +29,11 @@ class _TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise _absent("tensorboard") from None
-        self._writer = SummaryWriter(folder / "tensorboard")
+        try:
+            self._writer = SummaryWriter(folder / "tensorboard")
+        except OSError as error:
+            raise UserError(folder / "tensorboard", f"cannot be written ({error.strerror})",
+                            "free the place, or leave tensorboard out of training.report_to") from None
 
     def log(self, record: dict[str, Any], step: int) -> None:
         for name, value in _numbers(record).items():
@@ -49,7 +54,7 @@ class _Wandb:
         except ImportError:
             raise _absent("wandb") from None
         try:
-            self._run = wandb.init(dir=str(folder), name=folder.name, id=folder.name, resume="allow", config=config)
+            self._run = wandb.init(dir=str(folder), name=folder.name, id=_own_id(folder), resume="allow", config=config)
         except Exception as error:  # of many kinds: no key, no network
             raise UserError("training.report_to", f"wandb cannot start ({type(error).__name__})",
                             "run `wandb login`, set WANDB_MODE=offline, or leave wandb out") from None
@@ -59,6 +64,15 @@ class _Wandb:
 
     def close(self) -> None:
         self._run.finish()
+
+
+def _own_id(folder: Path) -> str:
+    """What a resumed run is found by: made once for a run folder, as many of them are named `checkpoints`."""
+    path = folder / "wandb" / "run_id"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(secrets.token_hex(8), encoding="ascii")
+    return path.read_text(encoding="ascii").strip()
 
 
 def _numbers(record: dict[str, Any]) -> dict[str, float]:

@@ -13,6 +13,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import torch
 
 from finetune.report import write_report
 
@@ -129,8 +130,7 @@ def server(run_with_coords):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "inference.py", "--checkpoint", run_with_coords / "run" / "best_model.pth", "--serve", "--port", str(port),
-               "--labels_file", run_with_coords / "labels.json"]
+    command = [sys.executable, "inference.py", "--checkpoint", run_with_coords / "run" / "best_model.pth", "--serve", "--port", str(port)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     url = f"http://127.0.0.1:{port}"
     for _ in range(300):
@@ -159,7 +159,10 @@ def test_the_page_captions_an_uploaded_slide(watched, server):
     assert page.inner_text("#plain") == record["caption"]
     rows = page.locator("#scores tr").all_inner_texts()
     assert rows[0].split("\t") == [f"{record['similarity']['胃腺癌，高分化。']:.4f}", "胃腺癌，高分化。"] and "<b>未见癌</b>" in rows[1]
-    assert set(t.split("\t")[1] for t in page.locator("#nearest tr").all_inner_texts()) == {"胃腺癌，高分化。", "未见癌。"}
+    index = torch.load(folder / "run" / "nearest.pt", weights_only=True)
+    known = {f"{i}: {texts[0]}" for i, texts in zip(index["ids"], index["texts"], strict=True)}
+    nearest = [t.split("\t")[1] for t in page.locator("#nearest tr").all_inner_texts()]
+    assert len(nearest) == 5 and set(nearest) <= known
     page.locator("button.phrase").first.hover()
     assert page.locator(".tile").count() == 20 and page.eval_on_selector_all(".tile", "t => t.some(x => x.style.fillOpacity > 0)")
     assert watched.errors == [] and all(r.startswith(url) for r in watched.requests)

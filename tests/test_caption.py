@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from finetune.caption import Extras, _usable_labels, load_prompts, select_slides, write_records
+from finetune.caption import Extras, Truth, _usable_labels, load_prompts, select_slides, write_records
+from finetune.labels import Label
 from tests.conftest import refused, write_json
 
 INDEX = {"ids": ["a", "b", "c"], "texts": [["x"], ["y", "z"], ["y"]], "fingerprint": "f", "step": 3,
@@ -81,3 +82,19 @@ def test_a_failed_first_slide_takes_no_column_from_the_others(tmp_path):
     write_records([bad, good], tmp_path / "o.csv")
     rows = list(csv.DictReader((tmp_path / "o.csv").read_text(encoding="utf-8-sig").splitlines()))
     assert [r["similarity: text"] for r in rows] == ["", "0.25"]
+
+
+def test_a_model_that_names_no_held_out_slides_says_so(tmp_path):
+    (tmp_path / "a.h5").touch()
+    with refused("--split test", "names no such slides"):
+        select_slides(SimpleNamespace(held_out={"val": ["a"], "test": []}), None, str(tmp_path), None, "test")
+
+
+def test_classes_of_other_slides_are_told(log_lines):
+    captioner = SimpleNamespace(class_probabilities=lambda images, prompts: np.full((len(images), 2), 0.5),
+                                embed_texts=lambda texts: np.ones((len(texts), 2)))
+    for classes, told in (({"other": "x"}, True), ({"s": "x"}, False)):
+        truth = Truth({"s": Label(("text",), ("s",))}, {"x": ["a"], "y": ["b"]}, classes, None)
+        truth.answers(captioner, [record(0.9)], {"s": np.ones(2)})
+        assert any("has a class" in line for line in log_lines) == told
+        log_lines.clear()

@@ -124,6 +124,12 @@ def test_the_deletion_test_removes_the_tiles_that_weigh_most(captioner, tiles):
     assert single["holds"] is None
 
 
+def test_a_phrase_whose_probability_is_no_float_any_more_is_still_tested(captioner, tiles):
+    weights = tile_weights(captioner, tiles, [1, *[5, 7, 4, 9] * 100, 2])
+    result, = deletion_test(captioner, tiles, [1, *[5, 7, 4, 9] * 100, 2], [range(400)], weights)
+    assert result["without_top"] == result["without_random"] == 0 and result["holds"]
+
+
 def test_phrases_end_at_punctuation_of_both_languages():
     assert phrases(list("胃腺癌，高分化。")) == [range(3), range(4, 7)]
     assert phrases(["invasive", " carcinoma", ",", " grade", " 2"]) == [range(2), range(3, 5)]
@@ -164,6 +170,12 @@ def test_over_a_thumbnail_the_heat_lies_at_the_slides_scale(tmp_path, log_lines)
     assert image.size == (100, 60) and image.getpixel((43, 28))[0] > 150 and image.getpixel((13, 8)) == (0, 0, 200)
     assert lay_out(3, XY, (100, 60)).thumbnail_box[0] == pytest.approx(100 / 5.4667, rel=1e-3)
     assert "--thumbnail_scale" in log_lines[-1]
+
+
+@pytest.mark.parametrize("scale", [0.01, 3.5])
+def test_a_scale_at_which_tiles_lie_outside_the_thumbnail_is_refused(scale):
+    with refused("--thumbnail_scale", "outside the thumbnail of 100x60"):
+        lay_out(3, XY, (100, 60), scale)
 
 
 @pytest.mark.parametrize(("name", "content", "words"), [("a.png", None, "not found"), ("a.png", b"GIF89a", "no usable PNG"), ("a.jpg", b"\xff\xd8\xff", "no usable PNG")])

@@ -85,6 +85,40 @@ def test_nothing_in_it_asks_for_the_network_and_the_paths_of_this_disk_are_left_
     assert "somebody" not in text and "secret" not in text and ">embeddings<" in text
 
 
+@pytest.mark.parametrize(("text", "shown"), [
+    ("skipped /home/me/My Slides/a b.h5: empty file; copy it again", "skipped a b.h5: empty file; copy it again"),
+    ("C:\\Users\\me\\x.h5 and \\\\server\\share\\y.h5", "x.h5 and y.h5"), ("error: ~/runs/1: no space", "error: 1: no space"),
+    ("/a/b is not /c/d", "b is not d"), ("3/4 of and/or, https://hf.co/a/b, paige-ai/Prism, \\u202e", None)])
+def test_paths_in_warnings_and_in_the_fault_that_ended_a_run_lose_their_folders(tmp_path, text, shown):
+    folder = make_run(tmp_path / "run")
+    lines(folder / "events.jsonl", [{"kind": "start"}, {"kind": "warning", "text": text}, {"kind": "end", "status": text}])
+    seen = view(folder)
+    assert seen["warnings"] == [(shown or text, 1)] and seen["state"]["status"] == (shown or text)
+
+
+def test_a_tokenizer_from_a_folder_is_named_without_it(tmp_path):
+    folder = make_run(tmp_path / "run")
+    config = Config()
+    config.data.tokenizer = "hf:/home/somebody/tokenizers/mine"
+    (folder / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
+    assert ("tokenizer", "hf:mine", True) in dict(view(folder)["config"])["data"]
+
+
+def test_a_rank_that_is_1_so_far_is_no_share(tmp_path):
+    folder = make_run(tmp_path / "run")
+    lines(folder / "metrics.jsonl", [{"epoch": 1, "val_image_to_text_median_rank": 1.0, "val_cider": 0.5, "val_bleu_4": 0.5}])
+    charts = {chart.title[1]: chart for chart in view(folder)["charts"]}
+    assert list(charts["validation scores"].lines) == ["bleu_4"]
+    assert charts["val_cider"].y_label[1] == charts["val_image_to_text_median_rank"].y_label[1] == "value"
+
+
+def test_numbers_too_large_to_draw_are_left_out(tmp_path):
+    folder = make_run(tmp_path / "run")
+    (folder / "metrics.jsonl").write_text('{"epoch": 1, "loss": 1%s, "val_loss": 1%s, "lr": 1e308, "best": true}\n{"epoch": 2, "loss": 2, "lr": -1e308}\n'
+                                          '{"epoch": 1%s}\n' % (("0" * 400,) * 3))
+    assert Page(write_report(folder)) and view(folder)["epochs"] == 2 and view(folder)["best"] == {"epoch": 1}
+
+
 def test_captions_come_worst_first_with_the_differences_to_the_nearest_reference(tmp_path):
     worst, near, good = view(make_run(tmp_path / "run"))["captions"]
     assert "".join(text for differs, text in worst["reference"] if not differs) == "肺癌" and worst["others"] == 1

@@ -35,8 +35,48 @@ def test_wandb_gets_the_run_its_numbers_and_its_end(tmp_path, monkeypatch):
     tracker, = open_trackers(["wandb"], tmp_path / "run7", {"training": {"epochs": 2}})
     tracker.log({"epoch": 3, "step": 9, "loss": 1.5, "best": True, "note": "x", "val_loss": math.inf}, 3)
     tracker.close()
-    assert calls[0]["id"] == "run7" and calls[0]["resume"] == "allow" and calls[0]["config"] == {"training": {"epochs": 2}}
+    assert calls[0]["name"] == "run7" and calls[0]["resume"] == "allow" and calls[0]["config"] == {"training": {"epochs": 2}}
     assert calls[1:] == [({"loss": 1.5}, 3), "finish"]
+
+
+def test_a_resumed_run_is_the_same_to_wandb_and_another_folder_of_that_name_is_not(tmp_path, monkeypatch):
+    ids = []
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=lambda **options: ids.append(options["id"])))
+    for folder in ("a/run", "a/run", "b/run"):
+        open_trackers(["wandb"], tmp_path / folder, {})
+    assert ids[0] == ids[1] != ids[2]
+
+
+def test_a_tracker_that_fails_is_said_once_and_the_run_goes_on(tmp_path, log_lines):
+    def broken(*_):
+        raise OSError(28, "No space left on device")
+
+    good = []
+    log = RunLog(tmp_path, [types.SimpleNamespace(log=broken, close=broken),
+                            types.SimpleNamespace(log=lambda *a: good.append(a), close=lambda: good.append("closed"))])
+    for epoch in (1, 2):
+        log.epoch(TrainState(epoch=epoch), {"loss": 1.0}, 1e-4, True)
+    log.finish("finished")
+    assert len(good) == 3 and sum("training.report_to" in line and "No space left" in line for line in log_lines) == 1
+
+
+def test_a_place_where_tensorboard_cannot_write_is_a_user_error(tmp_path):
+    pytest.importorskip("tensorboard")
+    (tmp_path / "tensorboard").write_text("in the way")
+    with refused("tensorboard: cannot be written", "report_to"):
+        open_trackers(["tensorboard"], tmp_path, {})
+
+
+def test_slides_per_second_are_those_of_training_not_of_validation(tmp_path, monkeypatch):
+    clock = iter([0.0, 100.0, 102.0, 110.0])  # made, epoch begins, last step ends, validation ends
+    monkeypatch.setattr("finetune.runlog.time.monotonic", lambda: next(clock))
+    monkeypatch.setenv("CI", "1")
+    log, seen = RunLog(tmp_path), []
+    log.trackers = [types.SimpleNamespace(log=lambda record, step: seen.append(record["slides_per_second"]))]
+    with log.epoch_bar(TrainState(), 1, 1) as bar:
+        log.step(bar, {"slides": 8.0, "loss": 1.0, "lr": 1e-4})
+    log.epoch(TrainState(epoch=1), {"loss": 1.0}, 1e-4, True)
+    assert seen == [4.0]
 
 
 @pytest.mark.parametrize(("name", "module"), [("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")])

@@ -34,7 +34,7 @@ function showTiles(data, captionBox, mapBox, note) {
     buttons.push(button);
     box.append(button);
   }
-  const percent = p => (100 * p).toFixed(1) + " %";
+  const percent = p => Number((100 * p).toPrecision(3)) + " %";
   const words = document.createElement("div"), parts = document.createElement("div");
   data.tokens.forEach(t => add(words, t.text, "token", t.heat, `p(${t.text}) = ${percent(t.probability)}`));
   data.phrases.forEach(p => {
