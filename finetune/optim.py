@@ -20,6 +20,7 @@ def build_optimizer(model: nn.Module, learning_rate: float, weight_decay: float)
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     groups = [{"params": [(n, p) for n, p in trained if p.ndim >= 2], "weight_decay": weight_decay},
               {"params": [(n, p) for n, p in trained if p.ndim < 2], "weight_decay": 0.0}]
+    groups = [group for group in groups if group["params"]]  # adapters are all matrices
     return torch.optim.AdamW(groups, lr=learning_rate, betas=_BETAS, fused=True)
 
 

@@ -135,6 +135,18 @@ def test_a_fine_tuned_decoder_resumes_bit_equal(data, either, tmp_path, capsys):
     assert left.keys() == right.keys() and all(torch.equal(v, right[k]) for k, v in left.items())
 
 
+@pytest.mark.parametrize("pairs", [["model.contrastive_loss_weight=0", "model.lora_rank=2"],
+                                   ["model.caption_loss_weight=0"], ["model.contrastive_loss_weight=0"]])
+def test_with_one_loss_alone_it_trains_resumes_and_holds_nothing_of_prism_untouched(data, tmp_path, pairs):
+    run = fine_tuned(data, tmp_path, *pairs, "training.epochs=1")
+    assert train(config_of(data, tmp_path, "model.decoder=prism", *pairs), "auto") == 0
+    saved = torch.load(run / "last_model.pth", weights_only=True)["model"]
+    of_prism = {f"coca.{key}": value for key, value in Prism.from_pretrained("random-tiny").state_dict().items()}
+    assert saved and not any(torch.equal(value, of_prism[key]) for key, value in saved.items() if key in of_prism)
+    record, = infer(tmp_path, "--checkpoint", run / "last_model.pth", "--embeddings_file", data / "h5" / "s0.h5")
+    assert record["error"] is None
+
+
 def test_other_prism_weights_are_refused_at_inference(trained, data, tmp_path):
     content = torch.load(trained / "last_model.pth", weights_only=True)
     content["prism"]["text_sha256"] = "0" * 64
