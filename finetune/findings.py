@@ -26,8 +26,8 @@ FINDING_SCORES = ("finding_presence_precision", "finding_presence_recall", "find
                   "finding_absence_recall", "finding_contradictions")
 
 # A clause ends here, but not inside brackets (`ER(+, 90%)`), at a decimal point, in `H. pylori`, or within a list of
-# what is denied: `no A, B, or C`, `negative for A, B and C`.
-_CLAUSE_END = re.compile(r"\([^()]*\)|([,;。!?\n]|(?<!\b[b-hj-z])\.(?!\d))")
+# what is denied: `no A, B, or C`, `negative for A, B and C`; `淋巴结15枚,均未见癌转移` speaks of one thing.
+_CLAUSE_END = re.compile(r"\([^()]*\)|(,(?!\s*[均皆])|[;。!?\n]|(?<!\b[b-hj-z])\.(?!\d))")
 _VERBLESS = r"(?:(?!\b(?:present|positive|identified|seen|is|are|with)\b)[^;.。\n])*"
 _LIST = re.compile(rf",{_VERBLESS}\b(?:or|nor)\b|\b(?:negative for|absence of|free of|without)\b{_VERBLESS}\band\b")
 # ... and a negation reaches no further than a word like these

@@ -15,6 +15,12 @@ NODE, LVI, PNI, MARGIN = "lymph_node_metastasis", "lymphovascular_invasion", "pe
 @pytest.mark.parametrize(("dictionary", "text", "said"), [
     (BREAST, "浸润性导管癌，淋巴结(2/12)见癌转移，脉管内未见癌栓。", {"invasive_carcinoma": PRESENT, NODE: PRESENT, LVI: ABSENT}),
     (BREAST, "腋窝淋巴结未见明确癌转移（0/15）", {NODE: ABSENT}),
+    (BREAST, "淋巴结15枚，均未见癌转移", {NODE: ABSENT}),
+    (BREAST, "淋巴结15枚，均见癌转移", {NODE: PRESENT}),
+    (BREAST, "未见癌转移（淋巴结0/15）", {NODE: ABSENT}),
+    (BREAST, "0/12 lymph nodes involved", {NODE: ABSENT}),
+    (BREAST, "乳腺浸润性导管癌，Ⅱ级。", {"invasive_carcinoma": PRESENT, "grade_2": PRESENT}),
+    (BREAST, "浸润性癌，Ⅲ级", {"invasive_carcinoma": PRESENT, "grade_3": PRESENT}),
     (BREAST, "淋巴结转移性癌(0/12)", {NODE: ABSENT}),
     (BREAST, "淋巴结转移性癌(10/12)", {NODE: PRESENT}),
     (BREAST, "脉管癌栓不除外", {LVI: UNCERTAIN}),
