@@ -204,6 +204,8 @@ def _open_folder(config: Config, data: Data, parts: Parts, saver: Saver, folder:
 def check(config: Config) -> int:
     """Look at all labels, headers and tiles, train nothing, write nothing. Raises UserError with the list of faults."""
     check_monitor(config.check("config"))
+    if config.training.loss:
+        load_loss(config.training.loss)
     with join_world(torch.device("cpu")) as world:  # rank 0 looks and speaks, the others of a torchrun wait
         log_to_console(quiet=not world.is_main)
         return world.share(partial(_check, config))

@@ -8,6 +8,8 @@ import re
 import pytest
 import torch
 
+from finetune.config import Config, apply_overrides
+from finetune.run import check
 from finetune.user_loss import LossInputs, load_loss, parts_of
 from tests.conftest import refused
 from tests.test_end_to_end import ROOT, TINY, assert_one_error, data, flags, run  # noqa: F401
@@ -45,3 +47,8 @@ def test_the_example_of_the_guide_trains_and_its_part_is_logged(data, tmp_path):
     assert best["calibration"]["words"] > 0
     missing = run("train_finetune.py", *flags(data, "--epochs", 1), *options, cwd=tmp_path)
     assert_one_error(missing, "training.loss", "my_losses")
+
+
+def test_check_looks_for_the_loss_too():
+    with refused("training.loss", "no_such_module"):
+        check(apply_overrides(Config(), ["data.embeddings_dir=a", "data.labels_file=b", "training.loss=no_such_module:f"]))
