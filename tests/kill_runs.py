@@ -117,8 +117,8 @@ def _shrink() -> None:
     a validation loss that is lowest after the second of four epochs."""
     forward = model.SlideCaptioner.forward
 
-    def noisy(self, batch, *args):
-        losses = forward(self, batch, *args)
+    def noisy(self, *args, **options):
+        losses = forward(self, *args, **options)
         noise = torch.rand(()).item() + random.random() + np.random.rand() if self.training else 0.0
         return dataclasses.replace(losses, caption_loss=losses.caption_loss * (1 + noise))
 
