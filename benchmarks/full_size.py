@@ -67,8 +67,7 @@ def main() -> None:
     parser.add_argument("--lora_rank", type=int, default=0, help="with --decoder prism: train adapters of this rank")
     args = parser.parse_args()
     device = resolve_device("auto")
-    if device.type == "cpu":
-        keep_freed_memory()  # as a run does
+    keep_freed_memory(device)  # as a run does
     precision = resolve_precision(args.precision, device)
     if args.decoder == "prism":
         seconds, whole = timed(lambda: Prism.from_pretrained("random"), device)

@@ -99,8 +99,7 @@ def _coca(model: dict[str, int], words: int) -> CoCa:
 
 def step(model: dict[str, int], words: int, tokens: int) -> dict[str, Any]:
     """The second training step: forward, backward, AdamW (the first one also makes the optimizer's state)."""
-    if DEVICE.type == "cpu":
-        keep_freed_memory()  # as a run does
+    keep_freed_memory(DEVICE)  # as a run does
     text = torch.randint(4, words, (4, tokens + 1), device=DEVICE)
     image_tokens, resolved, found = torch.randn(4, 513, 1280, device=DEVICE), resolve_precision("bf16", DEVICE), {}
 
@@ -144,8 +143,7 @@ def caption(model: dict[str, int], words: int, tokens: int, slides: int, beams: 
 
 def epochs(folder: str, prism: str, batch: int, tokens: int, words: int, model: dict[str, int]) -> dict[str, Any]:
     """Seconds of two epochs: in the first the slide cache is filled, headers read and all; in the second only read."""
-    if DEVICE.type == "cpu":
-        keep_freed_memory()
+    keep_freed_memory(DEVICE)
     resolved = resolve_precision("bf16", DEVICE)
     encoder = load_prism(prism)
     captioner = SlideCaptioner(encoder, CoCa(num_tokens=words, image_dim=encoder.image_dim, **model), "latents")

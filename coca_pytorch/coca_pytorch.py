@@ -98,6 +98,7 @@ class CoCa(nn.Module):
         self.img_to_latents = EmbedToLatents(dim, dim_latents or dim)
         self.text_to_latents = EmbedToLatents(dim, dim_latents or dim)
         self.temperature = nn.Parameter(torch.tensor([_FIRST_TEMPERATURE]))
+        self.register_parameter("logit_bias", None)
         self.label_smoothing = label_smoothing
         if contrastive == "siglip":
             add_logit_bias(self)
@@ -167,13 +168,12 @@ class CoCa(nn.Module):
     @property
     def logit_parameters(self) -> tuple[Tensor, ...]:
         """What `pair_loss` takes after the latents: the logit scale, and the bias of SigLIP."""
-        bias = getattr(self, "logit_bias", None)
-        return (self.logit_scale,) if bias is None else (self.logit_scale, bias.squeeze(0))
+        return (self.logit_scale,) if self.logit_bias is None else (self.logit_scale, self.logit_bias.squeeze(0))
 
     @property
     def pair_loss(self) -> Callable[..., Tensor]:
         """`contrastive_loss` or `siglip_loss`."""
-        return contrastive_loss if getattr(self, "logit_bias", None) is None else siglip_loss
+        return contrastive_loss if self.logit_bias is None else siglip_loss
 
     def similarity(self, text_embeds: Tensor, image_embeds: Tensor) -> Tensor:
         """Text embeddings (i, dim), image embeddings (j, dim) -> their cosines (i, j) in the contrastive space."""

@@ -10,7 +10,7 @@ import torch
 from coca_pytorch import CoCa
 
 from .batching import encode_text
-from .tokenizer import VocabTokenizer
+from .tokenizer import Tokenizer
 
 _TEXTS = 64  # embedded together
 
@@ -18,20 +18,16 @@ _TEXTS = 64  # embedded together
 @torch.no_grad()
 def embed_slides(coca: CoCa, image_tokens: torch.Tensor) -> np.ndarray:
     """Image tokens (B, n, D) -> unit vectors (B, dim_latents), float32."""
-    return _units(coca.img_to_latents(coca.embed_image(image_tokens=image_tokens)[0]))
+    return coca.img_to_latents(coca.embed_image(image_tokens=image_tokens)[0]).cpu().numpy()
 
 
 @torch.no_grad()
-def embed_texts(coca: CoCa, tokenizer: VocabTokenizer, texts: Sequence[str], max_seq_len: int) -> np.ndarray:
+def embed_texts(coca: CoCa, tokenizer: Tokenizer, texts: Sequence[str], max_seq_len: int) -> np.ndarray:
     """Unit vectors (texts, dim_latents), as in training: with the begin, without the end token."""
     device, rows = coca.temperature.device, []
     for begin in range(0, len(texts), _TEXTS):
         ids = [torch.tensor(encode_text(tokenizer, t, max_seq_len)[0][:-1]) for t in texts[begin:begin + _TEXTS]]
         text = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=tokenizer.pad_id)
         mask = torch.arange(text.shape[1]) < torch.tensor([[len(i)] for i in ids])
-        rows.append(_units(coca.text_to_latents(coca.embed_text(text.to(device), mask.to(device))[0])))
+        rows.append(coca.text_to_latents(coca.embed_text(text.to(device), mask.to(device))[0]).cpu().numpy())
     return np.concatenate(rows)
-
-
-def _units(vectors: torch.Tensor) -> np.ndarray:
-    return torch.nn.functional.normalize(vectors.float(), dim=-1).cpu().numpy()

@@ -19,7 +19,7 @@ from .errors import UserError
 from .generate import confidences, generate
 from .report import MOST_RETRIEVED, RETRIEVAL
 from .scores import RETRIEVAL_SCORES, TEXT_SCORES, Answers
-from .tokenizer import VocabTokenizer
+from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from .distributed import World
@@ -65,7 +65,7 @@ class CaptionEvaluation:
     """Captions of the chosen samples, greedily decoded while validating; draws nothing from a random generator."""
 
     chosen: list[Sample]
-    tokenizer: VocabTokenizer
+    tokenizer: Tokenizer
     max_seq_len: int
     folder: Path
     _records: dict[str, dict[str, Any]] = field(default_factory=dict)

@@ -37,6 +37,7 @@ class PrismCoCa(nn.Module):
         self.img_to_latents, self.text_to_latents = prism.img_to_latents, prism.text_to_latents
         self.sha256 = None if self.temperature.is_meta else fingerprint(self)
         self.requires_grad_(False)
+        self.register_parameter("logit_bias", None)
         self.label_smoothing = label_smoothing
         if contrastive == "siglip":
             add_logit_bias(self)

@@ -86,8 +86,7 @@ def _train(config: Config, resume: str | None, folder: Path, memory: MemoryHandl
     manifest = _manifest(config) if config.data.latents_cache else None
     data = world.share(lambda: prepare_data(config.data, config.training.seed, tokenizer, manifest))
     _seed(config.training.seed + world.rank)
-    if device.type == "cpu":
-        keep_freed_memory()
+    keep_freed_memory(device)
     precision = resolve_precision(config.training.precision, device)
     precision.use_tf32()
     model = build_model(config, data.tokenizer)
