@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 
 from finetune.batching import BatchOrder
+from finetune.manifest import read_manifest, write_manifest
 from finetune.tiles import find_files, index_slides, inspect_slide, read_tiles
 
 from .common import ROOT, Row, in_turn, ratio, seconds
@@ -40,16 +41,17 @@ def reading(small: bool = False) -> list[Row]:
 
 
 def indexing(small: bool = False) -> list[Row]:
-    """Headers of many small files, then again with the index of the first time."""
+    """Headers of many small files, then again with the manifest of the first time, each file looked at for changes."""
     count = 40 if small else 20000
     with tempfile.TemporaryDirectory() as folder:
         for i in range(count):
             with h5py.File(Path(folder) / f"slide_{i}.h5", "w") as file:
                 file["embeddings"] = np.zeros((2, 8), np.float16)
         files = find_files(folder)
-        first = seconds(lambda: index_slides(files, list(files), None, 8))
-        known = {s.path: s for s in index_slides(files, list(files), None, 8)[0]}
-        again = seconds(lambda: index_slides(files, list(files), None, 8, known))
+        wanted, manifest, found = (None, 8, None), Path(folder) / "index.json", []
+        first = seconds(lambda: found.extend(index_slides(files, list(files), *wanted)[0]))
+        write_manifest(manifest, *wanted, found)
+        again = seconds(lambda: index_slides(files, list(files), *wanted, read_manifest(manifest, *wanted)))
     cores = os.cpu_count() or 1
     return [Row(f"index {count} headers", f"{count / first / cores:.0f} files/s per core of {cores}", wanted="2000"),
             Row("index again, nothing changed", f"{count / again:.0f} files/s")]
