@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save_file, save_model
 
 from coca_pytorch import CoCa
 from finetune.batching import Batches, BatchOrder, Sample
@@ -56,7 +56,7 @@ def encode_to(prism: str, tiles: int, folder: str) -> dict[str, Any]:
     encoder, embeddings = load_prism(prism), torch.randn(1, tiles, 2560)
     with torch.no_grad():
         ours = encoder.slide_representations(embeddings)
-    save_file(encoder.image_resampler.state_dict(), Path(folder) / "weights.safetensors")
+    save_model(encoder.image_resampler, str(Path(folder) / "weights.safetensors"))  # layers share weights
     save_file({"tiles": embeddings, **{k: v.contiguous() for k, v in ours.items()}}, Path(folder) / "ours.safetensors")
     return {}
 

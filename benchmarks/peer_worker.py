@@ -18,7 +18,7 @@ from typing import Any
 
 import h5py
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, load_model
 
 from .common import peak_bytes, timed
 
@@ -66,10 +66,10 @@ def encode(prism: str, tiles: int, slides: int, precision: str) -> dict[str, Any
 
 def encode_to(tiles: int, folder: str) -> dict[str, Any]:
     """How far the reference's outputs are from ours, with the weights and tiles left in `folder`."""
-    weights, ours = (load_file(Path(folder) / f"{name}.safetensors") for name in ("weights", "ours"))
+    ours = load_file(Path(folder) / "ours.safetensors")
     embeddings = ours.pop("tiles")
     encoder = reference_encoder("random-tiny" if len(ours["image_latents"][0]) == 32 else "random").cpu()
-    encoder.load_state_dict(weights)
+    load_model(encoder, str(Path(folder) / "weights.safetensors"))
     with torch.no_grad():
         theirs = encoder(embeddings)
     return {"difference": max((theirs[name] - ours[name]).abs().max().item() for name in ours)}
