@@ -60,7 +60,7 @@ def inference_args(*args: str):
 
 def test_config_yaml_holds_the_defaults():
     assert changes(load_yaml(ROOT / "config.yaml", Config())) == {
-        "data.embeddings_dir": "./embeddings", "data.labels_file": "./labels.json"}
+        "data.embeddings_dir": "./data/embeddings", "data.labels_file": "./data/labels.json"}
 
 
 def test_config_yaml_lists_every_key_in_the_order_of_the_schema():

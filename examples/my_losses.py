@@ -1,0 +1,16 @@
+"""A loss of one's own. Copy it to the root of the repository (git ignores it there), change it, and train with
+
+    python train_with_config.py --config config.yaml --set training.loss=my_losses:focal model.caption_loss_weight=0
+
+The function gets one argument, not (pred, target), and returns {name: scalar tensor}; see docs/extending.md.
+"""
+
+
+def focal(inputs):
+    """Focal loss, https://arxiv.org/abs/1708.02002: a token counts the more, the less it was expected.
+
+    inputs.logits: (b, t, v) of the next token; inputs.labels, inputs.text_mask: (b, t), the token and whether it is one.
+    """
+    log_p = inputs.logits.log_softmax(-1).gather(-1, inputs.labels.unsqueeze(-1)).squeeze(-1)  # (b, t)
+    losses = -((1 - log_p.exp()) ** 2) * log_p * inputs.text_mask
+    return {"focal": (losses.sum(1) / inputs.text_mask.sum(1)).mean()}
