@@ -14,19 +14,22 @@ import torch
 from safetensors.torch import save_file, save_model
 
 from coca_pytorch import CoCa
-from finetune.batching import Batches, BatchOrder, Sample
-from finetune.config import GenerationOptions
-from finetune.distributed import World
-from finetune.generate import generate
-from finetune.latents import SlideCache
-from finetune.loop import Parts, TrainState, train_step
-from finetune.memory import keep_freed_memory
-from finetune.model import SlideCaptioner
-from finetune.objective import Objective
-from finetune.optim import build_optimizer, resolve_device, resolve_precision
-from finetune.run import encode as encode_slides
-from finetune.runlog import RunLog
-from finetune.tiles import find_files, index_slides
+from finetune.common.device import keep_freed_memory, resolve_device, resolve_precision
+from finetune.common.distributed import World
+from finetune.config.schema import GenerationOptions
+from finetune.data.batch import Sample
+from finetune.data.loader import Batches
+from finetune.data.sampler import BatchOrder
+from finetune.data.slide_cache import SlideCache
+from finetune.data.slides import find_files, index_slides
+from finetune.models.captioner import SlideCaptioner
+from finetune.models.generation import generate
+from finetune.training.loop import Parts, train_step
+from finetune.training.objective import Objective
+from finetune.training.optim import build_optimizer
+from finetune.training.run import encode as encode_slides
+from finetune.training.run_log import RunLog
+from finetune.training.state import TrainState
 from prism import load_prism
 
 from .common import gemm_rate, peak_bytes, read_rate, timed

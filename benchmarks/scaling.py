@@ -13,11 +13,13 @@ import sys
 import torch
 
 from coca_pytorch import CoCa
-from finetune.batching import Batch, dealt
-from finetune.distributed import World, join_world
-from finetune.model import SlideCaptioner
-from finetune.objective import Objective
-from finetune.optim import build_optimizer, resolve_precision
+from finetune.common.device import resolve_precision
+from finetune.common.distributed import World, join_world
+from finetune.data.batch import Batch
+from finetune.data.sampler import dealt
+from finetune.models.captioner import SlideCaptioner
+from finetune.training.objective import Objective
+from finetune.training.optim import build_optimizer
 from prism import load_prism
 
 from .common import Row, in_process, seconds

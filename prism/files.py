@@ -11,9 +11,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .biogpt import BioGptConfig
+from .config import PrismConfig
 from .errors import PrismWeightsError
 from .perceiver import PerceiverConfig
-from .prism import PrismConfig
 
 # What a model folder may hold, best first: safetensors cannot carry code and is read tensor by tensor.
 WEIGHT_FILES = (

@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import pytest
 
-from finetune.errors import UserError
+from finetune.common.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 

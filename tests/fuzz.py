@@ -24,16 +24,19 @@ import numpy as np
 import torch
 import torch._dynamo  # see kill_runs
 
-from finetune import run
-from finetune.caption import Captioner
-from finetune.checkpoint import Saver, load_run
-from finetune.config import Config, from_dict, load_yaml
-from finetune.errors import UserError
-from finetune.labels import load_labels
-from finetune.loop import TrainState
-from finetune.model import SlideCaptioner
-from finetune.optim import build_optimizer
-from finetune.tiles import BadSlide, inspect_slide, read_tiles
+from finetune.checkpoints.format import load_run
+from finetune.common.errors import BadSlide, UserError
+from finetune.config.schema import Config, from_dict
+from finetune.config.yaml_file import load_yaml
+from finetune.data.labels import load_labels
+from finetune.data.slides import inspect_slide
+from finetune.data.tile_reader import read_tiles
+from finetune.inference.captioner import Captioner
+from finetune.models.captioner import SlideCaptioner
+from finetune.training import run
+from finetune.training.optim import build_optimizer
+from finetune.training.saver import Saver
+from finetune.training.state import TrainState
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "checkpoint_v1.pth"

@@ -1,4 +1,4 @@
-"""Training runs that die at a chosen point, for tests/test_resume.py: real `finetune.run.train`, tiny model.
+"""Training runs that die at a chosen point, for tests/training/test_resume.py: real `finetune.training.run.train`, tiny model.
 
 All failpoints are here; the code under test has none. A run is forked from a server that has torch already imported,
 so that one costs a fraction of a second. `kill` is POINT:COUNT[:SIGNAL], by default SIGKILL at the COUNT-th time.
@@ -21,9 +21,11 @@ import numpy as np
 import torch
 import torch._dynamo  # an optimizer imports it, which takes a second: better once in the server than in each run
 
-from finetune import checkpoint, loop, model, optim, run
-from finetune.config import Config, apply_overrides
-from finetune.runlog import RunLog
+from finetune.checkpoints import format as checkpoint
+from finetune.config.schema import Config, apply_overrides
+from finetune.models import build as model
+from finetune.training import loop, optim, run
+from finetune.training.run_log import RunLog
 from prism import PerceiverConfig, PrismSlideEncoder
 from tests.conftest import write_json, write_slides
 

@@ -11,13 +11,14 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from finetune import model
-from finetune.caption import Captioner
-from finetune.checkpoint import FORMAT_VERSION
-from finetune.config import Config, GenerationOptions, apply_overrides
-from finetune.optim import Precision, resolve_device
-from finetune.run import train
-from finetune.tiles import find_files, inspect_slide, read_tiles
+from finetune.checkpoints.format import FORMAT_VERSION
+from finetune.common.device import Precision, resolve_device
+from finetune.config.schema import Config, GenerationOptions, apply_overrides
+from finetune.data.slides import find_files, inspect_slide
+from finetune.data.tile_reader import read_tiles
+from finetune.inference.captioner import Captioner
+from finetune.models import build as model
+from finetune.training.run import train
 from tests import kill_runs
 
 FOLDER = Path(__file__).resolve().parent / "golden"
