@@ -12,6 +12,7 @@ import yaml
 from ..common.errors import UserError
 from ..common.files import expand
 from .schema import Config
+from .values import _known
 
 _MAX_YAML_BYTES = 1_000_000
 _MAX_YAML_DEPTH = 4  # ours has 2; PyYAML takes 40 s for 50 kB of "["
