@@ -79,7 +79,7 @@ def main() -> None:
         coca = CoCa(dim=1024, num_tokens=_WORDS, unimodal_depth=6, multimodal_depth=6, dim_latents=5120, image_dim=1280,
                     pad_id=_PAD)
     model = SlideCaptioner(prism, coca, "latents").to(device)
-    optimizer = build_optimizer(model, 1e-4, 0.01)
+    optimizer = build_optimizer(model.named_parameters(), 1e-4, 0.01)
     batch = random_batch(args.tiles).to(device)
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.processor()} CPU"
     print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, {precision.name}; "

@@ -18,7 +18,7 @@ from finetune.common.device import keep_freed_memory, resolve_device, resolve_pr
 from finetune.common.distributed import World
 from finetune.config.schema import GenerationOptions
 from finetune.data.batch import Sample
-from finetune.data.loader import Batches
+from finetune.data.loader import BatchLoader
 from finetune.data.sampler import BatchOrder
 from finetune.data.slide_cache import SlideCache
 from finetune.data.slides import find_files, index_slides
@@ -108,7 +108,7 @@ def step(model: dict[str, int], words: int, tokens: int) -> dict[str, Any]:
 
     def work() -> None:
         coca = _coca(model, words)
-        optimizer = build_optimizer(coca, 1e-4, 0.01)
+        optimizer = build_optimizer(coca.named_parameters(), 1e-4, 0.01)
 
         def one() -> None:
             with resolved.autocast():
@@ -151,7 +151,7 @@ def epochs(folder: str, prism: str, batch: int, tokens: int, words: int, model: 
     encoder = load_prism(prism)
     captioner = SlideCaptioner(encoder, CoCa(num_tokens=words, image_dim=encoder.image_dim, **model), "latents")
     captioner.to(DEVICE)
-    optimizer = build_optimizer(captioner, 1e-4, 0.01)
+    optimizer = build_optimizer(captioner.named_parameters(), 1e-4, 0.01)
     generator = torch.Generator().manual_seed(0)
     seconds = []
     for epoch in range(2):
@@ -164,7 +164,7 @@ def epochs(folder: str, prism: str, batch: int, tokens: int, words: int, model: 
                               *captioner.image_tokens_shape)
         cache.fill(slides, lambda tiles, mask: encode_slides(captioner, resolved, tiles, mask))
         order = BatchOrder([(0, tokens)] * len(slides), batch, 0, shuffle=True)
-        batches = Batches(samples, order, cache, 0, workers=2, encoded=True)
+        batches = BatchLoader(samples, order, cache, 0, workers=2, encoded=True)
         parts = Parts(Objective(captioner, resolved, World()), optimizer, resolved.scaler(), batches, None,
                       RunLog(Path(folder)), lambda *_: None, lambda: False, epochs=2, peak_lr=1e-4, warmup=0,
                       grad_clip_norm=1.0)

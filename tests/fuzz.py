@@ -189,7 +189,7 @@ def pth_read(path: Path) -> None:
     content = load_run(path)
     model, config = _model()
     model.prism.unfreeze()
-    saver = Saver(path.parent, 0, model, build_optimizer(model, 1e-3, 0.1), torch.amp.GradScaler("cpu", enabled=False), {})
+    saver = Saver(path.parent, 0, model, build_optimizer(model.named_parameters(), 1e-3, 0.1), torch.amp.GradScaler("cpu", enabled=False), {})
     TrainState.of(saver.restore(content, path), str(path))
     run._check_same_run(content, {"config": config.to_dict()} | {k: _golden()[k] for k in ("data", "prism", "versions")},
                         str(path))

@@ -35,13 +35,13 @@ def epoch_name(epoch: int) -> str:
     return f"checkpoint_epoch_{epoch}.pth"
 
 
-def is_words(value: Any, depth: int = 4) -> bool:
+def is_json_like(value: Any, depth: int = 4) -> bool:
     """Whether a value is numbers and text in dicts with text keys and in lists, not nested deeper than a run writes."""
     if isinstance(value, (dict, list, tuple)) and depth == 0:
         return False
     if isinstance(value, dict):
-        return all(type(k) is str and is_words(v, depth - 1) for k, v in value.items())
-    return all(is_words(v, depth - 1) for v in value) if isinstance(value, (list, tuple)) else type(value) in _PLAIN
+        return all(type(k) is str and is_json_like(v, depth - 1) for k, v in value.items())
+    return all(is_json_like(v, depth - 1) for v in value) if isinstance(value, (list, tuple)) else type(value) in _PLAIN
 
 
 def save_checkpoint(folder: Path, names: Sequence[str], content: dict[str, Any]) -> None:
@@ -98,7 +98,7 @@ def load_run(path: str | Path) -> dict[str, Any]:
     content = load_checkpoint(path)
     if wrong := [s for s in _SECTIONS if not isinstance(content.get(s), dict)]:
         raise UserError(path, f"has no {', '.join(wrong)}", "use a checkpoint that a training run has written")
-    wrong = [s for s in _WORDS if not is_words(content[s])]
+    wrong = [s for s in _WORDS if not is_json_like(content[s])]
     if not all(type(k) is str and type(v) is torch.Tensor for k, v in content["model"].items()):
         wrong.append("model")
     if wrong:

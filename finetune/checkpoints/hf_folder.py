@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from ..common.errors import UserError
 from ..config.schema import PrismConfig, from_dict
 from ..config.yaml_file import dump_yaml
-from .format import FORMAT_VERSION, check_version, is_words, load_run
+from .format import FORMAT_VERSION, check_version, is_json_like, load_run
 
 _WEIGHTS, _CONFIG, _TOKENIZER, _CARD = "model.safetensors", "config.json", "tokenizer.json", "README.md"
 _WORDS = ("config", "prism", "data", "versions", "progress")
@@ -64,7 +64,7 @@ def read_folder(folder: Path) -> dict[str, Any]:
     content = _read_json(folder / _CONFIG) | {"tokenizer": _read_json(folder / _TOKENIZER)}
     check_version(content, folder)
     if wrong := [key for key in (*_WORDS, "tokenizer", "tied_weights")
-                 if not isinstance(content.get(key), dict) or not is_words(content[key])]:
+                 if not isinstance(content.get(key), dict) or not is_json_like(content[key])]:
         raise UserError(folder / _CONFIG, f"its {', '.join(wrong)} is not what an export writes", _FIX)
     try:
         weights = load_file(folder / _WEIGHTS)

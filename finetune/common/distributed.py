@@ -38,7 +38,7 @@ class World:
         """Whether this is the process that writes, prints and holds the lock."""
         return self.rank == 0
 
-    def share(self, make: Callable[[], T]) -> T:
+    def broadcast_object(self, make: Callable[[], T]) -> T:
         """What `make` returns on rank 0, on all ranks. A UserError of rank 0 is raised on all."""
         if self.size == 1:
             return make()
@@ -83,7 +83,7 @@ class World:
                 torch.distributed.all_reduce(tensor)
 
     @torch.no_grad()
-    def copy_from_main(self, tensors: Iterable[torch.Tensor]) -> None:
+    def broadcast_parameters(self, tensors: Iterable[torch.Tensor]) -> None:
         """Give each tensor the values it has on rank 0."""
         for tensor in tensors if self.size > 1 else ():
             with _lost_connection():
@@ -148,7 +148,7 @@ def join_world(device: torch.device) -> Iterator[World]:
     try:
         yield world
     except UserError as error:
-        error.told = not _is_first(store)
+        error.already_reported = not _is_first(store)
         raise
     dist.destroy_process_group()
 

@@ -18,7 +18,8 @@ class UserError(Exception):
 
     def __init__(self, where: object, what: str, fix: str, details: Sequence[str] = ()) -> None:
         self.where, self.what, self.fix, self.details = str(where), what, fix, tuple(details)
-        self.told: bool | None = None  # whether another process of this run tells it; None: they do not know each other
+        # by another process of this run; None: the processes do not know each other
+        self.already_reported: bool | None = None
         super().__init__(self.line())
 
     def line(self) -> str:
@@ -56,7 +57,7 @@ def run_script(main: Callable[[], int | None]) -> None:
     except UserError as error:
         if "--debug" in sys.argv:
             raise
-        if error.told or (error.told is None and os.environ.get("LOCAL_RANK", "0") != "0"):
+        if error.already_reported or (error.already_reported is None and os.environ.get("LOCAL_RANK", "0") != "0"):
             sys.exit(2)  # the first process of this machine has the same arguments and says the same
         details = (f"  {printable(d)[:_MAX_LINE]}" for d in error.details)
         print(f"error: {error.line()}", *details, sep="\n", file=sys.stderr)

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..common.errors import UserError
 from .batch import Batch, Collate, Sample
-from .sampler import BatchOrder, dealt
+from .sampler import BatchOrder, split_for_rank
 from .slides import Slide
 
 _READ_TIMEOUT = 300  # seconds: a loader process that hangs (a dead network drive) ends the run, not stalls it
@@ -23,7 +23,7 @@ _AHEAD = 2  # batches read ahead by each worker
 Reader = Callable[[Slide, int], np.ndarray]  # (slide, epoch) -> its tiles (N, D), or image tokens (n, D)
 
 
-class Batches:
+class BatchLoader:
     """The batches of one split, read ahead by `workers`: processes for tiles, threads for `encoded` slides.
 
     Image tokens from the slide cache are one plain copy from disk, which threads do as well.
@@ -49,7 +49,7 @@ class Batches:
         waiting: deque[list[tuple[list[Sample], list[Callable[[], np.ndarray]]]]] = deque()
         for step in self.order.steps(epoch)[start:]:
             batches = [[self.samples[i].at(epoch, self.order.seed) for i in batch]
-                       for batch in dealt(step, self._rank, self._world_size)]
+                       for batch in split_for_rank(step, self._rank, self._world_size)]
             waiting.append([(samples, [self._request(s.slide, epoch) for s in samples]) for samples in batches])
             while waiting and sum(map(len, waiting)) - len(waiting[0]) >= ahead:
                 yield [self._finish(*batch) for batch in waiting.popleft()]

@@ -59,7 +59,7 @@ def prepare_data(config: DataConfig, seed: int, tokenizer: Tokenizer | None = No
         raise UserError(config.embeddings_dir, "no slide to train on", "compare the ids with the file names")
     if not split.val:
         logger.warning("no validation slides (data.val_split is 0): best_model.pth is the last one")
-    _warn_of_twins(slides, split)
+    _warn_duplicate_files(slides, split)
     report_split(labels, split, config)
     texts = [text for i in split.train for text in labels[i].texts]
     if repeated := len(texts) - len(set(texts)):
@@ -101,7 +101,7 @@ def _usable(config: DataConfig, manifest: Path | None) -> tuple[dict[str, Label]
     slides = {i: join_slides(i, [by_name[n] for n in label.slides]) for i, label in labels.items()
               if by_name.keys() >= set(label.slides)}
     problems = {f"{i!r} in {config.labels_file}": BadSlide(why, "correct the label") for i, why in bad_labels.items()}
-    _judge(problems | bad_files, len(slides), config)
+    _raise_or_skip(problems | bad_files, len(slides), config)
     if torn := [i for i, label in labels.items() if i not in slides and by_name.keys() & set(label.slides)]:
         logger.warning("%d cases are left out as one of their slides cannot be used: %s ...", len(torn),
                        ", ".join(torn[:5]))
@@ -124,7 +124,7 @@ def _near_misses(bad: dict[str, BadSlide], files: dict[str, list[str]]) -> dict[
             for i, name in near.items()}
 
 
-def _warn_of_twins(slides: dict[str, Slide], split: Split) -> None:
+def _warn_duplicate_files(slides: dict[str, Slide], split: Split) -> None:
     """A file in two cases (or linked) counts twice; across the split the scores would be on training data: an error."""
     by_file: dict[tuple[int, int, str], list[str]] = {}
     for case_id, slide in slides.items():
@@ -144,7 +144,7 @@ def _warn_of_twins(slides: dict[str, Slide], split: Split) -> None:
                        ", ".join(twins[0]))
 
 
-def _judge(problems: dict[str, BadSlide], usable: int, config: DataConfig) -> None:
+def _raise_or_skip(problems: dict[str, BadSlide], usable: int, config: DataConfig) -> None:
     """Stop with the whole list, or with `on_bad: skip` warn and go on if the bad share is small."""
     if not problems:
         return

@@ -81,7 +81,7 @@ class BatchOrder:
         return count >= 2 and (count + 1) * longest > self.max_tokens
 
 
-def dealt(step: list[list[int]], rank: int, world_size: int) -> list[list[int]]:
+def split_for_rank(step: list[list[int]], rank: int, world_size: int) -> list[list[int]]:
     """The micro-batches of a step that fall to `rank`; large ones are halved until all ranks have one."""
     while len(step) < world_size and any(len(batch) > 1 for batch in step):
         step = [half for b in step for half in (b[:len(b) // 2], b[len(b) // 2:]) if half]

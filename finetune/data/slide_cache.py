@@ -45,7 +45,7 @@ class SlideCache:
     """Image tokens (n, D) of slides in `folder`: the slide embedding, then the image latents.
 
     key: of the encoder (weights, precision). float16 for encoders that ran in half precision (their own rounding is no
-    finer), float32 otherwise. It is also a reader for `Batches`.
+    finer), float32 otherwise. It is also a reader for `BatchLoader`.
     """
 
     folder: Path

@@ -118,7 +118,7 @@ def report_split(labels: Mapping[str, Label], split: Split, config: DataConfig) 
             if near:
                 logger.warning("%d of %d %s texts are nearly one of training (%.0f %% of their trigrams or more): "
                                "scores on them tell little of new cases", near, len(ids), name, 100 * _NEAR)
-    if config.group_pattern is None and (torn := _torn_tcga_patients(split)):
+    if config.group_pattern is None and (torn := _leaking_patients(split)):
         logger.warning("%d TCGA patients have slides in training and held out: set data.group_pattern to '^%s'", torn,
                        _TCGA.pattern)
 
@@ -180,7 +180,7 @@ def _refuse_shared_patients(split: Split, groups: Mapping[str, str]) -> None:
                                 "put all cases of a patient on one side of the split")
 
 
-def _torn_tcga_patients(split: Split) -> int:
+def _leaking_patients(split: Split) -> int:
     def found(ids: Iterable[str]) -> set[str]:
         return {match[0] for i in ids if (match := _TCGA.match(i))}
 

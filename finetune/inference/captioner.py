@@ -61,7 +61,7 @@ class Captioner:
         check_architecture(config, tokenizer, content["prism"], content["model"], str(checkpoint))
         model = build_model(config, tokenizer, trained_prism)
         frozen = {"sha256": model.prism.sha256} if config.prism.freeze else {}
-        for key, found in (frozen | {"text_sha256": getattr(model.coca, "sha256", None)}).items():
+        for key, found in (frozen | {"text_sha256": getattr(model.decoder, "sha256", None)}).items():
             if content["prism"].get(key) != found:
                 raise UserError(checkpoint, f"was trained with other Prism weights ({content['prism'].get('source')}, "
                                 f"{key} {str(content['prism'].get(key))[:12]}; {config.prism.weights} has "
@@ -90,7 +90,7 @@ class Captioner:
         """What `--checkpoint` or `--prism_only` names. Raises UserError also for captions longer than it can write."""
         captioner = cls.of_prism(args.prism, args.device) if args.prism_only else \
             cls.load(args.checkpoint, args.prism, args.device)
-        if isinstance(coca := captioner.model.coca, PrismCoCa):
+        if isinstance(coca := captioner.model.decoder, PrismCoCa):
             positions = coca.text_decoder.config.max_position_embeddings
             if options.max_length > positions:
                 raise UserError("--max_length", f"{options.max_length}, Prism's decoder has {positions} positions",
@@ -104,7 +104,7 @@ class Captioner:
 
         embeddings: gets {slide id: its unit vector (dim_latents,) in the space of `embed_texts`}.
         """
-        coca, device = self.model.coca, self.precision.device
+        coca, device = self.model.decoder, self.precision.device
         tiles, mask = pad_tiles([read_tiles(s) for s in slides])
         with self.precision.autocast():
             image_tokens = self.model.image_tokens(tiles.to(device), mask.to(device))
@@ -133,11 +133,11 @@ class Captioner:
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Unit vectors (texts, dim_latents)."""
         with self.precision.autocast():
-            return embed_texts(self.model.coca, self.tokenizer, texts, self.config.data.max_seq_len)
+            return embed_texts(self.model.decoder, self.tokenizer, texts, self.config.data.max_seq_len)
 
     @torch.no_grad()
     def class_probabilities(self, embeddings: np.ndarray, prompts: dict[str, list[str]]) -> np.ndarray:
         """Slides (n, dim_latents) -> (n, classes): softmax over all prompts, summed per class, as Prism does it."""
         cosines = embeddings @ self.embed_texts([text for texts in prompts.values() for text in texts]).T
-        odds = (torch.from_numpy(cosines) * self.model.coca.logit_scale.float().cpu()).softmax(1)
+        odds = (torch.from_numpy(cosines) * self.model.decoder.logit_scale.float().cpu()).softmax(1)
         return torch.stack([part.sum(1) for part in odds.split([len(t) for t in prompts.values()], 1)], 1).numpy()

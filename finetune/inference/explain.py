@@ -62,12 +62,12 @@ class Weights:
 def tile_weights(captioner: Captioner, tiles: Tensor, ids: list[int]) -> Weights:
     """Weigh the tiles (N, C) of a slide for each token of a caption. ids: [bos, token, ..., eos]."""
     model = captioner.model
-    tiles = tiles.to(model.coca.img_queries)
+    tiles = tiles.to(model.decoder.img_queries)
     log_weights = tiles.new_zeros(len(tiles)).requires_grad_()
     with torch.enable_grad():
         embedding, latents, rollout = encode_weighted(model.prism, tiles, log_weights)
         tokens = torch.cat([embedding.unsqueeze(0), latents])[: model.image_tokens_shape[0]]
-        log_probs, attention = _read(model.coca, tokens, ids)
+        log_probs, attention = _read(model.decoder, tokens, ids)
         rows = [torch.autograd.grad(log_prob, log_weights, retain_graph=True)[0]
                 for log_prob in progress(log_probs[:-1], "explaining", len(log_probs) - 1, "token")]
     attention = attention[:-1] @ rollout[: len(tokens)]
@@ -118,10 +118,10 @@ def log_probs_without(captioner: Captioner, tiles: Tensor, kept: Tensor, ids: li
     By the encoder as it is used everywhere, not by the path that explains.
     """
     model, rows = captioner.model, []
-    tiles = tiles.to(model.coca.img_queries)
+    tiles = tiles.to(model.decoder.img_queries)
     for part in progress(kept.split(_TOGETHER), "deletion test", math.ceil(len(kept) / _TOGETHER), "batch"):
         image_tokens = model.image_tokens(tiles.expand(len(part), -1, -1), part.to(tiles.device))
-        rows += [_read(model.coca, tokens, ids)[0][:-1] for tokens in image_tokens]
+        rows += [_read(model.decoder, tokens, ids)[0][:-1] for tokens in image_tokens]
     return torch.stack(rows)
 
 
@@ -248,7 +248,7 @@ def explain_slide(captioner: Captioner, slide: Slide, caption: str,
 
     Raises UserError for a model with Prism's own decoder, and for a slide whose caption is empty.
     """
-    if not isinstance(captioner.model.coca, CoCa):
+    if not isinstance(captioner.model.decoder, CoCa):
         raise UserError("--explain", "the captions are of Prism's own text decoder",
                         "explanations are for model.decoder=coca")
     coords = read_coords(slide)

@@ -18,7 +18,7 @@ from .captioner import Captioner
 
 
 @dataclass
-class Truth:
+class GroundTruth:
     """What is known of the slides, to score against: reference texts and classes by id, prompts, findings."""
 
     labels: dict[str, Label] | None
@@ -27,7 +27,7 @@ class Truth:
     findings: FindingDictionary | None
 
     @classmethod
-    def load(cls, args: argparse.Namespace) -> Truth:
+    def load(cls, args: argparse.Namespace) -> GroundTruth:
         """Raises UserError for files that cannot be used, and for flags without those they need."""
         for flag, needed in (("findings", "labels_file"), ("classes_file", "prompts")):
             if getattr(args, flag) and not getattr(args, needed):

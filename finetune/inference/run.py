@@ -20,7 +20,7 @@ from ..data.batch import encode_text
 from ..data.labels import Label
 from ..data.slides import Slide, find_files, open_case
 from .captioner import Captioner
-from .ground_truth import Truth
+from .ground_truth import GroundTruth
 from .records import _output_path, _print_record, _print_scores, _record, write_records
 
 _BATCH = 8  # slides decoded together
@@ -72,11 +72,11 @@ def select_slides(captioner: Captioner, embeddings_file: str | None, embeddings_
 def run_inference(args: argparse.Namespace, options: GenerationOptions) -> int:
     """What inference.py does after parsing: caption, print, write, score; 2 if a slide failed, else 0."""
     output = _output_path(args.output)
-    truth = Truth.load(args)
+    truth = GroundTruth.load(args)
     captioner = Captioner.of_flags(args, options)
     paths = select_slides(captioner, args.embeddings_file, args.embeddings_dir, truth.labels, args.split)
     texts = _texts_to_score(args.text, captioner)
-    extras = Extras.load(args, captioner, truth.prompts)
+    extras = RecordExtras.load(args, captioner, truth.prompts)
     records: list[dict[str, Any]] = []
     embeddings: dict[str, np.ndarray] = {}
     try:
@@ -99,7 +99,7 @@ def run_inference(args: argparse.Namespace, options: GenerationOptions) -> int:
 
 
 @dataclass
-class Extras:
+class RecordExtras:
     """What a record gets besides its caption: class probabilities, the nearest training texts, abstention."""
 
     prompts: dict[str, list[str]] | None
@@ -108,7 +108,7 @@ class Extras:
     index: dict[str, Any] | None  # nearest.pt, if there is one of the same training data
 
     @classmethod
-    def load(cls, args: argparse.Namespace, captioner: Captioner, prompts: dict[str, list[str]] | None) -> Extras:
+    def load(cls, args: argparse.Namespace, captioner: Captioner, prompts: dict[str, list[str]] | None) -> RecordExtras:
         """Raises UserError if nearest slides are asked for and there is no index of these weights."""
         about, checkpoint = captioner.about, args.checkpoint and expand(args.checkpoint)
         index = read_nearest(checkpoint, about) if about and checkpoint else None

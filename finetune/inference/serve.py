@@ -24,7 +24,7 @@ from ..config.schema import GenerationOptions
 from ..pages.html import render
 from .captioner import Captioner
 from .explain import explain_slide, open_slide
-from .run import Extras
+from .run import RecordExtras
 from .tile_maps import page_data
 
 HOST, PORT = "127.0.0.1", 7860
@@ -54,11 +54,11 @@ def run_server(args: argparse.Namespace, options: GenerationOptions) -> int:
     return 0
 
 
-def _training_texts(args: argparse.Namespace, captioner: Captioner) -> Extras | None:
+def _training_texts(args: argparse.Namespace, captioner: Captioner) -> RecordExtras | None:
     """Those of the nearest.pt beside the checkpoint. Only with --nearest must there be one."""
     count = args.nearest or _NEAREST
     try:
-        return Extras.load(argparse.Namespace(**vars(args) | {"nearest": count}), captioner, None)
+        return RecordExtras.load(argparse.Namespace(**vars(args) | {"nearest": count}), captioner, None)
     except UserError as error:
         if args.nearest:
             raise
@@ -74,7 +74,7 @@ def _port(text: str | None) -> int:
     return int(text)
 
 
-def make_app(captioner: Captioner, options: GenerationOptions, training_texts: Extras | None = None,
+def make_app(captioner: Captioner, options: GenerationOptions, training_texts: RecordExtras | None = None,
              most_bytes: int = _MOST_BYTES) -> Any:
     """The ASGI application. training_texts: where the nearest to a slide are looked for."""
     from starlette.applications import Starlette
@@ -124,7 +124,7 @@ def make_app(captioner: Captioner, options: GenerationOptions, training_texts: E
                      middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])])
 
 
-def answer(captioner: Captioner, path: Path, texts: list[str], training_texts: Extras | None,
+def answer(captioner: Captioner, path: Path, texts: list[str], training_texts: RecordExtras | None,
            options: GenerationOptions) -> dict[str, Any]:
     """Caption, scores, nearest training texts and tile map of one uploaded file. Raises UserError for a bad one."""
     slide = open_slide(captioner, path)

@@ -57,8 +57,8 @@ def build_model(config: Config, tokenizer: Tokenizer,
 
 def initialise(model: SlideCaptioner, config: Config, tokenizer: Tokenizer) -> None:
     """What `model.init` asks for, in a model that `build_model` made. Raises UserError."""
-    if config.model.init == "prism" and isinstance(model.coca, CoCa):
-        start_from_prism(model.coca, tokenizer, whole_prism(config))
+    if config.model.init == "prism" and isinstance(model.decoder, CoCa):
+        start_from_prism(model.decoder, tokenizer, whole_prism(config))
 
 
 def whole_prism(config: Config) -> Prism:
@@ -87,7 +87,7 @@ def _require(tokenizer: Tokenizer | None, config: Config) -> Tokenizer:
 
 def describe_prism(model: SlideCaptioner) -> dict[str, Any]:
     """What a checkpoint keeps of Prism's shape for `check_architecture`: encoder, and text side if used."""
-    text = model.coca
+    text = model.decoder
     return {"architecture": asdict(model.prism.config)} | ({
         "text_architecture": asdict(text.text_decoder.config) | {
             "dim_latents": text.img_to_latents.to_latents.out_features},

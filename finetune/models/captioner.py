@@ -25,7 +25,7 @@ class SlideCaptioner(nn.Module):
 
     def __init__(self, prism: PrismSlideEncoder, coca: CoCa | PrismCoCa, image_tokens: str) -> None:
         super().__init__()
-        self.prism, self.coca, self._image_tokens = prism, coca, image_tokens
+        self.prism, self.decoder, self._image_tokens = prism, coca, image_tokens
 
     def image_tokens(self, tile_embeddings: torch.Tensor, tile_mask: torch.Tensor) -> torch.Tensor:
         """(B, N, tile width) tiles and their mask (B, N) -> image tokens (B, 1 + latents or 1, Prism width)."""
@@ -41,8 +41,8 @@ class SlideCaptioner(nn.Module):
         image_tokens = batch.image_tokens
         if image_tokens is None:
             image_tokens = self.image_tokens(batch.tile_embeddings, batch.tile_mask)
-        return self.coca.outputs(batch.text, batch.labels, text_mask=batch.text_mask, caption=caption, logits=logits,
-                                 image_tokens=image_tokens.to(self.coca.temperature.dtype))
+        return self.decoder.outputs(batch.text, batch.labels, text_mask=batch.text_mask, caption=caption, logits=logits,
+                                 image_tokens=image_tokens.to(self.decoder.temperature.dtype))
 
     @property
     def image_tokens_shape(self) -> tuple[int, int]:
@@ -52,17 +52,25 @@ class SlideCaptioner(nn.Module):
 
     def weighted(self, caption_loss, contrastive_loss):
         """The training loss: floats in, a float out; tensors in, a tensor out."""
-        return caption_loss * self.coca.caption_loss_weight + contrastive_loss * self.coca.contrastive_loss_weight
+        return caption_loss * self.decoder.caption_loss_weight + contrastive_loss * self.decoder.contrastive_loss_weight
 
     def trained_parameters(self) -> Iterator[nn.Parameter]:
         return (p for p in self.parameters() if p.requires_grad)
+
+    def named_trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """(its name in a checkpoint, parameter) of all that trains, in the order of `parameters`."""
+        saved_as = {id(part): name for name, part in self._parts().items()}
+        for child in self.children():
+            for name, parameter in child.named_parameters():
+                if parameter.requires_grad:
+                    yield f"{saved_as[id(child)]}.{name}", parameter
 
     def saved_state(self) -> dict[str, torch.Tensor]:
         """What a checkpoint holds: all but what is frozen, which is Prism's (its licence forbids copies)."""
         return {f"{name}.{key}": value for name, part in self._parts().items() for key, value in _trained(part).items()}
 
     def _parts(self) -> dict[str, nn.Module]:
-        return {"coca": self.coca, "prism": self.prism}
+        return {"coca": self.decoder, "prism": self.prism}
 
     def load_saved_state(self, state: dict[str, torch.Tensor], where: str) -> None:
         """Load what `saved_state` gave. Raises UserError for other keys, shapes, types or non-finite weights."""

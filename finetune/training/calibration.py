@@ -33,11 +33,11 @@ def finish(folder: Path, model: SlideCaptioner, precision: Precision, train: lis
     model.eval()
     content["calibration"] = calibrate(model, precision, batches_of("validation") if trains_captions else ())
     ids, rows = [], []
-    if model.coca.contrastive_loss_weight:
+    if model.decoder.contrastive_loss_weight:
         for batch in batches_of("train"):
             with precision.autocast():
                 tokens = encoded(model, batch.to(precision.device)).image_tokens
-                rows.append(embed_slides(model.coca, tokens.to(model.coca.temperature.dtype)))
+                rows.append(embed_slides(model.decoder, tokens.to(model.decoder.temperature.dtype)))
             ids += batch.ids
     texts = {s.slide.slide_id: list(s.references) for s in train}
     save_checkpoint(folder, [NEAREST], {
@@ -66,8 +66,8 @@ def calibrate(model: SlideCaptioner, precision: Precision, batches: Iterable[Bat
     for batch in batches:
         with precision.autocast():
             batch = encoded(model, batch.to(precision.device))
-            tokens = batch.image_tokens.to(model.coca.temperature.dtype)
-            logits = model.coca(batch.text, image_tokens=tokens, text_mask=batch.text_mask)[batch.text_mask].float()
+            tokens = batch.image_tokens.to(model.decoder.temperature.dtype)
+            logits = model.decoder(batch.text, image_tokens=tokens, text_mask=batch.text_mask)[batch.text_mask].float()
         labels = batch.labels[batch.text_mask]
         words, right = words + len(labels), right + int((logits.argmax(-1) == labels).sum())
         for k, temperature in enumerate(_TEMPERATURES):

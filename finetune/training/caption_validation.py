@@ -78,17 +78,17 @@ class CaptionEvaluation:
         rows = [i for i, slide_id in enumerate(batch.ids) if slide_id in references]
         if not rows:
             return
-        tokenizer, tokens = self.tokenizer, batch.image_tokens[rows].to(model.coca.temperature.dtype)
+        tokenizer, tokens = self.tokenizer, batch.image_tokens[rows].to(model.decoder.temperature.dtype)
         options = GenerationOptions(max_length=self.max_seq_len)
         special = {name: getattr(tokenizer, name) for name in ("bos_id", "eos_id", "pad_id")}
-        captions = generate(model.coca, tokens, options, **special)
-        sure = confidences(model.coca, tokens, captions, self.max_seq_len, **special)
-        vectors = embed_slides(model.coca, tokens)
+        captions = generate(model.decoder, tokens, options, **special)
+        sure = confidences(model.decoder, tokens, captions, self.max_seq_len, **special)
+        vectors = embed_slides(model.decoder, tokens)
         for row, ids, confidence, vector in zip(rows, captions, sure, vectors, strict=True):
             texts = references[batch.ids[row]]
             self._records[batch.ids[row]] = {
                 "caption": tokenizer.decode(ids), "references": texts, "confidence": confidence, "vector": vector,
-                "text_vectors": embed_texts(model.coca, tokenizer, texts, self.max_seq_len)}
+                "text_vectors": embed_texts(model.decoder, tokenizer, texts, self.max_seq_len)}
 
     def scores(self, epoch: int, world: World) -> dict[str, float]:
         """Scores over the chosen slides, of all ranks, by their name in metrics.jsonl; rank 0 writes

@@ -21,7 +21,7 @@ _LEAST_REFERENCES = 4  # different ones, before equal captions mean anything
 
 
 @dataclass
-class CaptionWatch:
+class CollapseCheck:
     """Two cheap signs of collapse, taken while validating; both draw nothing from a random generator.
 
     `val_shuffled_gap`: caption loss with the slides of a batch exchanged minus caption loss; near 0, the slides do not
@@ -59,14 +59,14 @@ class CaptionWatch:
             loss = outputs.caption_loss.item()
             exchanged = replace(batch, image_tokens=batch.image_tokens[order])
             # where a loss of the user's own replaces the caption loss, that is computed only along with the logits
-            self._gap += model(exchanged, logits=not model.coca.caption_loss_weight).caption_loss.item() - loss
+            self._gap += model(exchanged, logits=not model.decoder.caption_loss_weight).caption_loss.item() - loss
             self._loss += loss
             self._words += outputs.words
         self._seen += len(batch.ids)
         if (room := _CAPTIONED - len(self._captions)) > 0:
             options = GenerationOptions(max_length=batch.labels.shape[1] + 1)
-            tokens = batch.image_tokens[:room].to(model.coca.temperature.dtype)
-            ids = generate(model.coca, tokens, options, bos_id=self.bos_id, eos_id=self.eos_id, pad_id=self.pad_id)
+            tokens = batch.image_tokens[:room].to(model.decoder.temperature.dtype)
+            ids = generate(model.decoder, tokens, options, bos_id=self.bos_id, eos_id=self.eos_id, pad_id=self.pad_id)
             self._captions += map(tuple, ids)
             self._references |= {tuple(row[mask].tolist()) for row, mask in zip(batch.labels[:room], batch.text_mask,
                                                                                 strict=False)}

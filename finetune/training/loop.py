@@ -13,10 +13,10 @@ import torch
 from ..common.errors import UserError
 from ..common.log import logger
 from ..data.batch import Batch
-from ..data.loader import Batches
+from ..data.loader import BatchLoader
 from ..models.captioner import SlideCaptioner
 from .caption_validation import higher_is_better
-from .collapse_check import CaptionWatch
+from .collapse_check import CollapseCheck
 from .objective import Objective, StepLosses, is_out_of_memory
 from .optim import lr_at
 from .run_log import RunLog
@@ -35,8 +35,8 @@ class Parts:
     objective: Objective
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    batches: Batches
-    validation: Batches | None
+    batches: BatchLoader
+    validation: BatchLoader | None
     log: RunLog
     save: Callable[[TrainState, bool], None]
     stop: Callable[[], bool]
@@ -45,7 +45,7 @@ class Parts:
     warmup: float
     grad_clip_norm: float | None
     save_every_steps: int = 0
-    watch: CaptionWatch | None = None
+    watch: CollapseCheck | None = None
     monitor: str = "val_loss"
 
     @property
@@ -61,7 +61,7 @@ def fit(parts: Parts, state: TrainState) -> TrainState:
         with parts.log.epoch_bar(state, parts.batches.count(state.epoch), parts.epochs) as bar:
             for group in parts.batches.epoch(state.epoch, state.batches_done):
                 lr = lr_at(state.step, total_steps, parts.peak_lr, parts.warmup)
-                with _told_if_out_of_memory(f"epoch {state.epoch + 1}, step {state.step + 1}", group):
+                with oom_as_user_error(f"epoch {state.epoch + 1}, step {state.step + 1}", group):
                     report = train_step(parts, group, lr, state)
                 state.batches_done += 1
                 _add(state.sums, report)
@@ -119,7 +119,7 @@ def validate(parts: Parts, epoch: int = 0) -> dict[str, float]:
     sums: dict[str, float] = {}
     lone = 0
     for group in parts.log.bar(parts.validation.epoch(0), parts.validation.count(0), "validation"):
-        with _told_if_out_of_memory(f"the validation of epoch {epoch}", group):
+        with oom_as_user_error(f"the validation of epoch {epoch}", group):
             report = _report(parts.objective.losses(group, see), parts.model)
         if report["slides"] == 1:  # it has no negatives, hence no contrastive loss to count
             lone, report["contrastive_loss"] = lone + 1, 0.0
@@ -169,7 +169,7 @@ def _note_score(state: TrainState, monitor: str, scores: dict[str, float]) -> bo
 
 
 @contextlib.contextmanager
-def _told_if_out_of_memory(where: str, group: list[Batch]) -> Iterator[None]:
+def oom_as_user_error(where: str, group: list[Batch]) -> Iterator[None]:
     """What does not fit into memory although micro-batches were halved, as a UserError."""
     try:
         yield

@@ -65,16 +65,16 @@ class Objective:
         fit into memory is halved and done again, with the same result. Between the collectives each rank does so for
         itself: the others wait, and need not know.
         """
-        coca, step = self.model.coca, _Step.of(micro_batches, self.world)
+        coca, step = self.model.decoder, StepSizes.of(micro_batches, self.world)
         coca.limit_temperature()  # on a rank without samples, too
-        firsts: list[_First] = []
+        firsts: list[CachedForward] = []
         joint = None
         if coca.contrastive_loss_weight:
             firsts = self._in_memory(micro_batches, self._first_pass)
             joint = self._contrastive([first.outputs for first in firsts], step)
             micro_batches = [first.batch for first in firsts]
 
-        def second_pass(batches: Sequence[Batch]) -> list[_Seen]:
+        def second_pass(batches: Sequence[Batch]) -> list[MicroBatchResult]:
             known, seen = {id(first.batch): first for first in firsts}, []
             firsts.clear()  # a graph that was kept has to go before the work is done again in halves
             for batch in batches:
@@ -82,10 +82,10 @@ class Objective:
                 outputs = self._second(known[id(batch)]) if id(batch) in known else self._forward(batch)
                 loss = coca.caption_loss_weight * outputs.caption_loss / step.words
                 if joint:
-                    loss = loss + coca.contrastive_loss_weight * joint.stand_in(outputs, begin)
+                    loss = loss + coca.contrastive_loss_weight * joint.surrogate_loss(outputs, begin)
                 user = self._user(batch, outputs, step)
                 scaler.scale(sum(user.values(), loss)).backward()
-                seen.append(_Seen.of(batch, outputs, user))
+                seen.append(MicroBatchResult.of(batch, outputs, user))
             return seen
 
         seen = self._in_memory(micro_batches, second_pass)
@@ -98,13 +98,13 @@ class Objective:
     @torch.no_grad()
     def losses(self, micro_batches: Sequence[Batch], see: See | None = None) -> StepLosses:
         """The same losses without gradients. see: is shown each micro-batch, its slides encoded, and its outputs."""
-        step, seen = _Step.of(micro_batches, self.world), []
+        step, seen = StepSizes.of(micro_batches, self.world), []
 
-        def look(batches: Sequence[Batch]) -> list[tuple[Batch, _Seen]]:
+        def look(batches: Sequence[Batch]) -> list[tuple[Batch, MicroBatchResult]]:
             looked_at = []
             for batch in map(self._encoded, batches):
                 outputs = self._forward(batch)
-                looked_at.append((batch, _Seen.of(batch, outputs, self._user(batch, outputs, step))))
+                looked_at.append((batch, MicroBatchResult.of(batch, outputs, self._user(batch, outputs, step))))
             return looked_at
 
         for micro_batch in micro_batches:
@@ -114,7 +114,7 @@ class Objective:
                     with self.precision.autocast():
                         see(batch, done.outputs)
         outputs = [done.outputs for done in seen]
-        joint = self._contrastive(outputs, step) if self.model.coca.contrastive_loss_weight else None
+        joint = self._contrastive(outputs, step) if self.model.decoder.contrastive_loss_weight else None
         return self._means(seen, step, joint)
 
     def _in_memory(self, micro_batches: Sequence[Batch], work: Callable[[Sequence[Batch]], list]) -> list:
@@ -136,17 +136,17 @@ class Objective:
             if self.precision.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def _first_pass(self, micro_batches: Sequence[Batch]) -> list[_First]:
+    def _first_pass(self, micro_batches: Sequence[Batch]) -> list[CachedForward]:
         return [self._first(batch, keep_graph=len(micro_batches) == 1) for batch in micro_batches]
 
-    def _first(self, batch: Batch, keep_graph: bool) -> _First:
+    def _first(self, batch: Batch, keep_graph: bool) -> CachedForward:
         state = None if keep_graph else _random_state(self.precision.device)
         if self.model.prism.frozen:
             batch = self._encoded(batch)  # for both passes: smaller than its tiles
         with torch.set_grad_enabled(keep_graph):
-            return _First(batch, self._forward(batch, caption=keep_graph), state)
+            return CachedForward(batch, self._forward(batch, caption=keep_graph), state)
 
-    def _second(self, first: _First) -> CoCaOutputs:
+    def _second(self, first: CachedForward) -> CoCaOutputs:
         if first.state is None:
             return first.outputs
         _set_random_state(self.precision.device, first.state)  # dropout, if there is any, falls as in the first pass
@@ -161,9 +161,9 @@ class Objective:
         with self.precision.autocast():
             return encoded(self.model, batch.to(self.precision.device))
 
-    def _contrastive(self, outputs: Sequence[CoCaOutputs], step: _Step) -> _Joint:
+    def _contrastive(self, outputs: Sequence[CoCaOutputs], step: StepSizes) -> ContrastiveResult:
         """The contrastive loss of all pairs, this rank's rows of it in chunks, and its gradient if gradients are on."""
-        coca, world, device = self.model.coca, self.world, self.precision.device
+        coca, world, device = self.model.decoder, self.world, self.precision.device
         width = coca.text_to_latents.to_latents.out_features
         none = torch.zeros(0, width, device=device), torch.zeros(0, dtype=torch.int64, device=device)
         text, image, groups = (
@@ -185,18 +185,18 @@ class Objective:
         _, repeated = groups.unique(return_counts=True)
         negatives = len(text) - repeated.square().sum().item() / len(text)
         if not torch.is_grad_enabled():
-            return _Joint(loss, negatives)
+            return ContrastiveResult(loss, negatives)
         world.sum_(text.grad, image.grad)  # each rank has its rows' part of every pair's gradient
-        return _Joint(loss, negatives, text.grad[begin:end], image.grad[begin:end],
+        return ContrastiveResult(loss, negatives, text.grad[begin:end], image.grad[begin:end],
                       [leaf.grad for leaf in leaves[2:]])
 
-    def _user(self, batch: Batch, outputs: CoCaOutputs, step: _Step) -> dict[str, torch.Tensor]:
+    def _user(self, batch: Batch, outputs: CoCaOutputs, step: StepSizes) -> dict[str, torch.Tensor]:
         """The parts of the user's loss, which sees one micro-batch, by its share of the step's slides."""
         if self.user_loss is None:
             return {}
         batch = batch.to(self.precision.device)
         inputs = LossInputs(outputs.logits.float(), batch.labels, batch.text_mask, outputs.text_latents,
-                            outputs.image_latents, self.model.coca.logit_scale)
+                            outputs.image_latents, self.model.decoder.logit_scale)
         share = len(batch.ids) / sum(step.counts)
         try:
             return {name: part * share for name, part in parts_of(self.user_loss, inputs).items()}
@@ -206,7 +206,7 @@ class Objective:
             raise UserError("training.loss", f"failed ({type(error).__name__}: {' '.join(str(error).split())[:200]})",
                             "mend the function; --debug shows where") from error
 
-    def _means(self, seen: Sequence[_Seen], step: _Step, joint: _Joint | None) -> StepLosses:
+    def _means(self, seen: Sequence[MicroBatchResult], step: StepSizes, joint: ContrastiveResult | None) -> StepLosses:
         device = self.precision.device
         sums = torch.stack([sum((done.outputs.caption_loss for done in seen), torch.zeros((), device=device)),
                             joint.loss if joint else torch.zeros((), device=device)])
@@ -227,14 +227,14 @@ class Objective:
 
 
 @dataclass(frozen=True)
-class _Step:
+class StepSizes:
     """Numbers of slides of each rank and of the words of all."""
 
     counts: list[int]
     words: int
 
     @classmethod
-    def of(cls, micro_batches: Sequence[Batch], world: World) -> _Step:
+    def of(cls, micro_batches: Sequence[Batch], world: World) -> StepSizes:
         sizes = [0.0] * (world.size + 1)
         sizes[world.rank] = float(sum(len(b.ids) for b in micro_batches))
         sizes[-1] = float(sum(int(b.text_mask.sum()) for b in micro_batches))
@@ -243,7 +243,7 @@ class _Step:
 
 
 @dataclass(frozen=True)
-class _First:
+class CachedForward:
     """A micro-batch after the first pass; state: of the random generators before it, None if its graph was kept."""
 
     batch: Batch
@@ -252,7 +252,7 @@ class _First:
 
 
 @dataclass(frozen=True)
-class _Joint:
+class ContrastiveResult:
     """This rank's part of the contrastive loss, and the whole loss's gradient with respect to this rank's latents."""
 
     loss: torch.Tensor
@@ -261,7 +261,7 @@ class _Joint:
     image_gradient: torch.Tensor | None = None
     logit_gradients: Sequence[torch.Tensor] = ()
 
-    def stand_in(self, outputs: CoCaOutputs, start: int) -> torch.Tensor:
+    def surrogate_loss(self, outputs: CoCaOutputs, start: int) -> torch.Tensor:
         """A scalar whose gradient in the parameters is that of the contrastive loss through the slides of a
         micro-batch, the first of which is number `start` of this rank."""
         rows = slice(start, start + len(outputs.text_groups))
@@ -279,7 +279,7 @@ def _cut(micro_batches: Sequence[Batch], most: int | None) -> list[Batch]:
 
 
 @dataclass(frozen=True)
-class _Seen:
+class MicroBatchResult:
     """What is left of a micro-batch: its slides, its outputs without their graph, the parts of the user's loss."""
 
     ids: list[str]
@@ -287,7 +287,7 @@ class _Seen:
     user: list[tuple[str, float]]
 
     @classmethod
-    def of(cls, batch: Batch, outputs: CoCaOutputs, user: dict[str, torch.Tensor]) -> _Seen:
+    def of(cls, batch: Batch, outputs: CoCaOutputs, user: dict[str, torch.Tensor]) -> MicroBatchResult:
         return cls(batch.ids, outputs.detach(), [(name, part.item()) for name, part in user.items()])
 
     def is_finite(self) -> bool:

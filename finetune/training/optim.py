@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -10,10 +11,11 @@ from torch import nn
 _BETAS = (0.9, 0.98)  # CLIP's for contrastive training (arXiv 2103.00020, table 19)
 
 
-def build_optimizer(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
+def build_optimizer(named_parameters: Iterable[tuple[str, nn.Parameter]], learning_rate: float,
+                    weight_decay: float) -> torch.optim.AdamW:
     """AdamW over what trains; decay on matrices only: not on norms, biases and the temperature (all below 2-D)."""
     # with their names, which are saved beside their moments
-    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    trained = [(name, p) for name, p in named_parameters if p.requires_grad]
     groups = [{"params": [(n, p) for n, p in trained if p.ndim >= 2], "weight_decay": weight_decay},
               {"params": [(n, p) for n, p in trained if p.ndim < 2], "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]  # adapters are all matrices

@@ -87,7 +87,7 @@ def _open_everywhere(resume: str | None, folder: Path, world: World) -> tuple[Pa
         opened[:] = open_checkpoint(resume, folder)
         return opened[0]
 
-    path = world.share(choose)
+    path = world.broadcast_object(choose)
     if path and not world.is_main:
         if not path.exists():
             raise UserError(path, "is not on this machine", "put training.output_dir on a disk that all machines share")

@@ -31,7 +31,7 @@ from ..config.schema import Config
 from ..config.yaml_file import dump_yaml
 from ..data.batch import Batch, Sample
 from ..data.header_cache import write_manifest
-from ..data.loader import Batches
+from ..data.loader import BatchLoader
 from ..data.prepare import Data, prepare_data, scan_contents, scans_contents
 from ..data.sampler import BatchOrder
 from ..data.slide_cache import SlideCache
@@ -42,7 +42,7 @@ from ..models.captioner import SlideCaptioner
 from .batch_size_finder import largest_batch
 from .calibration import finish, is_finished
 from .caption_validation import EVALUATED, SHORT, CaptionEvaluation, check_monitor, choose
-from .collapse_check import CaptionWatch
+from .collapse_check import CollapseCheck
 from .custom_loss import load_loss
 from .loop import Parts, fit
 from .objective import Objective
@@ -50,7 +50,7 @@ from .optim import build_optimizer
 from .resume import _check_same_run, _open_everywhere
 from .run_log import RunLog
 from .saver import Saver
-from .signals import _Signals
+from .signals import StopSignals
 from .state import TrainState
 from .summary import _about, _announce, _announce_data, _for_the_report
 from .trackers import open_trackers
@@ -82,7 +82,7 @@ def _train(config: Config, resume: str | None, folder: Path, memory: MemoryHandl
     if tokenizer is None and config.model.decoder == "prism":
         tokenizer = prism_tokenizer(config)
     manifest = _manifest(config) if config.data.latents_cache else None
-    data = world.share(lambda: prepare_data(config.data, config.training.seed, tokenizer, manifest))
+    data = world.broadcast_object(lambda: prepare_data(config.data, config.training.seed, tokenizer, manifest))
     _seed(config.training.seed + world.rank)
     keep_freed_memory(device)
     precision = resolve_precision(config.training.precision, device)
@@ -91,7 +91,8 @@ def _train(config: Config, resume: str | None, folder: Path, memory: MemoryHandl
     if not content:
         initialise(model, config, data.tokenizer)
     model = model.to(device)
-    world.copy_from_main(model.trained_parameters())  # alike on all ranks, whatever random generator has drawn them
+    # alike on all ranks, whatever random generator has drawn them
+    world.broadcast_parameters(model.trained_parameters())
     about = _about(config, data, model, precision, world)
     state = TrainState()
     if content:
@@ -99,7 +100,7 @@ def _train(config: Config, resume: str | None, folder: Path, memory: MemoryHandl
         state = TrainState.of(content["progress"], str(checkpoint))
     cache = _slide_cache(config, data, model, precision)
     if config.training.grad_checkpointing:
-        model.coca.grad_checkpointing = True
+        model.decoder.grad_checkpointing = True
     if config.training.compile:
         _compile(model)
     objective = Objective(model, precision, world, user_loss)
@@ -110,7 +111,7 @@ def _train(config: Config, resume: str | None, folder: Path, memory: MemoryHandl
     if content:
         state = replace(TrainState.of(saver.restore(content, checkpoint), str(checkpoint)),
                         batch_size=state.batch_size, micro_batches=state.micro_batches)
-    if state.epoch >= config.training.epochs and world.share(lambda: is_finished(folder)):
+    if state.epoch >= config.training.epochs and world.broadcast_object(lambda: is_finished(folder)):
         logger.info("%s is of a finished run: nothing to do", checkpoint.name)
         return 0
     _open_folder(config, data, parts, saver, folder, memory, checkpoint, state)
@@ -120,7 +121,7 @@ def _train(config: Config, resume: str | None, folder: Path, memory: MemoryHandl
         write_manifest(manifest, config.data.h5_key, config.data.image_dim, config.data.wanted_encoder, slides)
     if cache:
         cache.fill(slides, partial(encode, model, precision), config.training.workers, world)
-    with _Signals(world) as signals:
+    with StopSignals(world) as signals:
         parts.stop = lambda: world.any(signals.received is not None)
         try:
             state = fit(parts, state)
@@ -150,7 +151,7 @@ def _compile(model: SlideCaptioner) -> None:
     if not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++", "cl"))):
         raise UserError("training.compile", "torch.compile needs a C++ compiler, and there is none",
                         "install g++, or set training.compile=false")
-    model.coca.compile()
+    model.decoder.compile()
 
 
 def _batch_size(config: Config, objective: Objective, data: Data, cache: SlideCache | None) -> int:
@@ -189,7 +190,7 @@ def check(config: Config) -> int:
         load_loss(config.training.loss)
     with join_world(torch.device("cpu")) as world:  # rank 0 looks and speaks, the others of a torchrun wait
         log_to_console(quiet=not world.is_main)
-        return world.share(partial(_check, config))
+        return world.broadcast_object(partial(_check, config))
 
 
 def _check(config: Config) -> int:
@@ -224,7 +225,8 @@ def _assemble(config: Config, data: Data, objective: Objective, about: dict[str,
         logger.warning("the last batch of an epoch would have %d slide, hence no contrastive loss: it is left out",
                        left_out)
     validation = make(data.validation, shuffle=False) if data.validation else None
-    optimizer = build_optimizer(objective.model, training.learning_rate, training.weight_decay)
+    optimizer = build_optimizer(objective.model.named_trained_parameters(), training.learning_rate,
+                                training.weight_decay)
     scaler = objective.precision.scaler()
     saver = Saver(folder, training.save_every, objective.model, optimizer, scaler, about, world)
     evaluation = None
@@ -236,19 +238,19 @@ def _assemble(config: Config, data: Data, objective: Objective, about: dict[str,
                   saver.save, lambda: False, epochs=training.epochs, peak_lr=training.learning_rate,
                   warmup=training.warmup, grad_clip_norm=training.grad_clip_norm,
                   save_every_steps=training.save_every_steps,
-                  watch=CaptionWatch(data.tokenizer.bos_id, data.tokenizer.eos_id, data.tokenizer.pad_id, evaluation)
+                  watch=CollapseCheck(data.tokenizer.bos_id, data.tokenizer.eos_id, data.tokenizer.pad_id, evaluation)
                   if config.trains_captions else None, monitor=training.monitor)
     return parts, saver
 
 
 def _batches(config: Config, pad_id: int, cache: SlideCache | None, world: World, state: TrainState,
-             samples: list[Sample], *, shuffle: bool, drop_single: bool = False) -> Batches:
+             samples: list[Sample], *, shuffle: bool, drop_single: bool = False) -> BatchLoader:
     data, training = config.data, config.training
     sizes = [(0 if cache else min(s.slide.num_tiles, data.max_tiles or s.slide.num_tiles), s.most_tokens)
              for s in samples]
     order = BatchOrder(sizes, state.batch_size, training.seed, shuffle=shuffle, drop_single=drop_single,
                        max_tokens=training.max_batch_tokens, micro_batches=state.micro_batches)
-    return Batches(samples, order, cache or TileReader(data.max_tiles, training.seed), pad_id,
+    return BatchLoader(samples, order, cache or TileReader(data.max_tiles, training.seed), pad_id,
                    workers=training.workers, encoded=cache is not None, rank=world.rank, world_size=world.size)
 
 

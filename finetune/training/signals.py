@@ -12,14 +12,14 @@ from ..common.distributed import World
 from ..common.log import logger
 
 
-class _Signals:
+class StopSignals:
     """SIGINT and SIGTERM ask for a stop after the running step; the second one ends the process at once (under torchrun
     it does not: there the same signal may come from the terminal and from torchrun, which kills after 30 s anyway)."""
 
     def __init__(self, world: World) -> None:
         self.world = world
 
-    def __enter__(self) -> _Signals:
+    def __enter__(self) -> StopSignals:
         self.received: int | None = None
         self._before: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():  # elsewhere Python does not allow handlers

@@ -17,8 +17,8 @@ import torch
 from finetune.common.errors import UserError
 from finetune.data import loader as batching
 from finetune.data.batch import Batch, Collate, Sample, encode_text, pad_tiles
-from finetune.data.loader import Batches
-from finetune.data.sampler import BatchOrder, dealt
+from finetune.data.loader import BatchLoader
+from finetune.data.sampler import BatchOrder, split_for_rank
 from finetune.data.slides import SlideFile, inspect_slide
 from finetune.data.tile_reader import TileReader, choose_tiles
 from finetune.data.tokenizer import VocabTokenizer
@@ -43,8 +43,8 @@ def order_of(samples: list[Sample]) -> BatchOrder:
     return BatchOrder([(s.slide.num_tiles, len(s.token_ids) - 1) for s in samples], 2, 3, shuffle=True)
 
 
-def batches_of(samples: list[Sample], workers: int = 0, read=TileReader(6, 3)) -> Batches:  # noqa: B008
-    return Batches(samples, order_of(samples), read, PAD, workers=workers)
+def batches_of(samples: list[Sample], workers: int = 0, read=TileReader(6, 3)) -> BatchLoader:  # noqa: B008
+    return BatchLoader(samples, order_of(samples), read, PAD, workers=workers)
 
 
 def same(left: Batch, right: Batch) -> bool:
@@ -297,12 +297,12 @@ def test_a_bug_in_a_loader_process_stays_a_bug(samples, workers):
 ORPHAN = """
 import sys, time
 from finetune.data.batch import Sample
-from finetune.data.loader import Batches
+from finetune.data.loader import BatchLoader
 from finetune.data.sampler import BatchOrder
 from finetune.data.slides import SlideFile
 from tests.data.test_batches import hang
 if __name__ == "__main__":
-    batches = Batches([Sample(SlideFile("a", "a", "k", 1), [1, 2])] * 4, BatchOrder([(1, 1)] * 4, 2, 0, shuffle=False),
+    batches = BatchLoader([Sample(SlideFile("a", "a", "k", 1), [1, 2])] * 4, BatchOrder([(1, 1)] * 4, 2, 0, shuffle=False),
                       hang, 0, workers=1)
     waiting = batches._request(batches.samples[0].slide, 0)
     print(next(iter(batches._pool._processes)), flush=True)
@@ -345,7 +345,7 @@ def test_each_step_falls_to_the_processes_without_loss_or_repetition(count, batc
     assert len(steps) == order.count(2) and sorted(i for s in steps for b in s for i in b) == list(range(count))
     for step in steps:
         assert len(step) <= micro_batches
-        shares = [dealt(step, rank, world_size) for rank in range(world_size)]
+        shares = [split_for_rank(step, rank, world_size) for rank in range(world_size)]
         assert sorted(i for share in shares for b in share for i in b) == sorted(i for b in step for i in b)
         largest = max(len(b) for b in step)
         assert all(0 < len(b) <= largest for share in shares for b in share)
@@ -373,7 +373,7 @@ def test_processes_read_their_own_slides_alone(samples):
     for rank in range(2):
         seen: set[str] = set()
         reader = TileReader(None, 3)
-        batches = Batches(samples, order, lambda s, e, r=reader, n=seen: (n.add(s.slide_id), r(s, e))[1], PAD, rank=rank,
+        batches = BatchLoader(samples, order, lambda s, e, r=reader, n=seen: (n.add(s.slide_id), r(s, e))[1], PAD, rank=rank,
                           world_size=2)
         ids = {i for step in batches.epoch(0) for batch in step for i in batch.ids}
         assert ids == seen

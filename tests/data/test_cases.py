@@ -11,7 +11,7 @@ import torch
 
 from finetune.config.schema import DataConfig
 from finetune.data.batch import Sample
-from finetune.data.loader import Batches
+from finetune.data.loader import BatchLoader
 from finetune.data.prepare import prepare_data, scan_contents
 from finetune.data.sampler import BatchOrder
 from finetune.data.slide_cache import SlideCache
@@ -113,7 +113,7 @@ def test_the_texts_of_a_sample_take_turns_over_the_epochs():
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_batch_holds_the_text_of_its_epoch(tmp_path, workers):
     samples = [Sample(case_of(tmp_path, 3, 2, case_id=f"c{i}"), [1, 5, 2], ("a", "b"), ([1, 5, 2], [1, 6, 7, 2])) for i in range(4)]
-    batches = Batches(samples, BatchOrder([(5, s.most_tokens) for s in samples], 2, 42, shuffle=True), TileReader(None, 42), 0,
+    batches = BatchLoader(samples, BatchOrder([(5, s.most_tokens) for s in samples], 2, 42, shuffle=True), TileReader(None, 42), 0,
                       workers=workers)
     for epoch in range(2):
         seen = {i: row[row > 0].tolist() for (batch,) in batches.epoch(epoch) for i, row in zip(batch.ids, batch.labels, strict=True)}

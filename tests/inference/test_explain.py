@@ -75,7 +75,7 @@ def test_the_gradient_is_the_one_of_finite_differences_and_sums_to_zero(captione
         embedding, latents, _ = encode_weighted(captioner.model.prism, tiles, log_weights)
         tokens = torch.cat([embedding[None], latents])[: captioner.model.image_tokens_shape[0]]
         text = torch.tensor([IDS[:-1]])
-        logits = captioner.model.coca(text, image_tokens=tokens[None], text_mask=torch.ones_like(text).bool())
+        logits = captioner.model.decoder(text, image_tokens=tokens[None], text_mask=torch.ones_like(text).bool())
         return logits[0].log_softmax(-1)[range(4), IDS[1:-1]]
 
     for tile in (0, 6, 12):
@@ -88,7 +88,7 @@ def test_the_gradient_is_the_one_of_finite_differences_and_sums_to_zero(captione
 def test_attention_rows_are_shares_and_what_coca_attends_to_is_its_softmax(captioner, tiles):
     weights = tile_weights(captioner, tiles, IDS)
     torch.testing.assert_close(weights.attention.sum(1), torch.ones(4, dtype=torch.double))
-    coca, tokens = captioner.model.coca, weights.image_tokens
+    coca, tokens = captioner.model.decoder, weights.image_tokens
     _, seen = _read(coca, tokens, IDS)
     pool, norm = coca.img_attn_pool, torch.nn.functional.layer_norm
     query = (norm(coca.img_queries, (16,)) * pool.norm.gamma) @ pool.to_q.weight.T
@@ -107,7 +107,7 @@ def test_probabilities_without_tiles_are_those_of_the_slide_that_never_had_them(
     found = log_probs_without(captioner, tiles, kept, IDS)
     for row, mask in zip(found, kept, strict=True):
         tokens = captioner.model.image_tokens(tiles[mask][None], torch.ones(1, int(mask.sum()), dtype=torch.bool))
-        torch.testing.assert_close(row, _read(captioner.model.coca, tokens[0], IDS)[0][:-1])
+        torch.testing.assert_close(row, _read(captioner.model.decoder, tokens[0], IDS)[0][:-1])
 
 
 def test_the_deletion_test_removes_the_tiles_that_weigh_most(captioner, tiles):

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from finetune.data.labels import Label
-from finetune.inference.ground_truth import Truth, _usable_labels, load_prompts
+from finetune.inference.ground_truth import GroundTruth, _usable_labels, load_prompts
 from finetune.inference.records import write_records
-from finetune.inference.run import Extras, select_slides
+from finetune.inference.run import RecordExtras, select_slides
 from tests.conftest import refused, write_json
 
 INDEX = {"ids": ["a", "b", "c"], "texts": [["x"], ["y", "z"], ["y"]], "fingerprint": "f", "step": 3,
@@ -24,17 +24,17 @@ def record(confidence: float) -> dict:
 
 
 def test_the_nearest_come_with_their_texts_and_the_first_of_them_gives_the_baseline():
-    extras, told = Extras(None, 2, 0.0, INDEX), record(0.9)
+    extras, told = RecordExtras(None, 2, 0.0, INDEX), record(0.9)
     extras.add(told, SimpleNamespace(), np.array([0.0, 1.0], dtype="f4"))
     assert [(n["id"], n["texts"], round(n["similarity"], 6)) for n in told["nearest"]] == [
         ("c", ["y"], 1.0), ("b", ["y", "z"], 0.8)]
-    assert extras.common_text() == "y" and Extras(None, 0, 0.0, None).common_text() is None
+    assert extras.common_text() == "y" and RecordExtras(None, 0, 0.0, None).common_text() is None
 
 
 @pytest.mark.parametrize(("confidence", "caption"), [(0.49, None), (0.5, "text")])
 def test_a_caption_below_the_threshold_is_withheld(confidence, caption):
     told = record(confidence)
-    Extras(None, 0, 0.5, None).add(told, SimpleNamespace(), np.zeros(2))
+    RecordExtras(None, 0, 0.5, None).add(told, SimpleNamespace(), np.zeros(2))
     assert told["caption"] == caption and told.get("abstained", False) == (caption is None)
 
 
@@ -48,9 +48,9 @@ def test_nearest_slides_need_an_index_of_the_very_weights(tmp_path, about, index
     save_checkpoint(tmp_path, ["nearest.pt"], {"format_version": 1, **index})
     args = SimpleNamespace(checkpoint=str(tmp_path / "best_model.pth"), nearest=1, abstain_below=0.0)
     with refused("--nearest", words):
-        Extras.load(args, SimpleNamespace(about=about, temperature=1.0), None)
+        RecordExtras.load(args, SimpleNamespace(about=about, temperature=1.0), None)
     args.nearest = 0
-    assert (Extras.load(args, SimpleNamespace(about=about, temperature=1.0), None).index is None) == (
+    assert (RecordExtras.load(args, SimpleNamespace(about=about, temperature=1.0), None).index is None) == (
         about["data"]["fingerprint"] == "g")
 
 
@@ -96,7 +96,7 @@ def test_classes_of_other_slides_are_told(log_lines):
     captioner = SimpleNamespace(class_probabilities=lambda images, prompts: np.full((len(images), 2), 0.5),
                                 embed_texts=lambda texts: np.ones((len(texts), 2)))
     for classes, told in (({"other": "x"}, True), ({"s": "x"}, False)):
-        truth = Truth({"s": Label(("text",), ("s",))}, {"x": ["a"], "y": ["b"]}, classes, None)
+        truth = GroundTruth({"s": Label(("text",), ("s",))}, {"x": ["a"], "y": ["b"]}, classes, None)
         truth.answers(captioner, [record(0.9)], {"s": np.ones(2)})
         assert any("has a class" in line for line in log_lines) == told
         log_lines.clear()

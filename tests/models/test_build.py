@@ -40,7 +40,7 @@ def sample(seed: int, tiles: int, text: str) -> tuple[Sample, np.ndarray]:
 
 def loss_of(model, batch) -> torch.Tensor:
     out = model(batch)
-    return out.caption_loss + contrastive_loss(out.text_latents, out.image_latents, model.coca.logit_scale)
+    return out.caption_loss + contrastive_loss(out.text_latents, out.image_latents, model.decoder.logit_scale)
 
 
 def test_coca_sees_the_slide_embedding_and_every_latent(model):
@@ -60,20 +60,20 @@ def test_losses_do_not_depend_on_padding_by_longer_neighbours(model):
     together = collate([short, long])
     alone = [model(collate([item])).caption_loss for item in (short, long)]
     assert torch.allclose(model(together).caption_loss, sum(alone), atol=1e-4)
-    embeds = model.coca.embed_text(together.text, together.text_mask)[0]
-    assert torch.allclose(embeds[0], model.coca.embed_text(collate([short]).text)[0][0], atol=1e-5)
+    embeds = model.decoder.embed_text(together.text, together.text_mask)[0]
+    assert torch.allclose(embeds[0], model.decoder.embed_text(collate([short]).text)[0][0], atol=1e-5)
 
 
 def test_frozen_prism_has_no_gradient_no_place_in_optimizer_or_checkpoint_and_stays_in_eval(model):
     trained = {id(p) for p in model.trained_parameters()}
-    assert trained == {id(p) for p in model.coca.parameters()}
+    assert trained == {id(p) for p in model.decoder.parameters()}
     assert not any(k.startswith("prism.") for k in model.saved_state())
     model.train()
-    assert model.coca.training and not model.prism.training
+    assert model.decoder.training and not model.prism.training
     batch = Collate(TOKENIZER.pad_id)([sample(0, 4, "胃腺癌"), sample(1, 7, "低分化")])
     loss_of(model, batch).backward()
     assert all(p.grad is None for p in model.prism.parameters())
-    assert all(p.grad is not None for p in model.coca.parameters())
+    assert all(p.grad is not None for p in model.decoder.parameters())
     model.zero_grad(set_to_none=True)
     model.eval()
 
@@ -89,7 +89,7 @@ def test_a_released_prism_trains_and_is_saved():
 def test_K05_K08_saved_state_comes_back_and_what_does_not_fit_is_named(model):
     other = build_model(config_of("training.seed=7"), TOKENIZER)
     state = {k: v.clone() for k, v in model.saved_state().items()}
-    assert not torch.equal(other.coca.img_queries, model.coca.img_queries)
+    assert not torch.equal(other.decoder.img_queries, model.decoder.img_queries)
     other.load_saved_state(state, "x.pth")
     assert all(torch.equal(v, state[k]) for k, v in other.saved_state().items())
     for damage, word in ((lambda s: s.pop("coca.temperature"), "missing coca.temperature"),

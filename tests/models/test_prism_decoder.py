@@ -55,7 +55,7 @@ def test_losses_and_similarities_are_those_of_prism_itself(model):
     losses = F.cross_entropy(whole["logits"].transpose(1, 2), batch.labels, reduction="none")
     torch.testing.assert_close(out.caption_loss, losses[batch.text_mask].sum(), atol=1e-3, rtol=0)
     assert out.words == int(batch.text_mask.sum())
-    sim = out.text_latents @ out.image_latents.T * model.coca.logit_scale
+    sim = out.text_latents @ out.image_latents.T * model.decoder.logit_scale
     torch.testing.assert_close(sim, whole["sim"], atol=1e-4, rtol=0)
     bare = model(batch, caption=False)
     assert float(bare.caption_loss) == 0 and torch.equal(bare.text_latents, out.text_latents)
@@ -65,7 +65,7 @@ def test_losses_and_similarities_are_those_of_prism_itself(model):
 def test_captions_are_those_of_prism_itself(model, options):
     prism, batch = Prism.from_pretrained("random-tiny"), batch_of(TEXTS)
     tokens = model.image_tokens(batch.tile_embeddings, batch.tile_mask)
-    ids = generate(model.coca, tokens, GenerationOptions(max_length=15, **options), bos_id=LETTERS.bos_id,
+    ids = generate(model.decoder, tokens, GenerationOptions(max_length=15, **options), bos_id=LETTERS.bos_id,
                    eos_id=LETTERS.eos_id, pad_id=LETTERS.pad_id)
     for ours, theirs in zip(ids, prism.generate(key_value_states=tokens[:, 1:], max_length=15, **options), strict=True):
         words = theirs.tolist()[1:]
@@ -77,7 +77,7 @@ def test_a_step_moves_the_upper_half_and_the_heads_and_nothing_else(rank):
     model = build_model(config_of(lora_rank=rank), LETTERS)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     out = model(batch_of(TEXTS))
-    loss = out.caption_loss + (out.text_latents - out.image_latents).square().sum() * model.coca.logit_scale
+    loss = out.caption_loss + (out.text_latents - out.image_latents).square().sum() * model.decoder.logit_scale
     loss.backward()
     trained = list(model.trained_parameters())
     assert all(p.grad is not None for p in trained)

@@ -40,7 +40,7 @@ def likelihood(model, batches, temperature: float) -> float:
     total = 0.0
     for batch in batches:
         tokens = model.image_tokens(batch.tile_embeddings, batch.tile_mask)
-        logits = model.coca(batch.text, image_tokens=tokens, text_mask=batch.text_mask)
+        logits = model.decoder(batch.text, image_tokens=tokens, text_mask=batch.text_mask)
         for row, column in batch.text_mask.nonzero().tolist():
             total += (logits[row, column] / temperature).log_softmax(-1)[batch.labels[row, column]].item()
     return total
@@ -51,7 +51,7 @@ def likelihood(model, batches, temperature: float) -> float:
 def test_the_temperature_makes_the_validation_words_most_probable(scale):
     model, batches = tiny_model(), [a_batch(1, 3, [5, 2, 4]), a_batch(2, 2)]
     model.eval()
-    norm, _ = model.coca.to_logits
+    norm, _ = model.decoder.to_logits
     norm.gamma.mul_(scale)  # far too sure, or not sure at all
     found = calibrate(model, FP32, batches)["temperature"]
     grid = [2 ** (k / 8) for k in range(-16, 17)]
@@ -72,12 +72,12 @@ def test_confidence_is_the_mean_probability_word_by_word(options):
     model.eval()
     tokens = model.image_tokens(batch.tile_embeddings, batch.tile_mask)
     options = GenerationOptions(**{"max_length": 9} | options)
-    captions = generate(model.coca, tokens, options, bos_id=1, eos_id=2, pad_id=0)
-    found = confidences(model.coca, tokens, captions, options.max_length, bos_id=1, eos_id=2, pad_id=0, temperature=1.7)
+    captions = generate(model.decoder, tokens, options, bos_id=1, eos_id=2, pad_id=0)
+    found = confidences(model.decoder, tokens, captions, options.max_length, bos_id=1, eos_id=2, pad_id=0, temperature=1.7)
     for row, ids in enumerate(captions):
         full = [1, *ids] + [2] * (len(ids) < options.max_length - 1)  # no end token where the length cut it
-        cache = model.coca.start_decoding(model.coca.embed_image(image_tokens=tokens[row:row + 1])[1])
-        steps = [(model.coca.decode_step(torch.tensor([[a]]), cache) / 1.7).softmax(-1)[0, b].item()
+        cache = model.decoder.start_decoding(model.decoder.embed_image(image_tokens=tokens[row:row + 1])[1])
+        steps = [(model.decoder.decode_step(torch.tensor([[a]]), cache) / 1.7).softmax(-1)[0, b].item()
                  for a, b in itertools.pairwise(full)]
         assert found[row] == pytest.approx(sum(steps) / len(steps), abs=1e-5)
 
@@ -86,12 +86,12 @@ def test_a_finished_run_has_its_calibration_and_its_training_slides_once(tmp_pat
     model, train, validation = tiny_model(), [a_batch(1, 3), a_batch(2, 2)], [a_batch(3, 2)]
     save_checkpoint(tmp_path, [BEST], content_of(model))
     with torch.no_grad():
-        model.coca.img_queries.add_(1)  # training went on: the index must be of the best weights
+        model.decoder.img_queries.add_(1)  # training went on: the index must be of the best weights
     finish(tmp_path, model, FP32, samples_of(train), lambda side: {"train": train, "validation": validation}[side])
     best, index = load_run(tmp_path / BEST), read_nearest(tmp_path / BEST, content_of(model))
     assert best["calibration"]["words"] == 10 and is_finished(tmp_path) and same_weights(index, best)
     fresh = tiny_model().eval()
-    expected = embed_slides(fresh.coca, fresh.image_tokens(train[0].tile_embeddings, train[0].tile_mask))
+    expected = embed_slides(fresh.decoder, fresh.image_tokens(train[0].tile_embeddings, train[0].tile_mask))
     assert torch.allclose(index["embeddings"][:3], torch.from_numpy(expected), atol=1e-6)
     assert index["ids"] == train[0].ids + train[1].ids and index["texts"][1] == [TEXTS[1]]
     assert torch.allclose(index["embeddings"].norm(dim=1), torch.ones(5))

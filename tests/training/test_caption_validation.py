@@ -16,7 +16,7 @@ from finetune.data.slides import SlideFile
 from finetune.data.tokenizer import VocabTokenizer
 from finetune.models.captioner import encoded
 from finetune.training.caption_validation import EVALUATED, FILE, CaptionEvaluation, check_monitor, choose
-from finetune.training.collapse_check import CaptionWatch
+from finetune.training.collapse_check import CollapseCheck
 from finetune.training.loop import _note_score, fit, train_step, validate
 from finetune.training.state import TrainState
 from tests.conftest import refused
@@ -30,8 +30,8 @@ def samples_of(*batches) -> list[Sample]:
             for b in batches for i, row in zip(b.ids, b.labels, strict=True)]
 
 
-def watch(samples, folder) -> CaptionWatch:
-    return CaptionWatch(1, 2, 0, CaptionEvaluation(samples, TOKENIZER, 8, folder))
+def watch(samples, folder) -> CollapseCheck:
+    return CollapseCheck(1, 2, 0, CaptionEvaluation(samples, TOKENIZER, 8, folder))
 
 
 def test_each_epoch_writes_and_scores_the_captions_of_the_chosen_slides(tmp_path):

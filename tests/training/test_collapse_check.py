@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from finetune.models.captioner import encoded
-from finetune.training.collapse_check import CaptionWatch
+from finetune.training.collapse_check import CollapseCheck
 from finetune.training.loop import fit, train_step, validate
 from finetune.training.state import TrainState
 from tests.training.test_loop import a_batch, parts_of, tiny_model
 
 
-def watch() -> CaptionWatch:
-    return CaptionWatch(1, 2, 0)
+def watch() -> CollapseCheck:
+    return CollapseCheck(1, 2, 0)
 
 
 @torch.no_grad()
@@ -48,7 +48,7 @@ def test_watching_moves_no_weight_no_generator_and_no_score(tmp_path):
 def test_a_captioner_that_ignores_its_slides_is_told_once(tmp_path, log_lines):
     model = tiny_model(contrastive_weight=0.0)
     with torch.no_grad():
-        model.coca.img_queries.zero_()
+        model.decoder.img_queries.zero_()
         for name, p in model.named_parameters():
             if "img_attn_pool" in name or "cross" in name:
                 p.zero_()

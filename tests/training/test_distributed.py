@@ -16,7 +16,7 @@ import torch
 from finetune.common.device import Precision
 from finetune.common.distributed import World, join_world
 from finetune.common.errors import UserError
-from finetune.training.collapse_check import CaptionWatch
+from finetune.training.collapse_check import CollapseCheck
 from finetune.training.loop import train_step, validate
 from finetune.training.objective import Objective
 from finetune.training.state import TrainState
@@ -54,7 +54,7 @@ def plain_gradients(model, batch) -> tuple[dict[str, float], dict[str, torch.Ten
     """One forward and backward pass over the whole batch, as a single process would do it without any of this."""
     model.zero_grad(set_to_none=True)
     tokens = model.image_tokens(batch.tile_embeddings, batch.tile_mask)
-    losses = model.coca.compute_losses(batch.text, batch.labels, text_mask=batch.text_mask, image_tokens=tokens)
+    losses = model.decoder.compute_losses(batch.text, batch.labels, text_mask=batch.text_mask, image_tokens=tokens)
     losses.loss.backward()
     return ({"caption_loss": losses.caption_loss.item(), "contrastive_loss": losses.contrastive_loss.item()},
             {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
@@ -97,7 +97,7 @@ VALIDATION = [[[2], [3], [1], [2]], [[1], [], [2], []], [[1], [], [], []]]
 
 def validated(world: World, folder: Path) -> dict[str, float]:
     steps = [a_step(layout[:world.size])[world.rank] for layout in VALIDATION]
-    parts = parts_of(tiny_model(), folder, world=world, validation=steps, watch=CaptionWatch(1, 2, 0))
+    parts = parts_of(tiny_model(), folder, world=world, validation=steps, watch=CollapseCheck(1, 2, 0))
     return validate(parts)
 
 
@@ -108,7 +108,7 @@ def worker(folder: Path) -> None:
                  for name, layout in STEPS.items()}
         found |= {"overflow": overflow(world, folder), "poisoned": poisoned(world, folder),
                   "validated": validated(world, folder), "any": [world.any(world.rank == 1), world.any(False)],
-                  "share": world.share(lambda: os.getpid())}
+                  "share": world.broadcast_object(lambda: os.getpid())}
         torch.save(found, folder / f"{world.rank}.pt")
 
 
@@ -163,7 +163,7 @@ def test_N01_a_number_that_is_not_finite_on_one_rank_ends_all_with_its_slides(ra
 def test_N08_validation_is_exact_over_ranks(ranks, tmp_path):
     micro_batches = [[b for rank in a_step(layout[:len(ranks)]) for b in rank] for layout in VALIDATION]
     whole = validate(parts_of(tiny_model(), tmp_path, validation=[everything(step) for step in micro_batches]))
-    watched = validate(parts_of(tiny_model(), tmp_path, validation=micro_batches, watch=CaptionWatch(1, 2, 0)))
+    watched = validate(parts_of(tiny_model(), tmp_path, validation=micro_batches, watch=CollapseCheck(1, 2, 0)))
     for rank in ranks:
         assert {k: rank["validated"][k] for k in whole} == pytest.approx(whole, abs=1e-5)
         assert rank["validated"]["val_shuffled_gap"] == pytest.approx(watched["val_shuffled_gap"], abs=1e-5)

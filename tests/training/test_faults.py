@@ -42,7 +42,7 @@ ABOUT = {"config": Config().to_dict(), "tokenizer": {"type": "vocab", "version":
 
 def saver_of(folder: Path, model=None, *, fp16: bool = False) -> Saver:
     model = model or tiny_model()
-    return Saver(folder, 0, model, build_optimizer(model, 1e-2, 0.1), torch.amp.GradScaler("cpu", enabled=fp16), ABOUT)
+    return Saver(folder, 0, model, build_optimizer(model.named_parameters(), 1e-2, 0.1), torch.amp.GradScaler("cpu", enabled=fp16), ABOUT)
 
 
 @pytest.fixture

@@ -56,7 +56,7 @@ def joined(first: Batch, second: Batch) -> Batch:
 
 
 class ListBatches(list):
-    """Steps of one batch each, or of several if these are lists, as `Batches` gives them."""
+    """Steps of one batch each, or of several if these are lists, as `BatchLoader` gives them."""
 
     def epoch(self, epoch: int, start: int = 0):
         return (step if isinstance(step, list) else [step] for step in self[start:])
@@ -66,7 +66,7 @@ class ListBatches(list):
 
 
 def parts_of(model, tmp_path, batches=(), validation=None, saved=None, **more) -> Parts:
-    optimizer = build_optimizer(model, 1e-2, 0.1)
+    optimizer = build_optimizer(model.named_parameters(), 1e-2, 0.1)
     scaler = more.pop("scaler", torch.amp.GradScaler("cpu", enabled=False))
     world = more.pop("world", World())
     settings = {"epochs": 2, "peak_lr": 1e-2, "warmup": 0.0, "grad_clip_norm": 1.0} | more
@@ -85,7 +85,7 @@ def test_N07_accumulated_uneven_micro_batches_step_like_one_big_batch(tmp_path):
         # plain SGD: Adam's first step is the sign of the gradient, where rounding decides what is nearly 0
         parts.optimizer = torch.optim.SGD(model.trained_parameters(), lr=1.0)
         train_step(parts, group, 1.0, TrainState())
-        stepped.append(model.coca.state_dict())
+        stepped.append(model.decoder.state_dict())
     for key, value in stepped[0].items():
         torch.testing.assert_close(value, stepped[1][key], atol=1e-5, rtol=1e-5)
 
@@ -93,7 +93,7 @@ def test_N07_accumulated_uneven_micro_batches_step_like_one_big_batch(tmp_path):
 def test_the_reported_losses_are_those_of_the_model(tmp_path):
     batch, model = a_batch(1, 4), tiny_model(caption_weight=2.0, contrastive_weight=0.5)
     encoded = model.image_tokens(batch.tile_embeddings, batch.tile_mask)
-    expected = model.coca.compute_losses(batch.text, batch.labels, text_mask=batch.text_mask, image_tokens=encoded)
+    expected = model.decoder.compute_losses(batch.text, batch.labels, text_mask=batch.text_mask, image_tokens=encoded)
     report = train_step(parts_of(model, tmp_path), [batch], 1e-2, TrainState())
     assert report["caption_loss"] == pytest.approx(expected.caption_loss.item(), rel=1e-6)
     assert report["contrastive_loss"] == pytest.approx(expected.contrastive_loss.item(), rel=1e-6)
@@ -180,7 +180,7 @@ def test_a_stop_inside_an_epoch_saves_where_it_stopped_and_goes_on_to_the_same_e
             assert (saved[-1].epoch, saved[-1].batches_done, saved[-1].step) == (0, 3, 3)
             parts.stop = lambda: False
         fit(parts, state)
-        ends.append((model.coca.state_dict(), (folder / "metrics.jsonl").read_bytes()))
+        ends.append((model.decoder.state_dict(), (folder / "metrics.jsonl").read_bytes()))
     assert ends[0][1] == ends[1][1]
     assert all(torch.equal(v, ends[1][0][k]) for k, v in ends[0][0].items())
 
@@ -188,8 +188,8 @@ def test_a_stop_inside_an_epoch_saves_where_it_stopped_and_goes_on_to_the_same_e
 def test_K20_a_score_of_nan_is_never_the_best(tmp_path):
     model, state = tiny_model(), TrainState(best_loss=1.0, best_epoch=1)
     parts = parts_of(model, tmp_path, [a_batch(1, 2)], [a_batch(2, 2)], epochs=1)
-    outputs = model.coca.outputs
-    model.coca.outputs = lambda *a, **k: replace(
+    outputs = model.decoder.outputs
+    model.decoder.outputs = lambda *a, **k: replace(
         found := outputs(*a, **k), caption_loss=found.caption_loss * (1.0 if model.training else math.nan))
     assert fit(parts, state).best_epoch == 1
 

@@ -170,7 +170,7 @@ def deep_model(length: int = 127) -> tuple[Objective, list]:
     """6 + 6 layers and texts of `length` tokens, where what the layers keep is most of the memory."""
     objective = objective_of(ALONE)
     torch.manual_seed(0)
-    objective.model.coca = CoCa(dim=16, num_tokens=11, unimodal_depth=6, multimodal_depth=6, dim_latents=8, image_dim=16,
+    objective.model.decoder = CoCa(dim=16, num_tokens=11, unimodal_depth=6, multimodal_depth=6, dim_latents=8, image_dim=16,
                                 num_img_queries=2, dim_head=8, heads=2)
     return objective, [a_batch(1, 2, [length, length - 3])]
 
@@ -191,7 +191,7 @@ def kept_bytes(objective: Objective, micro_batches: list) -> tuple[int, dict[str
 def test_grad_checkpointing_keeps_a_fraction_and_gives_the_same_gradients():
     objective, batches = deep_model()
     plain, wanted = kept_bytes(objective, batches)
-    objective.model.coca.grad_checkpointing = True
+    objective.model.decoder.grad_checkpointing = True
     kept, found = kept_bytes(objective, batches)
     print(f"kept {kept / plain:.3f} of {plain} bytes")
     assert kept < 0.25 * plain
@@ -204,7 +204,7 @@ def test_the_captioner_compiles_without_a_graph_break_and_keeps_its_keys(backend
     torch._dynamo.reset()
     objective, plain = objective_of(ALONE), objective_of(ALONE)
     keys = list(objective.model.state_dict())
-    objective.model.coca.compile(backend=backend)
+    objective.model.decoder.compile(backend=backend)
     for batches in [BATCHES[:1]] if backend == "eager" else [BATCHES[:1], [a_batch(5, 4, [6, 3, 2, 2])], BATCHES]:
         found, wanted = gradients(objective, batches)[1], gradients(plain, batches)[1]
         for name, gradient in wanted.items():
@@ -226,7 +226,7 @@ def test_fp32_on_cuda_uses_tf32_and_nothing_else_does():
 @pytest.mark.parametrize("chunk", [17, 1 << 24])
 def test_siglip_in_micro_batches_gives_the_gradients_of_one_batch(chunk):
     model = tiny_model(2.0, 0.5)
-    add_logit_bias(model.coca)
+    add_logit_bias(model.decoder)
     _, wanted = plain_gradients(model, everything(BATCHES))
     objective = Objective(model, Precision("fp32", CPU, "test"), ALONE, chunk=chunk)
     _, found = gradients(objective, BATCHES)
@@ -247,7 +247,7 @@ def test_a_loss_of_the_users_own_in_micro_batches_is_the_mean_over_all_slides():
     model, batch = tiny_model(2.0, 0.5), everything(BATCHES)
     outputs = model(batch, logits=True)
     parts = per_slide(LossInputs(outputs.logits, batch.labels, batch.text_mask, outputs.text_latents,
-                                 outputs.image_latents, model.coca.logit_scale))
+                                 outputs.image_latents, model.decoder.logit_scale))
     sum(parts.values()).backward()
     alone = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     objective = Objective(tiny_model(2.0, 0.5), Precision("fp32", CPU, "test"), ALONE, per_slide)

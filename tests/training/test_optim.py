@@ -54,7 +54,7 @@ class Model(nn.Module):
 def test_only_matrices_decay_and_frozen_weights_do_not_move():
     model = Model()
     before = {k: v.clone() for k, v in model.named_parameters()}
-    optimizer = build_optimizer(model, learning_rate=0.1, weight_decay=0.5)
+    optimizer = build_optimizer(model.named_parameters(), learning_rate=0.1, weight_decay=0.5)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()  # without a gradient AdamW only decays, by lr x decay
@@ -65,7 +65,7 @@ def test_only_matrices_decay_and_frozen_weights_do_not_move():
 
 def test_every_trained_parameter_is_in_one_group():
     model = Model()
-    optimizer = build_optimizer(model, 1e-3, 0.01)
+    optimizer = build_optimizer(model.named_parameters(), 1e-3, 0.01)
     held = [id(p) for g in optimizer.param_groups for p in g["params"]]
     assert sorted(held) == sorted(id(p) for k, p in model.named_parameters() if not k.startswith("frozen"))
     assert [g["weight_decay"] for g in optimizer.param_groups] == [0.01, 0.0]
