@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..common.errors import UserError
+from ..common.score_table import canonical_name
 from .values import _known, _set_field
 
 
@@ -173,6 +174,8 @@ class Config:
 
     def set(self, key: str, text: str | None, where: str) -> None:
         """Set `section.key` from text (None = null). Raises UserError naming `where`, key, value and allowed range."""
+        if key == "training.monitor" and text is not None:
+            text = canonical_name(text)  # scores were renamed; configs and checkpoints hold the old names
         section_name, _, name = key.partition(".")
         section = getattr(self, _known(section_name, [f.name for f in dataclasses.fields(self)], where, "section"))
         names = [f.name for f in dataclasses.fields(section)]

@@ -13,16 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..common.score_table import SCORES
 from .findings import FindingDictionary, finding_statistics, findings_table
 from .text_metrics import Statistic, mean_of, phrase_accuracy, signature, text_statistics
 
 CAPTIONS, COMMON, SHUFFLED = "captions", "most_common_text", "shuffled_slides"  # columns of a report
-TEXT_SCORES = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "chrf", "rouge_l", "meteor", "cider", "exact_match",
-               "distinct_share")
-RETRIEVAL_SCORES = tuple(f"{way}_{score}" for way in ("image_to_text", "text_to_image")
-                         for score in ("r1", "r5", "r10", "median_rank"))
 _RESAMPLES, _SEED = 1000, 0
-_COUNTED_ONCE = ("distinct_share",)  # a resample repeats slides, and with them captions
 
 
 class Interval(NamedTuple):
@@ -129,7 +125,7 @@ def evaluate(answers: Answers, common_text: str | None = None) -> Report:
     draws = np.random.default_rng(_SEED).integers(0, count, (_RESAMPLES, count))
     everyone = np.arange(count)
     drawn = {column: {name: np.array([score(d) for d in draws]) for name, score in scores.items()
-                      if name not in _COUNTED_ONCE} for column, scores in statistics.items()}
+                      if SCORES[name].per_slide} for column, scores in statistics.items()}
     columns = {column: {name: _interval(score(everyone), drawn[column].get(name)) for name, score in scores.items()}
                for column, scores in statistics.items()}
     differences = {column: {name: _interval(columns[CAPTIONS][name].value - columns[column][name].value,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,21 +13,18 @@ import numpy as np
 
 from ..common.distributed import World
 from ..common.errors import UserError
+from ..common.files import write_atomically
 from ..common.run_folder import MOST_RETRIEVED, RETRIEVAL
+from ..common.score_table import SCORES, VALIDATION, Kind, score_names
 from ..config.schema import Config, GenerationOptions
 from ..data.batch import Batch, Sample
 from ..data.tokenizer import Tokenizer
-from ..evaluation.scoring import RETRIEVAL_SCORES, TEXT_SCORES, Answers
+from ..evaluation.scoring import Answers
 from ..models.captioner import SlideCaptioner
 from ..models.embeddings import embed_slides, embed_texts
 from ..models.generation import confidences, generate
 
 FILE = "validation_captions.jsonl"
-SHORT = ("val_bleu_4", "val_rouge_l", "val_exact_match")  # of the scores, what a line of the log has room for
-_ALWAYS = ("val_loss", "val_caption_loss", "val_contrastive_loss", "val_shuffled_gap", "val_distinct_captions")
-_HIGHER_IS_BETTER = {"val_shuffled_gap", "val_distinct_captions", *(
-    f"val_{score}" for score in (*TEXT_SCORES, *RETRIEVAL_SCORES) if not score.endswith("median_rank"))}
-EVALUATED = tuple(f"val_{score}" for score in (*TEXT_SCORES, *RETRIEVAL_SCORES))
 
 
 def check_monitor(config: Config) -> None:
@@ -37,19 +33,28 @@ def check_monitor(config: Config) -> None:
     if training.eval_captions and not config.trains_captions:
         raise UserError("training.eval_captions", "the captions are not trained (model.caption_loss_weight is 0)",
                         "set it to 0")
-    known = [*_ALWAYS[:3], *(_ALWAYS[3:] if config.trains_captions else ()), *EVALUATED]
+    caption_scores = validation_names("text", "retrieval")
+    known = validation_names("loss")
+    if config.trains_captions:
+        known += validation_names("collapse")
+    known += caption_scores
     name = training.monitor
     if name not in known and training.loss is None:  # parts of a loss of one's own are known once it has been called
         near = difflib.get_close_matches(name, known, n=1)
         raise UserError("training.monitor", f"{name!r} is no score of this run",
                         f"did you mean {near[0]}?" if near else f"one of {', '.join(known)}")
-    if name in EVALUATED and not training.eval_captions:
+    if name in caption_scores and not training.eval_captions:
         raise UserError("training.monitor", f"{name} needs captions", "set training.eval_captions to, say, 100")
 
 
-def higher_is_better(monitor: str) -> bool:
-    """Whether the best model has the highest of this; of losses, one's own too, and of ranks it has the lowest."""
-    return monitor in _HIGHER_IS_BETTER
+def validation_names(*kinds: Kind) -> list[str]:
+    """The names in metrics.jsonl of the validation scores of these kinds."""
+    return [VALIDATION + name for name in score_names(*kinds)]
+
+
+def not_in_log_line(monitor: str) -> set[str]:
+    """The names in metrics.jsonl for which the log line of an epoch has no room; it always shows `monitor`."""
+    return {VALIDATION + score.name for score in SCORES.values() if not score.log_line} - {monitor}
 
 
 def choose(samples: list[Sample], count: int, seed: int) -> list[Sample]:
@@ -99,7 +104,7 @@ class CaptionEvaluation:
         vectors = {text: v for r in records for text, v in zip(r["references"], r["text_vectors"], strict=True)}
         similarity = np.stack([r["vector"] for r in records]) @ np.stack(list(vectors.values())).T
         statistics = Answers([r["caption"] for r in records], references, list(vectors), similarity).statistics()
-        per_slide = [name for name in TEXT_SCORES if name != "distinct_share"]
+        per_slide = [name for name in score_names("text") if SCORES[name].per_slide]
         lines = [{"epoch": epoch, "id": sample.slide.slide_id, "caption": r["caption"], "references": r["references"],
                   "scores": {name: round(statistics[name](np.array([i])), 6) for name in per_slide},
                   "confidence": round(r["confidence"], 6)}
@@ -111,15 +116,13 @@ class CaptionEvaluation:
             _write(self.folder / RETRIEVAL, json.dumps({"ids": [line["id"] for line in lines[first]],
                                                         "similarity": similarity[first, columns].round(4).tolist()}))
         everyone = np.arange(len(records))
-        return {f"val_{name}": score(everyone) for name, score in statistics.items()}
+        return {VALIDATION + name: score(everyone) for name, score in statistics.items()}
 
 
 def _write(path: Path, text: str) -> None:
     """What the last epoch gave, whole at any moment. Raises UserError."""
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        write_atomically(path, text)
     except OSError as error:
         raise UserError(path, f"cannot be written ({error.strerror})",
                         "free some space, then --resume auto; the last checkpoint is good") from None

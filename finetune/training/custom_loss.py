@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..common.errors import UserError
-from ..evaluation.scoring import RETRIEVAL_SCORES, TEXT_SCORES
+from ..common.score_table import RECORD_FIELDS, find_score
 
-RESERVED = ("loss", "caption_loss", "contrastive_loss", "negatives", "words", "slides", "lr", "grad_norm", "epoch",
-            "step", "best", "skipped_steps", "shuffled_gap", "distinct_captions", *TEXT_SCORES, *RETRIEVAL_SCORES)
+# Names in the report of a step and in metrics.jsonl that are no scores.
+_RESERVED = (*RECORD_FIELDS, "negatives", "words", "slides", "grad_norm")
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,6 @@ def parts_of(function: LossFunction, inputs: LossInputs) -> dict[str, Tensor]:
             raise UserError("training.loss", f"the name of part {name!r} is no text", "return a dict {name: scalar}")
         if not isinstance(part, Tensor) or part.ndim:
             raise UserError("training.loss", f"part {name!r} is no scalar tensor", "return means over the slides")
-        if name in RESERVED:
+        if name in _RESERVED or find_score(name):
             raise UserError("training.loss", f"part {name!r} has a name of the log's own", "call it otherwise")
     return dict(parts)

@@ -12,10 +12,10 @@ import torch
 
 from ..common.errors import UserError
 from ..common.log import logger
+from ..common.score_table import higher_is_better
 from ..data.batch import Batch
 from ..data.loader import BatchLoader
 from ..models.captioner import SlideCaptioner
-from .caption_validation import higher_is_better
 from .collapse_check import CollapseCheck
 from .objective import Objective, StepLosses, is_out_of_memory
 from .optim import lr_at

@@ -41,7 +41,7 @@ from ..models.build import build_model, initialise, prism_tokenizer
 from ..models.captioner import SlideCaptioner
 from .batch_size_finder import largest_batch
 from .calibration import finish, is_finished
-from .caption_validation import EVALUATED, SHORT, CaptionEvaluation, check_monitor, choose
+from .caption_validation import CaptionEvaluation, check_monitor, choose, not_in_log_line
 from .collapse_check import CollapseCheck
 from .custom_loss import load_loss
 from .loop import Parts, fit
@@ -233,7 +233,7 @@ def _assemble(config: Config, data: Data, objective: Objective, about: dict[str,
     if training.eval_captions and data.validation:
         chosen = choose(data.validation, training.eval_captions, training.seed)
         evaluation = CaptionEvaluation(chosen, data.tokenizer, config.data.max_seq_len, folder)
-    log = RunLog(folder if world.is_main else None, quiet=set(EVALUATED) - {*SHORT, training.monitor})
+    log = RunLog(folder if world.is_main else None, quiet=not_in_log_line(training.monitor))
     parts = Parts(objective, optimizer, scaler, batches, validation, log,
                   saver.save, lambda: False, epochs=training.epochs, peak_lr=training.learning_rate,
                   warmup=training.warmup, grad_clip_norm=training.grad_clip_norm,

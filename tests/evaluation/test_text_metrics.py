@@ -12,12 +12,12 @@ import pytest
 from sacrebleu.metrics import BLEU, CHRF
 
 from finetune.evaluation.text_metrics import (
-    _align,
+    align_tokens,
     cider,
     distinct_share,
     language,
     longest_common_subsequence,
-    meteor,
+    meteor_exact,
     phrase_accuracy,
     phrases,
     rouge_l,
@@ -92,23 +92,23 @@ def test_the_bit_parallel_subsequence_is_the_usual_one():
         assert longest_common_subsequence(a, b) == slow(a, b)
 
 
-def test_meteor_by_hand():
+def test_meteor_of_exact_matches_by_hand():
     reference = ["the", "cat", "sat", "on", "the", "mat"]
-    # on the mat | sat | the cat: all 6 words in 3 chunks
-    assert meteor(["on", "the", "mat", "sat", "the", "cat"], reference) == pytest.approx(1 - 0.6 * (3 / 6) ** 0.2)
+    # on the mat | sat | the cat: all 6 tokens in 3 chunks
+    assert meteor_exact(["on", "the", "mat", "sat", "the", "cat"], [["dog"], reference]) == pytest.approx(1 - 0.6 * (3 / 6) ** 0.2)
     # the cat: P 1, R 1/3, one chunk of two
     mean = 1 / 3 / (0.85 + 0.15 / 3)
-    assert meteor(["the", "cat"], reference) == pytest.approx(mean * (1 - 0.6 * (1 / 2) ** 0.2))
-    assert meteor(["dog"], reference) == meteor([], reference) == 0
+    assert meteor_exact(["the", "cat"], [reference]) == pytest.approx(mean * (1 - 0.6 * (1 / 2) ** 0.2))
+    assert meteor_exact(["dog"], [reference]) == meteor_exact([], [reference]) == 0
 
 
-def test_words_are_matched_as_often_as_both_have_them_in_runs_that_exist():
+def test_tokens_are_matched_as_often_as_both_have_them_in_runs_that_exist():
     rng = random.Random(0)
     for _ in range(300):
         a, b = (rng.choices("abcd", k=rng.randint(0, 12)) for _ in range(2))
-        matches, chunks = _align(a, b)
+        matches, chunks = align_tokens(a, b)
         assert matches == (Counter(a) & Counter(b)).total() and (chunks > 0) == (matches > 0) and chunks <= matches
-    assert _align(list("abcab"), list("abab")) == (4, 2)  # ab, then the other ab
+    assert align_tokens(list("abcab"), list("abab")) == (4, 2)  # ab, then the other ab
 
 
 def test_cider_by_hand():

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from finetune.common.log import log_to_console, log_to_file, logger
 from finetune.config.schema import Config
 from finetune.config.yaml_file import dump_yaml
 from finetune.pages.charts import line_chart, thin, ticks
 from finetune.pages.run_report import view, write_report
-from finetune.training import run_log as runlog
+from finetune.training.run_log import RunLog
 from finetune.training.state import TrainState
 from tests.conftest import write_json
 
@@ -185,15 +186,15 @@ def test_points_stand_where_their_values_are():
 
 
 def test_an_epoch_writes_the_report_with_its_warnings(tmp_path):
-    memory = runlog.log_to_console()
-    runlog.logger.warning("before the files were open")
-    log = runlog.RunLog(tmp_path)
-    log.start(runlog.log_to_file(memory, tmp_path), {"slides": "4"})
-    runlog.logger.warning("in the middle\nof it")
+    memory = log_to_console()
+    logger.warning("before the files were open")
+    log = RunLog(tmp_path)
+    log.start(log_to_file(memory, tmp_path), {"slides": "4"})
+    logger.warning("in the middle\nof it")
     log.epoch(TrainState(epoch=1), {"loss": 1.0}, 0.1, True)
     log.finish("finished")
-    runlog.logger.warning("after the end")
-    runlog.log_to_console()
+    logger.warning("after the end")
+    log_to_console()
     found = view(tmp_path)
     assert [w for w, _ in found["warnings"]] == ["before the files were open", "in the middle\\nof it"]
     assert found["state"]["status"] == "finished" and dict(found["about"]) == {"slides": "4"}
@@ -202,7 +203,7 @@ def test_an_epoch_writes_the_report_with_its_warnings(tmp_path):
 
 def test_a_report_that_cannot_be_written_is_a_warning(tmp_path, log_lines):
     (tmp_path / "report.html").mkdir()
-    runlog.RunLog(tmp_path).epoch(TrainState(epoch=1), {"loss": 1.0}, 0.1, True)
+    RunLog(tmp_path).epoch(TrainState(epoch=1), {"loss": 1.0}, 0.1, True)
     assert any("report.html could not be written" in line for line in log_lines)
     assert (tmp_path / "metrics.jsonl").exists() and not list(tmp_path.glob(".*tmp"))
 

@@ -15,7 +15,7 @@ from finetune.data.batch import Sample
 from finetune.data.slides import SlideFile
 from finetune.data.tokenizer import VocabTokenizer
 from finetune.models.captioner import encoded
-from finetune.training.caption_validation import EVALUATED, FILE, CaptionEvaluation, check_monitor, choose
+from finetune.training.caption_validation import FILE, CaptionEvaluation, check_monitor, choose, validation_names
 from finetune.training.collapse_check import CollapseCheck
 from finetune.training.loop import _note_score, fit, train_step, validate
 from finetune.training.state import TrainState
@@ -39,7 +39,7 @@ def test_each_epoch_writes_and_scores_the_captions_of_the_chosen_slides(tmp_path
     chosen = samples_of(*batches)[1:4]  # of both batches
     state = torch.get_rng_state()
     scores = validate(parts_of(model, tmp_path, validation=batches, watch=watch(chosen, tmp_path)), 7)
-    assert torch.equal(torch.get_rng_state(), state) and set(EVALUATED) <= set(scores)
+    assert torch.equal(torch.get_rng_state(), state) and set(validation_names("text", "retrieval")) <= set(scores)
     lines = [json.loads(line) for line in (tmp_path / FILE).read_text(encoding="utf-8").splitlines()]
     assert [(r["epoch"], r["id"]) for r in lines] == [(7, s.slide.slide_id) for s in chosen]
     found = json.loads((tmp_path / "retrieval.json").read_text(encoding="utf-8"))
