@@ -37,8 +37,8 @@ from finetune.training import run
 from finetune.training.optim import build_optimizer
 from finetune.training.saver import Saver
 from finetune.training.state import TrainState
+from tests.helpers.files import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "checkpoint_v1.pth"
 SECONDS, MEGABYTES = 10, 2000  # limits of the issue: one input may not take longer, nor the process more memory
 _NUMBERS = [0, 1, 2**7, 2**8 - 1, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**64 - 1]

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.helpers.files import ROOT
+
 SCRIPTS = ["train_finetune.py", "train_with_config.py", "inference.py"]
 PACKAGES = ["coca_pytorch", "prism", "finetune"]
 FILES = {str(p.relative_to(ROOT).as_posix()): ast.parse(p.read_text(encoding="utf-8"))
@@ -241,3 +242,10 @@ def test_nothing_happens_at_import(name):
         assert docstring or isinstance(node, allowed), f"{name}:{node.lineno}"
         if isinstance(node, ast.If):
             assert ast.unparse(node.test) in ("TYPE_CHECKING", "__name__ == '__main__'"), f"{name}:{node.lineno}"
+
+
+def test_no_test_imports_from_another_test_file():
+    for path in (ROOT / "tests").rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        froms = {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+        assert not any(m.startswith("tests.") and m.split(".")[-1].startswith("test_") for m in froms), path

@@ -19,7 +19,7 @@ from finetune.checkpoints.format import epoch_name, load_checkpoint, save_checkp
 from finetune.common.errors import UserError
 from finetune.training.resume import find_resume
 from finetune.training.saver import random_states, set_random_states
-from tests.conftest import refused
+from tests.helpers.files import refused
 
 LAST = "last_model.pth"
 

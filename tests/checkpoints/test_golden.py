@@ -12,9 +12,9 @@ from finetune.checkpoints.format import FORMAT_VERSION, load_run, save_checkpoin
 from finetune.config.schema import Config, GenerationOptions, apply_overrides
 from finetune.data.slides import inspect_slide
 from finetune.training import run
-from tests import kill_runs
-from tests.conftest import refused, write_h5
-from tests.make_golden import FOLDER, SETTINGS, TEXTS, golden_captioner
+from tests.helpers import kill_runs
+from tests.helpers.files import refused, write_h5
+from tests.helpers.make_golden import FOLDER, SETTINGS, TEXTS, golden_captioner
 
 FILES = sorted(FOLDER.glob("*.pth"))
 

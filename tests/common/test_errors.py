@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from finetune.common.errors import UserError, printable, run_script
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.helpers.files import ROOT
 
 
 def exit_code(main, capsys) -> tuple[int, list[str]]:

@@ -7,7 +7,6 @@ import math
 import random
 import re
 import time
-from pathlib import Path
 
 import pytest
 import yaml
@@ -24,9 +23,8 @@ from finetune.config.flags import (
 )
 from finetune.config.schema import Config, GenerationOptions, apply_overrides, from_dict
 from finetune.config.yaml_file import dump_yaml, load_yaml
-from tests.conftest import refused
+from tests.helpers.files import ROOT, refused
 
-ROOT = Path(__file__).resolve().parents[2]
 ALL_KEYS = [(s.name, f.name) for s in dataclasses.fields(Config) for f in dataclasses.fields(getattr(Config(), s.name))]
 
 

@@ -22,7 +22,8 @@ from finetune.data.sampler import BatchOrder, split_for_rank
 from finetune.data.slides import SlideFile, inspect_slide
 from finetune.data.tile_reader import TileReader, choose_tiles
 from finetune.data.tokenizer import VocabTokenizer
-from tests.conftest import random_tiles, refused, write_h5
+from tests.helpers.files import random_tiles, refused, write_h5
+from tests.helpers.loader import hang
 
 D, PAD = 5, 0
 
@@ -272,8 +273,6 @@ def test_R01_a_loader_process_that_was_killed_ends_the_run_with_advice(samples):
     assert len(list(batches.epoch(0))) == batches.count(0), "a new epoch starts new workers"
 
 
-def hang(slide: SlideFile, epoch: int) -> np.ndarray:
-    time.sleep(60)
 
 
 def test_R02_a_loader_process_that_hangs_ends_the_run(samples, monkeypatch):
@@ -300,7 +299,7 @@ from finetune.data.batch import Sample
 from finetune.data.loader import BatchLoader
 from finetune.data.sampler import BatchOrder
 from finetune.data.slides import SlideFile
-from tests.data.test_batches import hang
+from tests.helpers.loader import hang
 if __name__ == "__main__":
     batches = BatchLoader([Sample(SlideFile("a", "a", "k", 1), [1, 2])] * 4, BatchOrder([(1, 1)] * 4, 2, 0, shuffle=False),
                       hang, 0, workers=1)

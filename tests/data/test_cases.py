@@ -19,7 +19,7 @@ from finetune.data.slides import Case, SlideFile, inspect_slide, join_slides, op
 from finetune.data.splits import split_ids
 from finetune.data.tile_reader import TileReader, choose_tiles, read_tiles
 from finetune.data.tokenizer import VocabTokenizer, build_tokenizer
-from tests.conftest import random_tiles, refused, write_h5, write_json, write_slides
+from tests.helpers.files import random_tiles, refused, write_h5, write_json, write_slides
 
 D = 6
 COUNTS = {"c1": (4, 9, 2), "c2": (5,), "c3": (3, 3)}  # tiles of the slides of each case

@@ -20,7 +20,7 @@ from finetune.config.schema import DataConfig
 from finetune.data.prepare import prepare_data, scan_contents
 from finetune.data.slides import inspect_slide
 from finetune.data.tile_reader import read_tiles
-from tests.conftest import random_tiles, refused, write_h5, write_json, write_slides
+from tests.helpers.files import random_tiles, refused, write_h5, write_json, write_slides
 
 IDS = [f"s{i}" for i in range(10)]
 

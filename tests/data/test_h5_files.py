@@ -13,7 +13,7 @@ from finetune.common.errors import BadSlide
 from finetune.data.h5_files import is_encoder
 from finetune.data.slides import SlideFile, find_files, index_slides, inspect_slide
 from finetune.data.tile_reader import read_coords, read_tiles
-from tests.conftest import random_tiles, refused
+from tests.helpers.files import random_tiles, refused
 
 D, N = 6, 12
 GRID = np.stack(np.meshgrid(np.arange(4), np.arange(3)), -1).reshape(-1, 2)  # (12, 2)

@@ -7,7 +7,7 @@ import pytest
 from finetune.data import slides as tiles
 from finetune.data.header_cache import read_manifest, write_manifest
 from finetune.data.slides import find_files, index_slides
-from tests.conftest import random_tiles, write_h5, write_slides
+from tests.helpers.files import random_tiles, write_h5, write_slides
 
 D = 6
 

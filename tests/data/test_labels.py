@@ -8,7 +8,7 @@ import random
 import pytest
 
 from finetune.data.labels import Label, load_labels
-from tests.conftest import refused, write_json
+from tests.helpers.files import refused, write_json
 
 TEXT = "（胃窦）中分化腺癌，Lauren分型：肠型。"
 

@@ -10,7 +10,7 @@ from finetune.config.schema import DataConfig
 from finetune.data.prepare import Data, prepare_data, scan_contents
 from finetune.data.splits import split_ids
 from finetune.data.tokenizer import VocabTokenizer
-from tests.conftest import random_tiles, refused, write_h5, write_json, write_slides
+from tests.helpers.files import random_tiles, refused, write_h5, write_json, write_slides
 
 TEXTS = {f"s{i}": f"{'胃肠'[i % 2]}腺癌，大小{i}cm。" for i in range(10)}
 SIZES = {f"s{i}": i + 1 for i in range(10)}

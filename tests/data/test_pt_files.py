@@ -13,7 +13,7 @@ import torch
 from finetune.common.errors import BadSlide
 from finetune.data.slides import find_files, index_slides, inspect_slide
 from finetune.data.tile_reader import read_coords, read_tiles
-from tests.conftest import random_tiles, refused, write_h5
+from tests.helpers.files import random_tiles, refused, write_h5
 
 D = 6
 TILES = torch.from_numpy(random_tiles(40, D))

@@ -17,7 +17,7 @@ from finetune.data import slide_cache as latents
 from finetune.data.slide_cache import SlideCache
 from finetune.data.slides import SlideFile, inspect_slide
 from prism import PerceiverConfig, PrismSlideEncoder
-from tests.conftest import random_tiles, refused, write_h5
+from tests.helpers.files import random_tiles, refused, write_h5
 
 D, TOKENS, WIDTH = 8, 4, 16
 

@@ -16,7 +16,7 @@ from finetune.data import slides as tiles_module
 from finetune.data import tile_reader
 from finetune.data.slides import find_files, index_slides, inspect_slide
 from finetune.data.tile_reader import read_tiles
-from tests.conftest import random_tiles, refused, write_h5, write_slides
+from tests.helpers.files import random_tiles, refused, write_h5, write_slides
 
 D = 6
 

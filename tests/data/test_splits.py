@@ -12,7 +12,7 @@ from finetune.config.schema import DataConfig
 from finetune.data.labels import Label
 from finetune.data.near_duplicates import overlap
 from finetune.data.splits import make_split, patients, read_split_file, report_split, split_fold, split_ids
-from tests.conftest import refused, write_json
+from tests.helpers.files import refused, write_json
 
 
 def test_the_split_is_a_partition_of_the_asked_size():

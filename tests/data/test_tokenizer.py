@@ -18,9 +18,8 @@ import pytest
 
 from finetune.config.schema import Config, DataConfig, GenerationOptions, apply_overrides
 from finetune.data.tokenizer import VocabTokenizer, build_tokenizer, normalize_text, tokenizer_from_dict
-from tests.conftest import refused, write_h5, write_json
+from tests.helpers.files import ROOT, refused, write_h5, write_json
 
-ROOT = Path(__file__).resolve().parents[2]
 needs_transformers = pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="transformers is not installed")
 
 TEXTS = [

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.helpers.files import ROOT
+
 ROWS = {f"{letter}{n:02d}" for letter, count in {"H": 20, "J": 12, "C": 12, "K": 21, "N": 8, "R": 8, "T": 2}.items()
         for n in range(1, count + 1)}
 

@@ -14,7 +14,7 @@ from finetune.evaluation.findings import (
     finding_statistics,
     findings_table,
 )
-from tests.conftest import refused
+from tests.helpers.files import refused
 
 BREAST, GASTRIC, COLORECTAL = (FindingDictionary.load([name]) for name in ("breast", "gastric", "colorectal"))
 NODE, LVI, PNI, MARGIN = "lymph_node_metastasis", "lymphovascular_invasion", "perineural_invasion", "margin_involvement"

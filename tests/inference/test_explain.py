@@ -6,7 +6,6 @@ import io
 import json
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,16 +14,15 @@ import torch
 from PIL import Image
 
 from coca_pytorch import CoCa
-from finetune.config.flags import Parser, add_inference_flags, options_from_flags
 from finetune.data.h5_files import Coords
-from finetune.inference.explain import _read, deletion_test, log_probs_without, phrases, run_explain, tile_weights
+from finetune.inference.explain import _read, deletion_test, log_probs_without, phrases, tile_weights
 from finetune.inference.tile_maps import heatmap_png, lay_out, open_thumbnail, page_data
 from finetune.models.captioner import SlideCaptioner
 from prism import PerceiverConfig, PrismSlideEncoder
 from prism.attention import encode_weighted
-from tests.conftest import refused
+from tests.helpers.files import ROOT, refused
+from tests.helpers.pages import explain
 
-ROOT = Path(__file__).resolve().parents[2]
 IDS = [1, 5, 7, 4, 9, 2]
 
 
@@ -199,11 +197,6 @@ def test_the_page_of_a_large_slide_has_few_cells_and_loses_no_weight():
 
 # --- the command ------------------------------------------------------------------------------------------------------
 
-def explain(run, *args):
-    parser = Parser()
-    add_inference_flags(parser)
-    args = parser.parse_args(["--checkpoint", str(run / "run" / "best_model.pth"), *map(str, args)])
-    return run_explain(args, options_from_flags(args))
 
 
 def test_the_command_writes_weights_pictures_and_a_page(run_with_coords):

@@ -13,7 +13,7 @@ from finetune.data.labels import Label
 from finetune.inference.ground_truth import GroundTruth, _usable_labels, load_prompts
 from finetune.inference.records import write_records
 from finetune.inference.run import RecordExtras, select_slides
-from tests.conftest import refused, write_json
+from tests.helpers.files import refused, write_json
 
 INDEX = {"ids": ["a", "b", "c"], "texts": [["x"], ["y", "z"], ["y"]], "fingerprint": "f", "step": 3,
          "embeddings": torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])}

@@ -18,8 +18,7 @@ from finetune.config.schema import GenerationOptions
 from finetune.inference.captioner import Captioner
 from finetune.inference.run import caption_slides
 from finetune.inference.serve import _port, _texts, _training_texts, answer, make_app
-from tests.conftest import refused, write_h5
-from tests.inference.test_explain import ROOT
+from tests.helpers.files import ROOT, refused, write_h5
 
 
 def post(app, body: bytes, part: int = 1000, gone: bool = False) -> tuple[int, bytes]:

@@ -20,9 +20,9 @@ from finetune.models.generation import generate
 from finetune.models.prism_decoder import PrismCoCa, start_from_prism
 from prism import Prism
 from prism.tokenizer import letters_tokenizer
-from tests.conftest import refused
+from tests.helpers.files import refused
+from tests.helpers.prism import put
 from tests.parity.prism_weights import small_state
-from tests.prism.test_model import put
 
 LETTERS = letters_tokenizer()
 TEXTS = ["invasive carcinoma", "benign", "no tumor seen"]
@@ -83,7 +83,7 @@ def test_a_step_moves_the_upper_half_and_the_heads_and_nothing_else(rank):
     assert all(p.grad is not None for p in trained)
     torch.optim.SGD(trained, lr=0.1).step()
     moved = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
-    assert moved and all(f"coca.{k}" in moved for k in ("temperature", "img_to_latents.to_latents.weight"))
+    assert moved and all(f"decoder.{k}" in moved for k in ("temperature", "img_to_latents.to_latents.weight"))
     decoder = {k for k in moved if "text_decoder" in k}
     if rank:  # lora_B begins at 0, so lora_A moves from the second step on
         assert len(decoder) == 2 * 10 and all("lora_B" in k for k in decoder)

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from finetune.pages.run_report import write_report
-from tests.inference.test_explain import ROOT, explain
-from tests.pages.test_run_report import HOSTILE, make_run
+from tests.helpers.files import ROOT
+from tests.helpers.pages import HOSTILE, explain, make_run
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

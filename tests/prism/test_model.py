@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import errors
-from safetensors.torch import save_file
 
 from prism import BioGptConfig, Prism, PrismWeightsError, load_prism
 from prism.tokenizer import letters_tokenizer
+from tests.helpers.prism import play_hub, put
 from tests.parity.prism_weights import WHOLE_CONFIG, full_keys, full_text_keys, small_state
-from tests.prism.test_weights import play_hub
 
 PARITY = Path(__file__).parents[1] / "parity"
 REFERENCE = {k: torch.from_numpy(v) for k, v in np.load(PARITY / "prism_small.npz").items()}
@@ -21,13 +20,6 @@ TILES, MASK, IDS, LATENTS = (REFERENCE[k] for k in ("tile_embeddings", "tile_mas
 HEAD = "text_decoder.model.output_projection.weight"
 
 
-def put(folder: Path, state: dict, name: str = "model.safetensors") -> Path:
-    """A model folder as the hub has it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    config = {**WHOLE_CONFIG, "model_type": "prism", "biogpt_frozen_weights": True, "torch_dtype": "float32"}
-    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    save_file(state, folder / name) if name.endswith(".safetensors") else torch.save(state, folder / name)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,10 @@ from safetensors.torch import save_file
 
 from prism import PrismWeightsError, hub, load_prism
 from prism.prism import fingerprint
+from tests.helpers.files import ROOT
+from tests.helpers.prism import play_hub
 from tests.parity.prism_weights import SMALL_CONFIG, small_state
 
-ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = {k: torch.from_numpy(v) for k, v in np.load(ROOT / "tests" / "parity" / "prism_small.npz").items()}
 FIRST = "image_resampler.perceiver.layers.1.xattn.ff.norm.bias"
 ALIAS = FIRST.replace("layers.1", "layers.2")
@@ -279,23 +280,6 @@ def test_random_tiny_tells_slides_apart():
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-def play_hub(monkeypatch, folder: Path, ask=None) -> list:
-    """`ask`: the error that one request for the repository meets. Returns the downloads asked for."""
-    asked = []
-
-    def metadata(url, **_):
-        if ask:
-            raise ask
-
-    def download(repo_id, name, revision=None, local_files_only=False):
-        asked.append((name, revision))
-        if not (folder / name).exists():
-            raise errors.LocalEntryNotFoundError("not here") if local_files_only else errors.EntryNotFoundError("no")
-        return str(folder / name)
-
-    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", metadata)
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    return asked
 
 
 def http_error(kind, status):

@@ -2,14 +2,12 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from benchmarks.__main__ import PARTS, with_part
 from benchmarks.peers import install
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.helpers.files import ROOT
 
 
 def test_every_case_runs_in_the_small_mode_and_leaves_the_results_alone():

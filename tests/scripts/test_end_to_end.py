@@ -17,46 +17,8 @@ import numpy as np
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
-TINY = ["model.dim=32", "model.unimodal_depth=1", "model.multimodal_depth=1", "model.dim_latents=16",
-        "model.num_img_queries=4", "model.heads=2", "model.dim_head=16", "training.workers=0"]
-TEXTS = ["乳腺浸润性导管癌，Ⅱ级。", "胃腺癌，低分化，HER-2 (3+)。", "结肠腺癌，大小3.5cm。"]
-
-
-def run(script: str, *args: object, cwd: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / script), *map(str, args)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, encoding="utf-8", timeout=300,
-                          env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})})
-
-
-def assert_one_error(result: subprocess.CompletedProcess, *words: str) -> None:
-    errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]
-    assert result.returncode == 2 and len(errors) == 1 and "Traceback" not in result.stderr, result.stderr
-    for word in words:
-        assert word in errors[0], errors[0]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    """12 slides whose tiles lean towards one of three directions, which is what their text says."""
-    folder = tmp_path_factory.mktemp("data")
-    rng = np.random.default_rng(0)
-    directions = rng.standard_normal((3, 2560))
-    (folder / "embeddings" / "nested").mkdir(parents=True)
-    labels = {}
-    for i in range(12):
-        place = folder / "embeddings" / ("nested" if i % 2 else "")
-        with h5py.File(place / f"s{i:02d}.h5", "w") as file:
-            tiles = rng.standard_normal((rng.integers(3, 9), 2560)) + directions[i % 3]
-            file["features" if i % 2 else "embeddings"] = tiles.astype(np.float16)
-        labels[f"s{i:02d}"] = TEXTS[i % 3]
-    (folder / "labels.json").write_text(json.dumps(labels, ensure_ascii=False), encoding="utf-8")
-    return folder
-
-
-def flags(data: Path, *more: object) -> list[object]:
-    return ["--prism", "random-tiny", "--embeddings_dir", data / "embeddings", "--labels_file", data / "labels.json",
-            "--batch_size", 3, "--lr", "3e-3", "--val_split", 0.25, "--output_dir", "run", *more]
+from tests.helpers.files import ROOT
+from tests.helpers.scripts import TEXTS, TINY, assert_equal_state, assert_one_error, flags, run
 
 
 @pytest.fixture(scope="module")
@@ -188,19 +150,6 @@ def test_a_stopped_and_resumed_run_ends_bit_equal_to_an_undisturbed_one(data, tm
     assert (tmp_path / "whole/run/metrics.jsonl").read_bytes() == (tmp_path / "stopped/run/metrics.jsonl").read_bytes()
 
 
-def assert_equal_state(left: Path, right: Path) -> None:
-    """Everything that moves in training is equal to the bit."""
-    first, second = (torch.load(p, weights_only=True) for p in (left, right))
-    for key in ("model", "optimizer", "scaler", "progress", "random_states"):
-        assert flat(first[key]) == flat(second[key]), f"{key} differs"
-
-
-def flat(value: object) -> object:
-    if isinstance(value, torch.Tensor):
-        return value.dtype, tuple(value.shape), value.reshape(-1).view(torch.uint8).numpy().tobytes()
-    if isinstance(value, dict):
-        return {k: flat(v) for k, v in value.items()}
-    return [flat(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
 def test_resume_from_each_kind_of_checkpoint_goes_on(data, trained, tmp_path):

@@ -24,11 +24,10 @@ from finetune.inference.run import run_inference
 from finetune.training.run import train
 from prism import Prism
 from prism.tokenizer import letters_tokenizer
-from tests.conftest import refused, write_h5, write_json
+from tests.helpers.files import ROOT, refused, write_h5, write_json
+from tests.helpers.prism import put
 from tests.parity.prism_weights import small_state
-from tests.prism.test_model import put
 
-ROOT = Path(__file__).resolve().parents[2]
 TEXTS = ["breast: ductal carcinoma", "stomach: adenocarcinoma", "colon: no tumor"]
 
 

@@ -17,9 +17,9 @@ from finetune.data.slides import SlideFile
 from finetune.models.embeddings import embed_slides
 from finetune.models.generation import confidences, generate
 from finetune.training.calibration import calibrate, finish, is_finished
-from tests.conftest import refused
-from tests.evaluation.test_scoring import TEXTS
-from tests.training.test_loop import CPU, a_batch, tiny_model
+from tests.helpers.files import refused
+from tests.helpers.scripts import TEXTS
+from tests.helpers.training import CPU, a_batch, tiny_model
 
 FP32 = Precision("fp32", CPU, "test")
 

@@ -19,8 +19,8 @@ from finetune.training.caption_validation import FILE, CaptionEvaluation, check_
 from finetune.training.collapse_check import CollapseCheck
 from finetune.training.loop import _note_score, fit, train_step, validate
 from finetune.training.state import TrainState
-from tests.conftest import refused
-from tests.training.test_loop import a_batch, parts_of, tiny_model
+from tests.helpers.files import refused
+from tests.helpers.training import a_batch, parts_of, tiny_model
 
 TOKENIZER = VocabTokenizer(list("甲乙丙丁戊己庚"))  # 11 words, as the tiny model has
 

@@ -12,7 +12,7 @@ from finetune.models.captioner import encoded
 from finetune.training.collapse_check import CollapseCheck
 from finetune.training.loop import fit, train_step, validate
 from finetune.training.state import TrainState
-from tests.training.test_loop import a_batch, parts_of, tiny_model
+from tests.helpers.training import a_batch, parts_of, tiny_model
 
 
 def watch() -> CollapseCheck:

@@ -11,8 +11,8 @@ import torch
 from finetune.config.schema import Config, apply_overrides
 from finetune.training.custom_loss import LossInputs, load_loss, parts_of
 from finetune.training.run import check
-from tests.conftest import refused
-from tests.scripts.test_end_to_end import ROOT, TINY, assert_one_error, data, flags, run  # noqa: F401
+from tests.helpers.files import ROOT, refused
+from tests.helpers.scripts import TINY, assert_one_error, flags, run
 
 INPUTS = LossInputs(*(torch.zeros(()) for _ in range(6)))
 
@@ -30,7 +30,7 @@ def test_parts_that_are_no_named_scalars_are_refused(parts):
         parts_of(lambda _: parts, INPUTS)
 
 
-def test_the_example_of_the_guide_trains_and_its_part_is_logged(data, tmp_path):  # noqa: F811
+def test_the_example_of_the_guide_trains_and_its_part_is_logged(data, tmp_path):
     guide = (ROOT / "README_training.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"```python\n(def focal.*?)```", guide, re.DOTALL)
     (tmp_path / "my_losses.py").write_text(example, encoding="utf-8")

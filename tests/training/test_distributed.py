@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import functools
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,16 +11,24 @@ from pathlib import Path
 import pytest
 import torch
 
-from finetune.common.device import Precision
 from finetune.common.distributed import World, join_world
 from finetune.common.errors import UserError
 from finetune.training.collapse_check import CollapseCheck
 from finetune.training.loop import train_step, validate
-from finetune.training.objective import Objective
 from finetune.training.state import TrainState
-from tests.training.test_loop import CPU, a_batch, joined, parts_of, tiny_model
+from tests.helpers.files import ROOT
+from tests.helpers.training import (
+    CPU,
+    a_batch,
+    everything,
+    free_port,
+    gradients,
+    objective_of,
+    parts_of,
+    plain_gradients,
+    tiny_model,
+)
 
-ROOT = Path(__file__).resolve().parents[2]
 # the slides of each rank, step by step: even, uneven, several micro-batches, ranks without any
 STEPS = {"even": [[3], [3], [3], [3]], "uneven": [[3], [1], [2], [3]], "micro-batches": [[2, 3], [3, 1], [2], [1, 1, 2]],
          "empty ranks": [[2], [], [2, 1], []]}
@@ -42,32 +48,12 @@ def a_step(layout: list[list[int]]) -> list[list]:
     return ranks
 
 
-def gradients(objective: Objective, micro_batches: list) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
-    model = objective.model
-    model.zero_grad(set_to_none=True)
-    losses = objective.backward(micro_batches, torch.amp.GradScaler("cpu", enabled=False))
-    named = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-    return {k: v for k, v in vars(losses).items() if k != "bad_ids" and v != {}}, named
 
 
-def plain_gradients(model, batch) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
-    """One forward and backward pass over the whole batch, as a single process would do it without any of this."""
-    model.zero_grad(set_to_none=True)
-    tokens = model.image_tokens(batch.tile_embeddings, batch.tile_mask)
-    losses = model.decoder.compute_losses(batch.text, batch.labels, text_mask=batch.text_mask, image_tokens=tokens)
-    losses.loss.backward()
-    return ({"caption_loss": losses.caption_loss.item(), "contrastive_loss": losses.contrastive_loss.item()},
-            {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
 
 
-def everything(batches: list):
-    """All micro-batches as one batch."""
-    return functools.reduce(joined, batches)
 
 
-def objective_of(world: World, chunk: int = 7) -> Objective:
-    """chunk: rows of the loss are taken one or two at a time."""
-    return Objective(tiny_model(2.0, 0.5), Precision("fp32", CPU, "test"), world, chunk=chunk)
 
 
 def overflow(world: World, folder: Path) -> tuple[float, int, bool]:
@@ -112,10 +98,6 @@ def worker(folder: Path) -> None:
         torch.save(found, folder / f"{world.rank}.pt")
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 @pytest.fixture(scope="module", params=[2, 4])
@@ -136,7 +118,7 @@ def test_ranks_have_the_losses_and_gradients_of_one_process_with_the_whole_batch
     wanted_losses, wanted = plain_gradients(tiny_model(2.0, 0.5), everything(micro_batches))
     for losses, found in (rank[step] for rank in ranks):
         assert {k: losses[k] for k in wanted_losses} == pytest.approx(wanted_losses, abs=1e-5)
-        assert found.keys() == wanted.keys() and "coca.temperature" in found
+        assert found.keys() == wanted.keys() and "decoder.temperature" in found
         for name, gradient in wanted.items():
             torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-5)
             assert torch.equal(found[name], ranks[0][step][1][name]), "ranks must not drift apart"

@@ -30,11 +30,10 @@ from finetune.training.optim import build_optimizer
 from finetune.training.run_log import RunLog
 from finetune.training.saver import Saver, random_states, set_random_states
 from finetune.training.state import TrainState
-from tests import kill_runs
-from tests.conftest import refused
-from tests.training.test_loop import CPU, a_batch, parts_of, tiny_model
+from tests.helpers import kill_runs
+from tests.helpers.files import ROOT, refused
+from tests.helpers.training import CPU, a_batch, parts_of, tiny_model
 
-ROOT = Path(__file__).resolve().parents[2]
 ABOUT = {"config": Config().to_dict(), "tokenizer": {"type": "vocab", "version": 1, "pieces": ["胃"]},
          "prism": {"source": "tiny", "revision": None, "sha256": "0" * 64, "architecture": {}},
          "data": {"fingerprint": "f", "validation_ids": []}, "versions": {"torch": "2.13.0", "threads": 2}}

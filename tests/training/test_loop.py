@@ -2,78 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import replace
 
 import pytest
 import torch
 
-from coca_pytorch import CoCa
-from finetune.common.device import Precision
-from finetune.common.distributed import World
 from finetune.common.errors import UserError
-from finetune.data.batch import Batch
-from finetune.models.captioner import SlideCaptioner
-from finetune.training.loop import Parts, fit, train_step, validate
-from finetune.training.objective import Objective
-from finetune.training.optim import build_optimizer, lr_at
+from finetune.training.loop import fit, train_step, validate
+from finetune.training.optim import lr_at
 from finetune.training.run_log import RunLog
 from finetune.training.state import TrainState
-from prism import PerceiverConfig, PrismSlideEncoder
-
-CPU = torch.device("cpu")
-
-
-def tiny_model(caption_weight: float = 1.0, contrastive_weight: float = 1.0) -> SlideCaptioner:
-    torch.manual_seed(0)
-    prism = PrismSlideEncoder(PerceiverConfig(latent_seq=3, latent_dim=16, context_dim=8, mhsa_heads=2,
-                                              perceiver_depth=1, transformer_depth=1)).freeze()
-    coca = CoCa(dim=16, num_tokens=11, unimodal_depth=1, multimodal_depth=1, dim_latents=8, image_dim=16,
-                num_img_queries=2, dim_head=8, heads=2, caption_loss_weight=caption_weight,
-                contrastive_loss_weight=contrastive_weight)
-    return SlideCaptioner(prism, coca, "latents")
-
-
-def a_batch(seed: int, slides: int, lengths: list[int] | None = None) -> Batch:
-    generator = torch.Generator().manual_seed(seed)
-    lengths = lengths or [5] * slides
-    ids = torch.randint(4, 11, (slides, max(lengths) + 1), generator=generator)
-    mask = torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1)
-    return Batch([f"s{seed}_{i}" for i in range(slides)], torch.randn(slides, 4, 8, generator=generator),
-                 torch.ones(slides, 4, dtype=torch.bool), ids[:, :-1] * mask, ids[:, 1:] * mask, mask)
-
-
-def joined(first: Batch, second: Batch) -> Batch:
-    length = max(first.text.shape[1], second.text.shape[1])
-
-    def pad(t):
-        return torch.nn.functional.pad(t, (0, length - t.shape[1]))
-
-    return Batch(first.ids + second.ids, *(torch.cat([getattr(first, k), getattr(second, k)])
-                                           for k in ("tile_embeddings", "tile_mask")),
-                 *(torch.cat([pad(getattr(first, k)), pad(getattr(second, k))]) for k in ("text", "labels", "text_mask")))
-
-
-class ListBatches(list):
-    """Steps of one batch each, or of several if these are lists, as `BatchLoader` gives them."""
-
-    def epoch(self, epoch: int, start: int = 0):
-        return (step if isinstance(step, list) else [step] for step in self[start:])
-
-    def count(self, epoch: int) -> int:
-        return len(self)
-
-
-def parts_of(model, tmp_path, batches=(), validation=None, saved=None, **more) -> Parts:
-    optimizer = build_optimizer(model.named_parameters(), 1e-2, 0.1)
-    scaler = more.pop("scaler", torch.amp.GradScaler("cpu", enabled=False))
-    world = more.pop("world", World())
-    settings = {"epochs": 2, "peak_lr": 1e-2, "warmup": 0.0, "grad_clip_norm": 1.0} | more
-    objective = Objective(model, Precision("fp32", CPU, "test"), world)
-    return Parts(objective, optimizer, scaler, ListBatches(batches), ListBatches(validation) if validation else None, RunLog(tmp_path),
-                 lambda state, best: saved.append(copy.deepcopy(state)) if saved is not None else None,
-                 lambda: False, **settings)
+from tests.helpers.training import a_batch, joined, parts_of, tiny_model
 
 
 def test_N07_accumulated_uneven_micro_batches_step_like_one_big_batch(tmp_path):

@@ -10,7 +10,7 @@ from torch import nn
 
 from finetune.common.device import resolve_device, resolve_precision
 from finetune.training.optim import build_optimizer, lr_at
-from tests.conftest import refused
+from tests.helpers.files import refused
 
 CPU = torch.device("cpu")
 

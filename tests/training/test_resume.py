@@ -11,7 +11,7 @@ import pytest
 
 from finetune.checkpoints.format import load_run
 from finetune.common.errors import UserError
-from tests.kill_runs import MUTATIONS, fingerprint, make_data, train_in
+from tests.helpers.kill_runs import MUTATIONS, fingerprint, make_data, train_in
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs fork and SIGKILL")
 KILLED, INTERRUPTED, TERMINATED = -9, 130, 143

@@ -17,11 +17,12 @@ import pytest
 import torch
 
 from finetune.demo import make_slides
-from tests.scripts.test_end_to_end import TINY, assert_equal_state
-from tests.training.test_distributed import free_port
+from tests.helpers.files import ROOT
+from tests.helpers.scripts import TINY, assert_equal_state
+from tests.helpers.training import free_port
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs signals")
-ROOT = Path(__file__).resolve().parents[2]
+
 EPOCHS = 20
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 

@@ -11,7 +11,7 @@ import pytest
 from finetune.training.run_log import RunLog
 from finetune.training.state import TrainState
 from finetune.training.trackers import open_trackers
-from tests.conftest import refused
+from tests.helpers.files import refused
 
 
 def test_tensorboard_reads_back_what_an_epoch_logged(tmp_path):

@@ -27,7 +27,7 @@ from finetune.models import build as model
 from finetune.training import loop, optim, run
 from finetune.training.run_log import RunLog
 from prism import PerceiverConfig, PrismSlideEncoder
-from tests.conftest import write_json, write_slides
+from tests.helpers.files import write_json, write_slides
 
 WIDTH = 8  # of a tile
 SETTINGS = ["data.image_dim=8", "data.val_split=0.3", "data.embeddings_dir=../h5", "data.labels_file=../labels.json",

@@ -1,4 +1,4 @@
-"""Make tests/golden/checkpoint_vN.pth and what it says: python -m tests.make_golden. Only for a new format version.
+"""Make tests/golden/checkpoint_vN.pth and what it says: python -m tests.helpers.make_golden. Only for a new format version.
 
 Prism is trained along, so that the file holds all weights and depends on nobody's random initialisation.
 """
@@ -19,9 +19,9 @@ from finetune.data.tile_reader import read_tiles
 from finetune.inference.captioner import Captioner
 from finetune.models import build as model
 from finetune.training.run import train
-from tests import kill_runs
+from tests.helpers import kill_runs
 
-FOLDER = Path(__file__).resolve().parent / "golden"
+FOLDER = Path(__file__).resolve().parents[1] / "golden"
 TEXTS = ["胃腺癌，0级。", "肺腺癌，2级。"]
 SETTINGS = [*kill_runs.SETTINGS, "prism.freeze=false", "model.dim=8", "model.heads=1", "training.epochs=80", "training.learning_rate=0.01",
             "training.save_every=0", "training.save_every_steps=0", "data.val_split=0"]
