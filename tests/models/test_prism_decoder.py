@@ -82,8 +82,8 @@ def test_a_step_moves_the_upper_half_and_the_heads_and_nothing_else(rank):
     trained = list(model.trained_parameters())
     assert all(p.grad is not None for p in trained)
     torch.optim.SGD(trained, lr=0.1).step()
-    moved = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
-    assert moved and all(f"decoder.{k}" in moved for k in ("temperature", "img_to_latents.to_latents.weight"))
+    moved = {k.replace("decoder.", "coca.", 1) for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    assert moved and all(f"coca.{k}" in moved for k in ("temperature", "img_to_latents.to_latents.weight"))
     decoder = {k for k in moved if "text_decoder" in k}
     if rank:  # lora_B begins at 0, so lora_A moves from the second step on
         assert len(decoder) == 2 * 10 and all("lora_B" in k for k in decoder)
