@@ -1,22 +1,30 @@
-"""Line charts as numbers: where the points, ticks and lines of an SVG go. `pages/report.html` draws them."""
+"""Line charts as numbers: where the points, ticks and lines of an SVG go. `templates/report.html` draws them."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-WIDTH, HEIGHT = 460, 270
+WIDTH, HEIGHT = 460, 270  # pixels, as the margins
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 24, 40
-_MOST = 1e300  # the difference of two values must be a number, too
-_MOST_POINTS = 200  # of one line: more than there are pixels for
+_INSET = 6  # between the axis and the first and last epoch
+_MAX_VALUE = 1e300  # the difference of two values must be finite, too
+_MAX_POINTS = 200  # of one line: more cannot be told apart at this width
+_TICKS = 5
 Points = Sequence[tuple[float, float]]
 
 
 @dataclass(frozen=True)
 class Chart:
-    """title, y_label: (Chinese, English). lines: name -> (points of the polyline, [(x, y, its text)]); all in pixels.
-    x_ticks, y_ticks: (pixel, text)."""
+    """A line chart in pixels.
+
+    Attributes:
+        title, y_label: (Chinese, English).
+        lines: name -> (points of the polyline, [(x, y, text of the tooltip)]).
+        x_ticks, y_ticks: (position, text).
+    """
 
     title: tuple[str, str]
     y_label: tuple[str, str]
@@ -31,56 +39,94 @@ class Chart:
     bottom: int = HEIGHT - _BOTTOM
 
 
+@dataclass(frozen=True)
+class _Axis:
+    """Maps values from `low` to `high` to pixels from `start` to `end`."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    @classmethod
+    def around(cls, values: Sequence[float], ticks: Sequence[float], start: float, end: float) -> _Axis:
+        return cls(min(*values, *ticks), max(*values, *ticks), start, end)
+
+    def pixel(self, value: float) -> float:
+        share = (value - self.low) / (self.high - self.low) if self.high > self.low else 0.5
+        return round(self.start + (self.end - self.start) * share, 1)
+
+
 def line_chart(title: tuple[str, str], y_label: tuple[str, str], series: Mapping[str, Points]) -> Chart | None:
-    """A chart of values over epochs; None if there is no finite value to draw."""
-    kept = {name: thin([(x, y) for x, y in points if abs(y) < _MOST]) for name, points in series.items()}
-    kept = {name: points for name, points in kept.items() if points}
-    if not kept:
+    """A chart of values over epochs.
+
+    Args:
+        title, y_label: (Chinese, English).
+        series: Name of a line -> its points (epoch, value); those that are not finite are left out.
+
+    Returns:
+        None if there is no value to draw.
+    """
+    drawn = _drawable(series)
+    if not drawn:
         return None
-    xs, ys = zip(*(point for points in kept.values() for point in points), strict=True)
-    x_ticks, y_ticks = ticks(min(xs), max(xs), whole=True), ticks(min(ys), max(ys))
-    x_low, x_high = min(*xs, x_ticks[0]), max(*xs, x_ticks[-1])
-    y_low, y_high = min(*ys, y_ticks[0]), max(*ys, y_ticks[-1])
-
-    def place(value: float, low: float, high: float, start: float, end: float) -> float:
-        return round(start + (end - start) * ((value - low) / (high - low) if high > low else 0.5), 1)
-
-    def x_at(x: float) -> float:
-        return place(x, x_low, x_high, _LEFT + 6, WIDTH - _RIGHT - 6)
-
-    def y_at(y: float) -> float:
-        return place(y, y_low, y_high, HEIGHT - _BOTTOM, _TOP)
-
+    xs, ys = zip(*itertools.chain(*drawn.values()), strict=True)
+    x_ticks, y_ticks = epoch_ticks(min(xs), max(xs)), ticks(min(ys), max(ys))
+    x_axis = _Axis.around(xs, x_ticks, _LEFT + _INSET, WIDTH - _RIGHT - _INSET)
+    y_axis = _Axis.around(ys, y_ticks, HEIGHT - _BOTTOM, _TOP)  # SVG counts y from the top
     lines = {}
-    for name, points in kept.items():
-        placed = [(x_at(x), y_at(y), f"{name}, epoch {x:g}: {y:.5g}") for x, y in points]
-        lines[name] = " ".join(f"{x},{y}" for x, y, _ in placed), placed
-    return Chart(title, y_label, lines, [(x_at(t), f"{t:g}") for t in x_ticks],
-                 [(y_at(t), f"{t:.4g}") for t in y_ticks])
+    for name, points in drawn.items():
+        placed = [(x_axis.pixel(x), y_axis.pixel(y), f"{name}, epoch {x:g}: {y:.5g}") for x, y in points]
+        polyline = " ".join(f"{x},{y}" for x, y, _ in placed)
+        lines[name] = polyline, placed
+    return Chart(title, y_label, lines,
+                 x_ticks=[(x_axis.pixel(tick), f"{tick:g}") for tick in x_ticks],
+                 y_ticks=[(y_axis.pixel(tick), f"{tick:.4g}") for tick in y_ticks])
 
 
-def ticks(low: float, high: float, about: int = 5, whole: bool = False) -> list[float]:
-    """Round numbers around low..high, steps of 1, 2 or 5 times a power of ten."""
+def _drawable(series: Mapping[str, Points]) -> dict[str, Points]:
+    """The lines that have a finite value, without the points that have none."""
+    lines: dict[str, Points] = {}
+    for name, points in series.items():
+        finite = [(x, y) for x, y in points if abs(y) < _MAX_VALUE]
+        if finite:
+            lines[name] = thin(finite)
+    return lines
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """About five round numbers that enclose low..high."""
     if high <= low:
-        low, high = (low - 1, high + 1) if whole else (low - (abs(low) or 1) * 0.1, high + (abs(high) or 1) * 0.1)
-    raw = (high - low) / about
-    power = 10.0 ** math.floor(math.log10(raw)) if raw > 0 else 1.0
-    step = next(power * m for m in (1, 2, 5, 10) if power * m >= raw * 0.999)
-    if whole:
-        step = max(step, 1.0)
+        low, high = low - (abs(low) or 1) * 0.1, high + (abs(high) or 1) * 0.1
+    step = _round_step(low, high)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    if whole:  # no epoch before the first or after the last
-        first, last = math.ceil(low / step), math.floor(high / step)
     return [round(i * step, 12) for i in range(first, last + 1)]
 
 
-def thin(points: Points, most: int = _MOST_POINTS) -> list[tuple[float, float]]:
-    """At most `most` of the points: lowest and highest of each stretch, so that no spike is lost, and both ends."""
-    points = list(points)
-    if len(points) <= most:
+def epoch_ticks(low: float, high: float) -> list[float]:
+    """About five round whole numbers within low..high: no epoch before the first or after the last."""
+    if high <= low:
+        low, high = low - 1, high + 1
+    step = max(_round_step(low, high), 1.0)
+    return [round(i * step, 12) for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def _round_step(low: float, high: float) -> float:
+    """1, 2 or 5 times a power of ten, for about five ticks."""
+    raw = (high - low) / _TICKS
+    power = 10.0 ** math.floor(math.log10(raw)) if raw > 0 else 1.0
+    return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw * 0.999)
+
+
+def thin(points: Points, limit: int = _MAX_POINTS) -> Points:
+    """At most `limit` of the points: lowest and highest of each stretch, so that no spike is lost, and both ends."""
+    if len(points) <= limit:
         return points
-    size, kept = len(points) / (most / 2 - 1), {0, len(points) - 1}
-    for part in range(most // 2 - 1):
-        stretch = range(int(part * size), min(int((part + 1) * size), len(points)))
-        kept |= {min(stretch, key=lambda i: points[i][1]), max(stretch, key=lambda i: points[i][1])}
+    stretches = limit // 2 - 1
+    size = len(points) / stretches
+    kept = {0, len(points) - 1}
+    for number in range(stretches):
+        stretch = range(int(number * size), min(int((number + 1) * size), len(points)))
+        kept.add(min(stretch, key=lambda i: points[i][1]))
+        kept.add(max(stretch, key=lambda i: points[i][1]))
     return [points[i] for i in sorted(kept)]

@@ -14,7 +14,7 @@ import pytest
 from finetune.common.log import log_to_console, log_to_file, logger
 from finetune.config.schema import Config
 from finetune.config.yaml_file import dump_yaml
-from finetune.pages.charts import line_chart, thin, ticks
+from finetune.pages.charts import epoch_ticks, line_chart, thin, ticks
 from finetune.pages.run_report import view, write_report
 from finetune.training.run_log import RunLog
 from finetune.training.state import TrainState
@@ -78,8 +78,17 @@ def test_a_rank_that_is_1_so_far_is_no_share(tmp_path):
     folder = make_run(tmp_path / "run")
     lines(folder / "metrics.jsonl", [{"epoch": 1, "val_image_to_text_median_rank": 1.0, "val_cider": 0.5, "val_bleu_4": 0.5}])
     charts = {chart.title[1]: chart for chart in view(folder)["charts"]}
-    assert list(charts["validation scores"].lines) == ["bleu_4"]
-    assert charts["val_cider"].y_label[1] == charts["val_image_to_text_median_rank"].y_label[1] == "value"
+    assert list(charts["validation scores"].lines) == ["BLEU-4"]
+    assert charts["CIDEr-D"].y_label[1] == charts["image-to-text median rank"].y_label[1] == "value"
+
+
+def test_old_and_new_names_of_a_score_are_one_curve_with_its_label(tmp_path):
+    caption = {"epoch": 6, "id": "a", "caption": "x", "references": ["y"], "scores": {"meteor": 0.25}}
+    folder = make_run(tmp_path / "run", captions=[caption])
+    lines(folder / "metrics.jsonl", [{"epoch": 1, "val_meteor": 0.1}, {"epoch": 2, "val_meteor_exact": 0.3}])
+    (chart,) = [c for c in view(folder)["charts"] if c.title[1] == "validation scores"]
+    _, points = chart.lines["METEOR (exact matches only)"]
+    assert len(points) == 2 and view(folder)["captions"][0]["scores"] == {"METEOR (exact matches only)": 0.25}
 
 
 def test_numbers_too_large_to_draw_are_left_out(tmp_path):
@@ -142,7 +151,7 @@ def test_ticks_are_round_and_enclose_the_values(low, high, expected):
 
 @pytest.mark.parametrize("last", [1, 2, 7, 50, 3001])
 def test_ticks_of_epochs_are_whole_and_within(last):
-    found = ticks(1, last, whole=True)
+    found = epoch_ticks(1, last)
     assert all(t == int(t) for t in found) and (last == 1 or (min(found) >= 1 and max(found) <= last and found))
 
 
