@@ -1,7 +1,7 @@
 """Caption and score slides: python inference.py --checkpoint best_model.pth --embeddings_file F.h5 --text T ..."""
 
-from finetune.cli import Parser, add_inference_flags, options_from_flags, refuse_unused
-from finetune.errors import run_script
+from finetune.common.errors import run_script
+from finetune.config.flags import Parser, add_inference_flags, options_from_flags, refuse_unused
 
 
 def main() -> int:
@@ -12,11 +12,11 @@ def main() -> int:
     options = options_from_flags(args)
     # torch: only once the arguments are good
     if args.serve:
-        from finetune.serve import run_server as run
+        from finetune.inference.serve import run_server as run
     elif args.explain is not None:
-        from finetune.explain import run_explain as run
+        from finetune.inference.explain import run_explain as run
     else:
-        from finetune.caption import run_inference as run
+        from finetune.inference.run import run_inference as run
     return run(args, options)
 
 

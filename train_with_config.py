@@ -1,8 +1,9 @@
 """Train a slide captioner from a YAML file: python train_with_config.py --config config.yaml."""
 
-from finetune.cli import Parser, add_common_flags
-from finetune.config import Config, apply_overrides, load_yaml
-from finetune.errors import run_script
+from finetune.common.errors import run_script
+from finetune.config.flags import Parser, add_common_flags
+from finetune.config.schema import Config, apply_overrides
+from finetune.config.yaml_file import load_yaml
 
 
 def main() -> int:
@@ -12,7 +13,7 @@ def main() -> int:
     add_common_flags(parser)
     args = parser.parse_args()
     config = apply_overrides(load_yaml(args.config, Config()), args.set)
-    from finetune.run import check, train  # torch: only once the arguments are good
+    from finetune.training.run import check, train  # torch: only once the arguments are good
 
     return check(config) if args.check else train(config, args.resume)
 

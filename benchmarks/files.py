@@ -12,9 +12,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from finetune.batching import BatchOrder
-from finetune.manifest import read_manifest, write_manifest
-from finetune.tiles import find_files, index_slides, inspect_slide, read_tiles
+from finetune.data.header_cache import read_manifest, write_manifest
+from finetune.data.sampler import BatchOrder
+from finetune.data.slides import find_files, index_slides, inspect_slide
+from finetune.data.tile_reader import read_tiles
 
 from .common import ROOT, Row, in_turn, ratio, seconds
 

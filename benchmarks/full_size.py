@@ -16,15 +16,15 @@ import time
 import torch
 
 from coca_pytorch import CoCa
-from finetune.batching import Batch
-from finetune.config import GenerationOptions
-from finetune.distributed import World
-from finetune.generate import generate
-from finetune.memory import keep_freed_memory
-from finetune.model import SlideCaptioner
-from finetune.objective import Objective
-from finetune.optim import Precision, build_optimizer, resolve_device, resolve_precision
-from finetune.prism_decoder import PrismCoCa
+from finetune.common.device import Precision, keep_freed_memory, resolve_device, resolve_precision
+from finetune.common.distributed import World
+from finetune.config.schema import GenerationOptions
+from finetune.data.batch import Batch
+from finetune.models.captioner import SlideCaptioner
+from finetune.models.generation import generate
+from finetune.models.prism_decoder import PrismCoCa
+from finetune.training.objective import Objective
+from finetune.training.optim import build_optimizer
 from prism import Prism, load_prism
 
 _SLIDES, _TOKENS, _WORDS, _PAD, _BOS = 4, 128, 42384, 0, 1
@@ -79,7 +79,7 @@ def main() -> None:
         coca = CoCa(dim=1024, num_tokens=_WORDS, unimodal_depth=6, multimodal_depth=6, dim_latents=5120, image_dim=1280,
                     pad_id=_PAD)
     model = SlideCaptioner(prism, coca, "latents").to(device)
-    optimizer = build_optimizer(model, 1e-4, 0.01)
+    optimizer = build_optimizer(model.named_parameters(), 1e-4, 0.01)
     batch = random_batch(args.tiles).to(device)
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.processor()} CPU"
     print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, {precision.name}; "

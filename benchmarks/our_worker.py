@@ -14,19 +14,22 @@ import torch
 from safetensors.torch import save_file, save_model
 
 from coca_pytorch import CoCa
-from finetune.batching import Batches, BatchOrder, Sample
-from finetune.config import GenerationOptions
-from finetune.distributed import World
-from finetune.generate import generate
-from finetune.latents import SlideCache
-from finetune.loop import Parts, TrainState, train_step
-from finetune.memory import keep_freed_memory
-from finetune.model import SlideCaptioner
-from finetune.objective import Objective
-from finetune.optim import build_optimizer, resolve_device, resolve_precision
-from finetune.run import encode as encode_slides
-from finetune.runlog import RunLog
-from finetune.tiles import find_files, index_slides
+from finetune.common.device import keep_freed_memory, resolve_device, resolve_precision
+from finetune.common.distributed import World
+from finetune.config.schema import GenerationOptions
+from finetune.data.batch import Sample
+from finetune.data.loader import BatchLoader
+from finetune.data.sampler import BatchOrder
+from finetune.data.slide_cache import SlideCache
+from finetune.data.slides import find_files, index_slides
+from finetune.models.captioner import SlideCaptioner
+from finetune.models.generation import generate
+from finetune.training.loop import Parts, train_step
+from finetune.training.objective import Objective
+from finetune.training.optim import build_optimizer
+from finetune.training.run import encode as encode_slides
+from finetune.training.run_log import RunLog
+from finetune.training.state import TrainState
 from prism import load_prism
 
 from .common import gemm_rate, peak_bytes, read_rate, timed
@@ -105,7 +108,7 @@ def step(model: dict[str, int], words: int, tokens: int) -> dict[str, Any]:
 
     def work() -> None:
         coca = _coca(model, words)
-        optimizer = build_optimizer(coca, 1e-4, 0.01)
+        optimizer = build_optimizer(coca.named_parameters(), 1e-4, 0.01)
 
         def one() -> None:
             with resolved.autocast():
@@ -148,7 +151,7 @@ def epochs(folder: str, prism: str, batch: int, tokens: int, words: int, model: 
     encoder = load_prism(prism)
     captioner = SlideCaptioner(encoder, CoCa(num_tokens=words, image_dim=encoder.image_dim, **model), "latents")
     captioner.to(DEVICE)
-    optimizer = build_optimizer(captioner, 1e-4, 0.01)
+    optimizer = build_optimizer(captioner.named_parameters(), 1e-4, 0.01)
     generator = torch.Generator().manual_seed(0)
     seconds = []
     for epoch in range(2):
@@ -161,7 +164,7 @@ def epochs(folder: str, prism: str, batch: int, tokens: int, words: int, model: 
                               *captioner.image_tokens_shape)
         cache.fill(slides, lambda tiles, mask: encode_slides(captioner, resolved, tiles, mask))
         order = BatchOrder([(0, tokens)] * len(slides), batch, 0, shuffle=True)
-        batches = Batches(samples, order, cache, 0, workers=2, encoded=True)
+        batches = BatchLoader(samples, order, cache, 0, workers=2, encoded=True)
         parts = Parts(Objective(captioner, resolved, World()), optimizer, resolved.scaler(), batches, None,
                       RunLog(Path(folder)), lambda *_: None, lambda: False, epochs=2, peak_lr=1e-4, warmup=0,
                       grad_clip_norm=1.0)

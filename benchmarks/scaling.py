@@ -13,11 +13,13 @@ import sys
 import torch
 
 from coca_pytorch import CoCa
-from finetune.batching import Batch, dealt
-from finetune.distributed import World, join_world
-from finetune.model import SlideCaptioner
-from finetune.objective import Objective
-from finetune.optim import build_optimizer, resolve_precision
+from finetune.common.device import resolve_precision
+from finetune.common.distributed import World, join_world
+from finetune.data.batch import Batch
+from finetune.data.sampler import split_for_rank
+from finetune.models.captioner import SlideCaptioner
+from finetune.training.objective import Objective
+from finetune.training.optim import build_optimizer
 from prism import load_prism
 
 from .common import Row, in_process, seconds
@@ -57,12 +59,12 @@ def _steps(world: World, threads: int, parts: int, tokens: int, words: int, **mo
     coca = CoCa(num_tokens=words, dim_latents=512, image_dim=1280, **model)
     captioner = SlideCaptioner(load_prism("random-tiny"), coca, "latents")
     objective = Objective(captioner, resolve_precision("auto", torch.device("cpu")), world)
-    optimizer = build_optimizer(captioner, 1e-4, 0.01)
+    optimizer = build_optimizer(captioner.named_parameters(), 1e-4, 0.01)
     text = torch.randint(4, words, (_SLIDES, tokens))
     whole = Batch([str(i) for i in range(_SLIDES)], None, None, text, text.roll(-1, 1),
                   torch.ones_like(text, dtype=torch.bool), torch.randn(_SLIDES, 513, 1280))
     pieces = whole.split(_SLIDES // (world.size * parts))
-    mine = [pieces[i] for [i] in dealt([[i] for i in range(len(pieces))], world.rank, world.size)]
+    mine = [pieces[i] for [i] in split_for_rank([[i] for i in range(len(pieces))], world.rank, world.size)]
 
     def step() -> None:
         objective.backward(mine, torch.amp.GradScaler("cpu", enabled=False))

@@ -6,10 +6,10 @@ share of unknown tokens, tokens a text with begin and end.
 
 import argparse
 
-from finetune.errors import run_script
-from finetune.labels import load_labels
-from finetune.splits import split_ids
-from finetune.tokenizer import build_tokenizer
+from finetune.common.errors import run_script
+from finetune.data.labels import load_labels
+from finetune.data.splits import split_ids
+from finetune.data.tokenizer import build_tokenizer
 
 
 def main() -> None:

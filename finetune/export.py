@@ -1,8 +1,8 @@
 """Write a checkpoint as a Hugging Face folder: python -m finetune.export --checkpoint best_model.pth --output FOLDER"""
 
-from .cli import Parser, add_debug_flag
-from .config import expand
-from .errors import run_script, say
+from .common.errors import run_script, say
+from .common.files import expand
+from .config.flags import Parser, add_debug_flag
 
 
 def main() -> int:
@@ -13,7 +13,7 @@ def main() -> int:
     add_debug_flag(parser)
     args = parser.parse_args()
     checkpoint, folder = expand(args.checkpoint), expand(args.output)
-    from .folder import write_folder  # torch: only once the arguments are good
+    from .checkpoints.hf_folder import write_folder  # torch: only once the arguments are good
 
     write_folder(checkpoint, folder)
     say(f"written: {folder}")

@@ -13,10 +13,11 @@ Histopathology" (https://arxiv.org/abs/2405.10254): a Perceiver (https://arxiv.o
 """
 
 from .biogpt import BioGptConfig, TextDecoder
+from .config import PrismConfig
 from .errors import PrismWeightsError
 from .generation import search
 from .perceiver import PerceiverConfig
-from .prism import Prism, PrismConfig, PrismSlideEncoder, fingerprint
+from .prism import Prism, PrismSlideEncoder, fingerprint
 from .tokenizer import BioGptTokenizer
 from .weights import load_prism, load_tokenizer
 

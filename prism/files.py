@@ -11,9 +11,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .biogpt import BioGptConfig
+from .config import PrismConfig
 from .errors import PrismWeightsError
 from .perceiver import PerceiverConfig
-from .prism import PrismConfig
 
 # What a model folder may hold, best first: safetensors cannot carry code and is read tensor by tensor.
 WEIGHT_FILES = (
@@ -92,7 +92,7 @@ def read_weights(path: Path, part: str) -> tuple[dict[str, Tensor], int]:
     if path.name.endswith(".index.json"):
         parts = [read_weights(path.parent / name, part) for name in shard_names(path)]
         return {key: tensor for tensors, _ in parts for key, tensor in tensors.items()}, sum(n for _, n in parts)
-    _refuse_impostors(path)
+    _reject_placeholders(path)
     read = _read_torch if path.suffix.lower() in TORCH_SUFFIXES else _read_safetensors
     return read(path, part)
 
@@ -117,7 +117,7 @@ def _keys_of(part: str, keys: list[str], path: Path) -> dict[str, str]:
     return {name: key for name, key in plain.items() if name.startswith(part)}
 
 
-def _refuse_impostors(path: Path) -> None:
+def _reject_placeholders(path: Path) -> None:
     """What downloads leave in place of weights gets its own message; the readers' messages would puzzle."""
     try:
         with path.open("rb") as file:

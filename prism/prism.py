@@ -5,7 +5,6 @@ Shapes: B slides, N tiles, C tile width (`tile_dim`), L image latents, D width o
 
 import hashlib
 import math
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,7 +13,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from .biogpt import BioGptConfig, TextDecoder
+from .biogpt import TextDecoder
+from .config import PrismConfig
 from .generation import SearchOptions, search
 from .perceiver import ImageResampler, PerceiverConfig
 from .tokenizer import BioGptTokenizer
@@ -129,27 +129,6 @@ class PrismSlideEncoder(nn.Module):
         empty = (~mask.any(dim=1)).nonzero().flatten().tolist()
         if empty:
             raise ValueError(f"tile_mask leaves no tile in slide {empty[0]} of the batch ({len(empty)} such)")
-
-
-@dataclass(frozen=True)
-class PrismConfig:
-    """Architecture of the whole model, in the field names of the published `config.json`.
-
-    Raises:
-        ValueError: the parts do not fit each other.
-    """
-
-    perceiver_config: PerceiverConfig = field(default_factory=PerceiverConfig)
-    biogpt_config: BioGptConfig = field(default_factory=BioGptConfig)
-    biogpt_context_dim: int = 1280
-    dim_latents: int = 5120
-
-    def __post_init__(self) -> None:
-        if self.biogpt_context_dim != self.perceiver_config.latent_dim:
-            raise ValueError(f"biogpt_context_dim is {self.biogpt_context_dim!r}, perceiver_config.latent_dim "
-                             f"{self.perceiver_config.latent_dim}; they must be equal")
-        if type(self.dim_latents) is not int or self.dim_latents < 1:
-            raise ValueError(f"dim_latents is {self.dim_latents!r}; need an integer of 1 or more")
 
 
 class EmbedToLatents(nn.Module):

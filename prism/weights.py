@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from .biogpt import BioGptConfig
+from .config import PrismConfig
 from .errors import PrismWeightsError
 from .files import ENCODER, SUFFIXES, find_weights, read_config, read_weights, read_whole_config
 from .hub import commit_of, fetch, fetch_vocabulary
 from .perceiver import PerceiverConfig
-from .prism import Prism, PrismConfig, PrismSlideEncoder, fingerprint
+from .prism import Prism, PrismSlideEncoder, fingerprint
 from .tokenizer import BioGptTokenizer, find_tokenizer, letters_tokenizer
 
 # Small, with the widths of the published encoder, so that every default fits: for the demo and the tests.

@@ -7,51 +7,14 @@ import logging
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
-from finetune.errors import UserError
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-@contextmanager
-def refused(*words: object) -> Iterator[None]:
-    """The block raises a `UserError` whose one printable line holds all `words`."""
-    with pytest.raises(UserError) as caught:
-        yield
-    line = caught.value.line()
-    assert line.isprintable() and len(line) <= 300, line
-    assert line.count("; ") >= 1, f"no fix in: {line}"
-    for word in words:
-        assert str(word) in line, f"{word!r} is not in: {line}"
-
-
-def random_tiles(count: int, width: int, seed: int = 0, dtype: str = "float32") -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal((count, width)).astype(dtype)
-
-
-def write_h5(path: Path, data: np.ndarray, key: str = "embeddings", **options: object) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with h5py.File(path, "w") as file:
-        file.create_dataset(key, data=data, **options)
-    return path
-
-
-def write_slides(folder: Path, counts: dict[str, int], width: int = 6) -> Path:
-    """`folder`/ID.h5 with so many random tiles for each id."""
-    for seed, (slide_id, count) in enumerate(counts.items()):
-        write_h5(folder / f"{slide_id}.h5", random_tiles(count, width, seed))
-    return folder
-
-
-def write_json(path: Path, data: object) -> Path:
-    path.write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
-    return path
+from tests.helpers.files import ROOT, random_tiles, write_h5
+from tests.helpers.scripts import TEXTS
 
 
 @pytest.fixture
@@ -87,4 +50,22 @@ def run_with_coords(tmp_path_factory):
                     "--labels_file", folder / "labels.json", "--output_dir", folder / "run", "--epochs", "25", "--lr", "3e-3",
                     "--set", f"training.log_dir={folder}/logs", "training.workers=0", *(f"model.{s}" for s in small)],
                    cwd=ROOT, check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> Path:
+    """12 slides whose tiles lean towards one of three directions, which is what their text says."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    directions = rng.standard_normal((3, 2560))
+    (folder / "embeddings" / "nested").mkdir(parents=True)
+    labels = {}
+    for i in range(12):
+        place = folder / "embeddings" / ("nested" if i % 2 else "")
+        with h5py.File(place / f"s{i:02d}.h5", "w") as file:
+            tiles = rng.standard_normal((rng.integers(3, 9), 2560)) + directions[i % 3]
+            file["features" if i % 2 else "embeddings"] = tiles.astype(np.float16)
+        labels[f"s{i:02d}"] = TEXTS[i % 3]
+    (folder / "labels.json").write_text(json.dumps(labels, ensure_ascii=False), encoding="utf-8")
     return folder

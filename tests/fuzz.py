@@ -24,18 +24,21 @@ import numpy as np
 import torch
 import torch._dynamo  # see kill_runs
 
-from finetune import run
-from finetune.caption import Captioner
-from finetune.checkpoint import Saver, load_run
-from finetune.config import Config, from_dict, load_yaml
-from finetune.errors import UserError
-from finetune.labels import load_labels
-from finetune.loop import TrainState
-from finetune.model import SlideCaptioner
-from finetune.optim import build_optimizer
-from finetune.tiles import BadSlide, inspect_slide, read_tiles
+from finetune.checkpoints.format import load_run
+from finetune.common.errors import BadSlide, UserError
+from finetune.config.schema import Config, from_dict
+from finetune.config.yaml_file import load_yaml
+from finetune.data.labels import load_labels
+from finetune.data.slides import inspect_slide
+from finetune.data.tile_reader import read_tiles
+from finetune.inference.captioner import Captioner
+from finetune.models.captioner import SlideCaptioner
+from finetune.training import run
+from finetune.training.optim import build_optimizer
+from finetune.training.saver import Saver
+from finetune.training.state import TrainState
+from tests.helpers.files import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "checkpoint_v1.pth"
 SECONDS, MEGABYTES = 10, 2000  # limits of the issue: one input may not take longer, nor the process more memory
 _NUMBERS = [0, 1, 2**7, 2**8 - 1, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**64 - 1]
@@ -186,7 +189,7 @@ def pth_read(path: Path) -> None:
     content = load_run(path)
     model, config = _model()
     model.prism.unfreeze()
-    saver = Saver(path.parent, 0, model, build_optimizer(model, 1e-3, 0.1), torch.amp.GradScaler("cpu", enabled=False), {})
+    saver = Saver(path.parent, 0, model, build_optimizer(model.named_parameters(), 1e-3, 0.1), torch.amp.GradScaler("cpu", enabled=False), {})
     TrainState.of(saver.restore(content, path), str(path))
     run._check_same_run(content, {"config": config.to_dict()} | {k: _golden()[k] for k in ("data", "prism", "versions")},
                         str(path))

@@ -1,0 +1,72 @@
+"""The log of the program: the console, training.log, and how lines pass a progress bar."""
+
+from __future__ import annotations
+
+import contextlib
+import logging.handlers
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from .errors import UserError, printable
+
+logger = logging.getLogger("prism_coca")
+
+
+class _Printable(logging.Formatter):
+    """One line per record, whatever a file name or an id holds."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+class _TqdmHandler(logging.Handler):
+    """Writes above a running progress bar instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError, ValueError):  # nobody listens any more: no reason to lose a run
+            tqdm.write(self.format(record), file=sys.stderr)
+
+
+class _FileHandler(logging.FileHandler):
+    """training.log is a convenience: a full disk is told once, by the checkpoint that cannot be saved."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
+
+
+def log_to_console(quiet: bool = False) -> logging.handlers.MemoryHandler:
+    """Send log lines to stderr, and keep them until `log_to_file` knows the file. quiet: neither lines nor bars, for
+    all processes of a run but the first."""
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+    console, memory = _TqdmHandler(), logging.handlers.MemoryHandler(100_000, flushLevel=logging.CRITICAL + 1,
+                                                                     flushOnClose=False)
+    console.setFormatter(_Printable("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    logger.setLevel(logging.CRITICAL if quiet else logging.INFO)
+    logger.propagate = False
+    logger.addHandler(console)
+    logger.addHandler(memory)
+    return memory
+
+
+def log_to_file(memory: logging.handlers.MemoryHandler, folder: Path) -> list[logging.LogRecord]:
+    """Append the kept and all further lines to `folder`/training.log. Returns those that were kept."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = _FileHandler(folder / "training.log", encoding="utf-8")
+    except OSError as error:
+        raise UserError(folder, f"cannot be written ({error.strerror})", "set training.log_dir") from None
+    file.setFormatter(_Printable("%(asctime)s %(levelname)s %(message)s"))
+    memory.setTarget(file)
+    earlier = list(memory.buffer)
+    memory.flush()
+    logger.removeHandler(memory)
+    logger.addHandler(file)
+    return earlier

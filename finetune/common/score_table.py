@@ -1,0 +1,123 @@
+"""Every score of the program, once: its name, which direction is better, its range and what people read.
+
+It lies in `common` because four rooms that do not know each other read it: `evaluation` computes the scores, `training`
+chooses the best model by one of them, and the report page and the model card show them. It holds rows and look-ups, no
+computation.
+
+A new score is one row here and its function in `evaluation/text_metrics.py` or `evaluation/scoring.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["loss", "collapse", "text", "retrieval", "classification", "finding"]
+VALIDATION = "val_"  # prefix in metrics.jsonl of what is measured on the validation slides
+# The fields of a line of metrics.jsonl that are no scores.
+RECORD_FIELDS = ("epoch", "step", "lr", "best", "skipped_steps")
+
+
+@dataclass(frozen=True)
+class Score:
+    """One score.
+
+    Attributes:
+        name: In the summary of inference.py, and with `val_` in metrics.jsonl and `training.monitor`.
+        kind: What it measures; the kinds are computed by different functions.
+        better: The direction in which a model improves.
+        low, high: The range of the values.
+        english, chinese: What people read in the report and in the model card.
+        log_line: Whether the log line of an epoch has room for it; the files and trackers have them all.
+        per_slide: Whether it is defined for a single slide. Else it has no interval either: a resample repeats slides.
+        old_names: Names in files of earlier versions.
+    """
+
+    name: str
+    kind: Kind
+    better: Literal["higher", "lower"]
+    low: float
+    high: float
+    english: str
+    chinese: str
+    log_line: bool = False
+    per_slide: bool = True
+    old_names: tuple[str, ...] = ()
+
+
+_ROWS = (
+    Score("loss", "loss", "lower", -math.inf, math.inf, "loss", "总损失", log_line=True),
+    Score("caption_loss", "loss", "lower", 0, math.inf, "caption loss", "描述损失", log_line=True),
+    Score("contrastive_loss", "loss", "lower", 0, math.inf, "contrastive loss", "对比损失", log_line=True),
+    Score("shuffled_gap", "collapse", "higher", -math.inf, math.inf, "caption loss added by shuffling the slides",
+          "打乱切片后描述损失的增加", log_line=True),
+    Score("distinct_captions", "collapse", "higher", 0, 1, "distinct captions of the first slides",
+          "前几张切片中不同描述的比例", log_line=True),
+    Score("bleu_1", "text", "higher", 0, 1, "BLEU-1", "BLEU-1"),
+    Score("bleu_2", "text", "higher", 0, 1, "BLEU-2", "BLEU-2"),
+    Score("bleu_3", "text", "higher", 0, 1, "BLEU-3", "BLEU-3"),
+    Score("bleu_4", "text", "higher", 0, 1, "BLEU-4", "BLEU-4", log_line=True),
+    Score("chrf", "text", "higher", 0, 1, "chrF", "chrF"),
+    Score("rouge_l", "text", "higher", 0, 1, "ROUGE-L", "ROUGE-L", log_line=True),
+    Score("meteor_exact", "text", "higher", 0, 1, "METEOR (exact matches only)", "METEOR（只算完全相同的词）",
+          old_names=("meteor",)),
+    Score("cider", "text", "higher", 0, 10, "CIDEr-D", "CIDEr-D"),
+    Score("exact_match", "text", "higher", 0, 1, "exact matches", "与参考一字不差的比例", log_line=True),
+    Score("distinct_share", "text", "higher", 0, 1, "distinct captions", "不同描述的比例", per_slide=False),
+    Score("image_to_text_r1", "retrieval", "higher", 0, 1, "image-to-text recall@1", "以图搜文 recall@1"),
+    Score("image_to_text_r5", "retrieval", "higher", 0, 1, "image-to-text recall@5", "以图搜文 recall@5"),
+    Score("image_to_text_r10", "retrieval", "higher", 0, 1, "image-to-text recall@10", "以图搜文 recall@10"),
+    Score("image_to_text_median_rank", "retrieval", "lower", 1, math.inf, "image-to-text median rank",
+          "以图搜文的中位排名"),
+    Score("text_to_image_r1", "retrieval", "higher", 0, 1, "text-to-image recall@1", "以文搜图 recall@1"),
+    Score("text_to_image_r5", "retrieval", "higher", 0, 1, "text-to-image recall@5", "以文搜图 recall@5"),
+    Score("text_to_image_r10", "retrieval", "higher", 0, 1, "text-to-image recall@10", "以文搜图 recall@10"),
+    Score("text_to_image_median_rank", "retrieval", "lower", 1, math.inf, "text-to-image median rank",
+          "以文搜图的中位排名"),
+    Score("zero_shot_balanced_accuracy", "classification", "higher", 0, 1, "zero-shot balanced accuracy",
+          "零样本平衡准确率"),
+    Score("zero_shot_auroc", "classification", "higher", 0, 1, "zero-shot AUROC", "零样本 AUROC"),
+    Score("finding_presence_precision", "finding", "higher", 0, 1, "precision of findings present",
+          "“存在”的精确率"),
+    Score("finding_presence_recall", "finding", "higher", 0, 1, "recall of findings present", "“存在”的召回率"),
+    Score("finding_absence_precision", "finding", "higher", 0, 1, "precision of findings absent",
+          "“不存在”的精确率"),
+    Score("finding_absence_recall", "finding", "higher", 0, 1, "recall of findings absent", "“不存在”的召回率"),
+    Score("finding_contradictions", "finding", "lower", 0, math.inf, "contradictions per slide", "每张切片的矛盾数"),
+)
+SCORES = {score.name: score for score in _ROWS}
+
+
+def score_names(*kinds: Kind) -> list[str]:
+    """The names of the scores of these kinds, in the order of the table."""
+    return [score.name for score in SCORES.values() if score.kind in kinds]
+
+
+def find_score(name: str) -> Score | None:
+    """The row of a name, with or without `val_`, current or old; None for a name that is not in the table."""
+    return SCORES.get(canonical_name(name).removeprefix(VALIDATION))
+
+
+def canonical_name(name: str) -> str:
+    """The current name of a score; `val_` stays, and so does a name that is not in the table.
+
+    Configs, checkpoints and run folders of earlier versions hold `meteor` and `val_meteor`.
+    """
+    bare = name.removeprefix(VALIDATION)
+    for score in SCORES.values():
+        if bare in score.old_names:
+            return name.removesuffix(bare) + score.name
+    return name
+
+
+def higher_is_better(name: str) -> bool:
+    """Whether the best model has the highest value; of a user's own loss terms it has the lowest."""
+    score = find_score(name)
+    return score is not None and score.better == "higher"
+
+
+def label(name: str) -> str:
+    """What people read in English; a name that is not in the table is its own label."""
+    score = find_score(name)
+    return name if score is None else score.english

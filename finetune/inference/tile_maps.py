@@ -1,0 +1,137 @@
+"""Weights of tiles as pictures: where each tile lies, a heatmap over the grid or a thumbnail, the data of the page."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..common.errors import UserError
+from ..common.log import logger
+from ..data.h5_files import Coords
+
+_LONGEST = 1024  # side of a heatmap in pixels
+_MOST_CELLS = 4096  # of the page: beyond, neighbouring tiles share one
+_MOST_SIDE = 4096  # cells of a heatmap's side, whatever coordinates a file holds
+_BLANK, _TILE, _HOT = (255, 255, 255), (222, 226, 230), (214, 73, 20)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """cells: (N, 2) int, column and row of each tile, from 0. known: whether the file says where tiles lie.
+    thumbnail_box: (left, top, width, height) of the grid in pixels of the thumbnail, None without one."""
+
+    cells: np.ndarray
+    known: bool
+    thumbnail_box: tuple[float, float, float, float] | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(columns, rows)"""
+        columns, rows = (self.cells.max(axis=0) + 1).tolist()
+        return columns, rows
+
+
+def lay_out(num_tiles: int, coords: Coords | None, thumbnail_size: tuple[int, int] | None = None,
+            thumbnail_scale: float | None = None) -> Layout:
+    """The grid cell of each tile: by its coordinates, or in file order on a square.
+
+    thumbnail_size: (width, height) in pixels of a picture whose corner is the origin of the coordinates.
+    thumbnail_scale: units of the coordinates per pixel of it; None = as if the tiles reached to its far edge.
+    """
+    if coords is None:
+        side = math.ceil(math.sqrt(num_tiles))
+        order = np.arange(num_tiles)
+        return Layout(np.stack([order % side, order // side], axis=1), known=False)
+    low, step = coords.xy.min(axis=0), coords.step
+    if (extent := float((coords.xy.max(axis=0) - low).max())) / step >= _MOST_SIDE:  # not on one grid
+        step = extent / (_MOST_SIDE - 1)
+    cells = np.rint((coords.xy - low) / step).astype(int)
+    box = None
+    if thumbnail_size is not None:
+        size = (cells.max(axis=0) + 1) * step
+        if thumbnail_scale is None:
+            thumbnail_scale = float(((low + size) / thumbnail_size).max())
+            logger.warning("the thumbnail is taken to end with the tiles, %.4g to a pixel; if not so, give "
+                           "--thumbnail_scale", thumbnail_scale)
+        if ((low + size - step) / thumbnail_scale > thumbnail_size).any():
+            raise UserError("--thumbnail_scale", f"is {thumbnail_scale:g}: tiles would lie outside the thumbnail of "
+                            "{}x{} pixels".format(*thumbnail_size), "give the scale of this picture, or leave it out")
+        box = tuple(float(v) / thumbnail_scale for v in (*low, *size))
+    return Layout(cells, known=True, thumbnail_box=box)  # type: ignore[arg-type]
+
+
+def open_thumbnail(path: Path) -> Image.Image:
+    """A picture of the slide, at most `_LONGEST` pixels long when drawn. Raises UserError if it is none."""
+    try:
+        with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning), \
+                Image.open(path, formats=("PNG", "JPEG")) as image:
+            return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        what = f"is no usable PNG or JPEG ({type(error).__name__})"
+        what = "not found" if isinstance(error, FileNotFoundError) else what
+        raise UserError(path, what, "give --thumbnail a picture of the whole slide") from None
+
+
+def heatmap_png(layout: Layout, weights: Sequence[float], thumbnail: Image.Image | None = None) -> bytes:
+    """Weights (N,) as a PNG: white where there is no tile, grey to orange by weight, over the thumbnail if given."""
+    columns, rows = layout.shape
+    total, there = np.zeros((rows, columns)), np.zeros((rows, columns), dtype=bool)
+    np.add.at(total, (layout.cells[:, 1], layout.cells[:, 0]), weights)
+    there[layout.cells[:, 1], layout.cells[:, 0]] = True
+    heat = total / (total.max() or 1.0)
+    cell = max(1, _LONGEST // max(columns, rows))
+    size = (columns * cell, rows * cell)
+    over_thumbnail = thumbnail is not None and layout.thumbnail_box is not None
+    if over_thumbnail:
+        shrink = min(1.0, _LONGEST / max(thumbnail.size))
+        base = thumbnail.resize([max(1, round(s * shrink)) for s in thumbnail.size])
+        left, top, width, height = (v * shrink for v in layout.thumbnail_box)
+        size, alpha = (max(1, round(width)), max(1, round(height))), heat * 0.75
+    else:
+        pixels = np.where(there[..., None], np.array(_TILE), np.array(_BLANK)).astype(np.uint8)
+        base, left, top, alpha = Image.fromarray(pixels).resize(size, Image.Resampling.NEAREST), 0, 0, heat
+    mask = Image.fromarray(np.rint(alpha * 255).astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
+    base.paste(Image.new("RGB", size, _HOT), (round(left), round(top)), mask)
+    file = io.BytesIO()
+    base.save(file, "PNG", optimize=True)
+    return file.getvalue()
+
+
+def page_data(explanation: dict[str, Any], layout: Layout, thumbnail: Image.Image | None = None) -> dict[str, Any]:
+    """What the page needs: cells, and for each token and phrase how hot each cell is, 0 to 99 of its hottest."""
+    columns, rows = layout.shape
+    coarse = 1
+    while len(places := np.unique(layout.cells // coarse, axis=0)) > _MOST_CELLS:
+        coarse += 1
+    index = {tuple(place): i for i, place in enumerate(places.tolist())}
+    cell_of = np.array([index[tuple(place)] for place in (layout.cells // coarse).tolist()])
+
+    def heat(weights: list[float]) -> list[int]:
+        total = np.bincount(cell_of, weights, minlength=len(places))
+        return np.rint(99 * total / (total.max() or 1.0)).astype(int).tolist()
+
+    picture, box = None, None
+    if thumbnail is not None and layout.thumbnail_box is not None:
+        small = thumbnail.copy()
+        small.thumbnail((_LONGEST, _LONGEST))
+        file = io.BytesIO()
+        small.save(file, "JPEG", quality=80)
+        picture = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+        left, top, width, height = layout.thumbnail_box  # the picture in units of grid cells
+        per_cell = width / columns, height / rows
+        box = [-left / per_cell[0], -top / per_cell[1], thumbnail.width / per_cell[0], thumbnail.height / per_cell[1]]
+    tokens = [{"text": t["text"], "probability": t["probability"], "heat": heat(t["weights"])}
+              for t in explanation["tokens"]]
+    found = [{"text": p["text"], "tokens": p["tokens"], "test": p["deletion_test"], "heat": heat(p["weights"])}
+             for p in explanation["phrases"]]
+    return {"columns": columns / coarse, "rows": rows / coarse, "cells": places.tolist(), "known": layout.known,
+            "tokens": tokens, "phrases": found, "picture": picture, "box": box and [v / coarse for v in box]}

@@ -1,0 +1,193 @@
+"""The slide cache. Truth: the encoder itself, called for one slide at a time."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from finetune.common.distributed import World
+from finetune.data import slide_cache as latents
+from finetune.data.slide_cache import SlideCache
+from finetune.data.slides import SlideFile, inspect_slide
+from prism import PerceiverConfig, PrismSlideEncoder
+from tests.helpers.files import random_tiles, refused, write_h5
+
+D, TOKENS, WIDTH = 8, 4, 16
+
+
+@pytest.fixture(scope="module")
+def encoder() -> PrismSlideEncoder:
+    torch.manual_seed(0)
+    return PrismSlideEncoder(PerceiverConfig(latent_seq=TOKENS - 1, latent_dim=WIDTH, context_dim=D, mhsa_heads=2,
+                                             perceiver_depth=2, transformer_depth=1)).freeze()
+
+
+@pytest.fixture
+def slides(tmp_path) -> list[SlideFile]:
+    return [inspect_slide(write_h5(tmp_path / f"s{i}.h5", random_tiles(1 + 5 * i, D, i, "f2")), None, D)
+            for i in range(7)]
+
+
+def encode_with(encoder: PrismSlideEncoder, calls: list[int] | None = None):
+    @torch.no_grad()
+    def encode(tiles, mask):
+        if calls is not None:
+            calls.append(len(tiles))
+        out = encoder.slide_representations(tiles.float(), mask)
+        return torch.cat([out["image_embedding"].unsqueeze(1), out["image_latents"]], dim=1)
+
+    return encode
+
+
+def a_cache(folder: Path, sha256: str = "a" * 64, precision: str = "fp32") -> SlideCache:
+    return SlideCache.of(folder / "cache", sha256, precision, TOKENS, WIDTH)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-6), ("bf16", 2e-3), ("fp16", 2e-3)])
+def test_the_cache_holds_what_the_encoder_gives_for_each_slide_alone(tmp_path, slides, encoder, precision, tolerance):
+    cache = a_cache(tmp_path, precision=precision)
+    assert cache.fill(slides, encode_with(encoder)) == 7
+    for i, slide in enumerate(slides):
+        alone = encode_with(encoder)(torch.from_numpy(random_tiles(1 + 5 * i, D, i, "f2"))[None], None)[0]
+        tokens = cache(slide)
+        assert tokens.dtype == ("float32" if precision == "fp32" else "float16")
+        assert isinstance(np.load(cache.path(slide), mmap_mode="r", allow_pickle=False), np.memmap)
+        np.testing.assert_allclose(np.asarray(tokens, "f4"), alone.numpy(), atol=tolerance)
+
+
+def test_slides_are_encoded_once_and_only_what_is_missing_is_written(tmp_path, slides, encoder):
+    cache, calls = a_cache(tmp_path), []
+    cache.fill(slides[:5], encode_with(encoder, calls))
+    assert sum(calls) == 5
+    before = {s.slide_id: cache.path(s).stat().st_mtime_ns for s in slides[:5]}
+    assert cache.fill(slides, encode_with(encoder)) == 2
+    assert {s.slide_id: cache.path(s).stat().st_mtime_ns for s in slides[:5]} == before
+    calls.clear()
+    assert cache.fill(slides, encode_with(encoder, calls)) == 0 and calls == []
+
+
+def test_other_weights_precision_or_files_never_meet_old_latents(tmp_path, slides):
+    paths = {a_cache(tmp_path, **changes).path(slides[0])
+             for changes in ({}, {"sha256": "b" * 64}, {"precision": "bf16"}, {"precision": "fp16"})}
+    cache, path = a_cache(tmp_path), Path(slides[0].path)
+    paths |= {cache.path(slides[1]), SlideCache.of(tmp_path / "cache", "a" * 64, "fp32", 1, WIDTH).path(slides[0])}
+    write_h5(path, random_tiles(1, D, seed=99, dtype="f2"))  # of the same size
+    paths.add(cache.path(inspect_slide(path, None, D)))
+    shutil.copy2(path, tmp_path / "other.h5")  # of the same size and time
+    paths.add(cache.path(inspect_slide(tmp_path / "other.h5", None, D)))
+    assert len(paths) == 8
+
+
+def test_a_fill_that_was_cut_off_goes_on_and_ends_with_the_same_bits(tmp_path, slides, encoder, monkeypatch):
+    monkeypatch.setattr(latents, "_GROUP_SLIDES", 3)
+    whole, resumed = a_cache(tmp_path / "whole"), a_cache(tmp_path / "resumed")
+    whole.fill(slides, encode_with(encoder))
+    calls: list[int] = []
+
+    def dies_in_the_second_group(tiles, mask):
+        if calls:
+            raise KeyboardInterrupt
+        return encode_with(encoder, calls)(tiles, mask)
+
+    with pytest.raises(KeyboardInterrupt):
+        resumed.fill(slides, dies_in_the_second_group)
+    resumed.path(slides[1]).unlink(missing_ok=True)  # as if killed before this one of its group was written
+    assert 0 < sum(map(resumed.has, slides)) < len(slides)
+    resumed.fill(slides, encode_with(encoder))
+    assert all(np.array_equal(whole(s), resumed(s)) for s in slides)
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_file_that_is_too_short_is_encoded_anew(tmp_path, slides, encoder):
+    cache = a_cache(tmp_path)
+    cache.fill(slides, encode_with(encoder))
+    for length in (cache.path(slides[2]).stat().st_size - 1, 100, 0):
+        os.truncate(cache.path(slides[2]), length)
+        with refused(cache.path(slides[2]).name, "s2", "encoded anew"):
+            cache(slides[2])
+    assert not cache.has(slides[2]) and cache.fill(slides, encode_with(encoder)) == 1
+    assert cache(slides[2]).shape == (TOKENS, WIDTH)
+
+
+def test_H09_a_bad_tile_is_named_before_anything_of_its_slide_is_stored(tmp_path, slides, encoder):
+    data = random_tiles(9, D)
+    data[3, 1] = np.nan
+    bad = inspect_slide(write_h5(tmp_path / "bad.h5", data), None, D)
+    cache = a_cache(tmp_path)
+    with refused("bad.h5", "NaN or infinity in 1 of 9 tiles"):
+        cache.fill([*slides, bad], encode_with(encoder))
+    assert not cache.has(bad)
+
+
+def test_H11_output_beyond_half_precision_is_an_error_not_infinity(tmp_path, slides):
+    with refused("s0.h5", "not finite", "fp32"):
+        a_cache(tmp_path, precision="bf16").fill(slides, lambda tiles, mask: torch.full((len(tiles), TOKENS, WIDTH), 1e5))
+
+
+def test_C11_a_disk_that_is_too_small_is_told_before_the_work(tmp_path, slides, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9, 500))
+    with refused("cache", "needs 0.0 GB", "data.latents_cache"):
+        a_cache(tmp_path).fill(slides, lambda *_: pytest.fail("nothing must be encoded"))
+
+
+def test_K15_a_file_that_cannot_be_written_ends_the_fill_in_one_line(tmp_path, slides, encoder, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(latents.os, "replace", full)
+    with refused("No space left", "data.latents_cache"):
+        a_cache(tmp_path).fill(slides, encode_with(encoder))
+    assert not list(tmp_path.rglob("*.npy")) and not list(tmp_path.rglob("*.tmp"))
+
+
+def test_groups_hold_neighbours_in_size_and_keep_their_limits(monkeypatch):
+    monkeypatch.setattr(latents, "_GROUP_TILES", 100)
+    sizes = np.random.default_rng(0).integers(1, 150, 60).tolist()
+    groups = latents._groups([SlideFile(str(i), "", "", n) for i, n in enumerate(sizes)])
+    assert sorted(int(s.slide_id) for g in groups for s in g) == list(range(60))
+    for group in groups:
+        assert len(group) <= 16 and (len(group) == 1 or len(group) * max(s.num_tiles for s in group) <= 100)
+    assert [s.num_tiles for g in groups for s in g] == sorted(sizes)
+
+
+class Thread(World):
+    """One of two ranks that are threads of this process, and meet where ranks meet."""
+
+    def __init__(self, rank: int, barrier: threading.Barrier) -> None:
+        super().__init__(rank, 2)
+        object.__setattr__(self, "barrier", barrier)
+
+    def any(self, flag: bool) -> bool:
+        self.barrier.wait(20)
+        return True
+
+
+@pytest.mark.parametrize("there", [0, 3])
+def test_ranks_share_the_work_and_all_return_when_everything_is_there(tmp_path, slides, encoder, there, monkeypatch):
+    monkeypatch.setattr(latents, "_GROUP_SLIDES", 2)
+    alone, cache, barrier = a_cache(tmp_path / "alone"), a_cache(tmp_path), threading.Barrier(2)
+    alone.fill(slides, encode_with(encoder))
+    cache.fill(slides[:there], encode_with(encoder))
+    calls: list[list[int]] = [[], []]
+    with ThreadPoolExecutor(2) as pool:
+        encoded = [pool.submit(cache.fill, slides, encode_with(encoder, calls[rank]), 1, Thread(rank, barrier))
+                   for rank in range(2)]
+        assert [e.result(60) for e in encoded] == [7 - there] * 2
+    assert all(cache.has(s) for s in slides) and all(calls) and sum(map(sum, calls)) <= 7
+    assert all(np.array_equal(cache(s), alone(s)) for s in slides[there:]), "the same bits, whoever encoded them"
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_slide_that_another_machine_should_have_written_is_waited_for_and_then_missed(tmp_path, slides, encoder,
+                                                                                        monkeypatch):
+    monkeypatch.setattr(latents, "_GROUP_SLIDES", 2)
+    monkeypatch.setattr(latents, "_LATE", 0.2)
+    with refused("is not there, nor are", "all of them share"):
+        a_cache(tmp_path).fill(slides, encode_with(encoder), 1, Thread(0, threading.Barrier(1)))

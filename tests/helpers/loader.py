@@ -1,0 +1,13 @@
+"""What a loader process is given to read."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from finetune.data.slides import SlideFile
+
+
+def hang(slide: SlideFile, epoch: int) -> np.ndarray:
+    time.sleep(60)

@@ -1,0 +1,102 @@
+"""What a record gets besides its caption."""
+
+from __future__ import annotations
+
+import csv
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from finetune.data.labels import Label
+from finetune.inference.ground_truth import GroundTruth, _usable_labels, load_prompts
+from finetune.inference.records import write_records
+from finetune.inference.run import RecordExtras, select_slides
+from tests.helpers.files import refused, write_json
+
+INDEX = {"ids": ["a", "b", "c"], "texts": [["x"], ["y", "z"], ["y"]], "fingerprint": "f", "step": 3,
+         "embeddings": torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])}
+
+
+def record(confidence: float) -> dict:
+    return {"id": "s", "caption": "text", "confidence": confidence, "error": None}
+
+
+def test_the_nearest_come_with_their_texts_and_the_first_of_them_gives_the_baseline():
+    extras, told = RecordExtras(None, 2, 0.0, INDEX), record(0.9)
+    extras.add(told, SimpleNamespace(), np.array([0.0, 1.0], dtype="f4"))
+    assert [(n["id"], n["texts"], round(n["similarity"], 6)) for n in told["nearest"]] == [
+        ("c", ["y"], 1.0), ("b", ["y", "z"], 0.8)]
+    assert extras.common_text() == "y" and RecordExtras(None, 0, 0.0, None).common_text() is None
+
+
+@pytest.mark.parametrize(("confidence", "caption"), [(0.49, None), (0.5, "text")])
+def test_a_caption_below_the_threshold_is_withheld(confidence, caption):
+    told = record(confidence)
+    RecordExtras(None, 0, 0.5, None).add(told, SimpleNamespace(), np.zeros(2))
+    assert told["caption"] == caption and told.get("abstained", False) == (caption is None)
+
+
+@pytest.mark.parametrize(("about", "index", "words"), [
+    ({"data": {"fingerprint": "f"}, "progress": {"step": 4}}, INDEX, "of these weights"),
+    ({"data": {"fingerprint": "f"}, "progress": {"step": 3}}, INDEX | {"embeddings": None}, "contrastive"),
+    ({"data": {"fingerprint": "g"}, "progress": {"step": 3}}, INDEX, "of these weights")])
+def test_nearest_slides_need_an_index_of_the_very_weights(tmp_path, about, index, words):
+    from finetune.checkpoints.format import save_checkpoint
+
+    save_checkpoint(tmp_path, ["nearest.pt"], {"format_version": 1, **index})
+    args = SimpleNamespace(checkpoint=str(tmp_path / "best_model.pth"), nearest=1, abstain_below=0.0)
+    with refused("--nearest", words):
+        RecordExtras.load(args, SimpleNamespace(about=about, temperature=1.0), None)
+    args.nearest = 0
+    assert (RecordExtras.load(args, SimpleNamespace(about=about, temperature=1.0), None).index is None) == (
+        about["data"]["fingerprint"] == "g")
+
+
+@pytest.mark.parametrize("text", ["a: [x]", "[x, y]", "a: [x]\nb: []", "a: x\nb: y"])
+def test_prompts_of_another_form_are_refused(tmp_path, text):
+    path = tmp_path / "prompts.yaml"
+    path.write_text(text, encoding="utf-8")
+    with refused("prompts.yaml", "holds no prompts"):
+        load_prompts(str(path))
+    path.write_text('{"癌": ["胃癌"], "无": ["正常", "no tumor"]}', encoding="utf-8")
+    assert load_prompts(str(path)) == {"癌": ["胃癌"], "无": ["正常", "no tumor"]}
+
+
+def test_a_label_or_class_that_cannot_be_used_is_told_and_never_dropped_in_silence(tmp_path, log_lines):
+    some = write_json(tmp_path / "some.json", {"a": "text", "b": 5})
+    assert list(_usable_labels(some)) == ["a"] and "1 labels of" in log_lines[-1] and "'b'" in log_lines[-1]
+    with refused("none.json", "'a'"):
+        _usable_labels(write_json(tmp_path / "none.json", {"a": 1, "b": 2}))
+
+
+def test_held_out_slides_that_are_not_found_are_told(tmp_path, log_lines):
+    (tmp_path / "a.h5").touch()
+    captioner = SimpleNamespace(held_out={"val": ["a", "case_of_two"], "test": []})
+    assert list(select_slides(captioner, None, str(tmp_path), None, "val")) == ["a"]
+    assert "1 of 2 slides of --split val" in log_lines[-1] and "--labels_file" in log_lines[-1]
+
+
+def test_a_failed_first_slide_takes_no_column_from_the_others(tmp_path):
+    good = record(0.5) | {"id": "b", "error": None, "similarity": {"text": 0.25}}
+    bad = {"id": "a", "caption": None, "similarity": {}, "probability": {}, "confidence": None, "error": "broken"}
+    write_records([bad, good], tmp_path / "o.csv")
+    rows = list(csv.DictReader((tmp_path / "o.csv").read_text(encoding="utf-8-sig").splitlines()))
+    assert [r["similarity: text"] for r in rows] == ["", "0.25"]
+
+
+def test_a_model_that_names_no_held_out_slides_says_so(tmp_path):
+    (tmp_path / "a.h5").touch()
+    with refused("--split test", "names no such slides"):
+        select_slides(SimpleNamespace(held_out={"val": ["a"], "test": []}), None, str(tmp_path), None, "test")
+
+
+def test_classes_of_other_slides_are_told(log_lines):
+    captioner = SimpleNamespace(class_probabilities=lambda images, prompts: np.full((len(images), 2), 0.5),
+                                embed_texts=lambda texts: np.ones((len(texts), 2)))
+    for classes, told in (({"other": "x"}, True), ({"s": "x"}, False)):
+        truth = GroundTruth({"s": Label(("text",), ("s",))}, {"x": ["a"], "y": ["b"]}, classes, None)
+        truth.answers(captioner, [record(0.9)], {"s": np.ones(2)})
+        assert any("has a class" in line for line in log_lines) == told
+        log_lines.clear()

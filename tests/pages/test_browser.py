@@ -1,0 +1,206 @@
+"""The pages in a real browser: Debian's Chromium, driven by Playwright. Skipped where either is absent; CI installs both."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+import torch
+
+from finetune.pages.run_report import write_report
+from tests.helpers.files import ROOT
+from tests.helpers.pages import HOSTILE, explain, make_run
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium")
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[
+            "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+            "--disable-component-update", "--disable-sync"])
+        yield browser
+        browser.close()
+
+
+class Watched:
+    """A page that notes errors, console lines and requests."""
+
+    def __init__(self, browser, **options):
+        self.page = browser.new_page(**options)
+        self.errors, self.requests = [], []
+        self.page.on("console", lambda message: self.errors.append(message.text))
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+
+    def open(self, path: Path):
+        self.page.goto(path.as_uri())
+        return self.page
+
+
+@pytest.fixture
+def watched(chromium):
+    watched = Watched(chromium, locale="zh-CN")
+    yield watched
+    watched.page.close()
+
+
+def test_the_report_opens_alone_and_its_charts_have_their_points(watched, tmp_path):
+    path = write_report(make_run(tmp_path / "run"))
+    page = watched.open(path)
+    assert watched.errors == [] and watched.requests == [path.as_uri()]
+    loss = page.locator("figure", has_text="总损失")
+    assert loss.locator(".point").count() == 12 and loss.locator(".xtick").count() >= 3 and loss.locator(".ytick").count() >= 3
+    assert "轮次" in loss.inner_text() or loss.locator("text", has_text="轮次").count()
+    box = loss.locator(".point").nth(2).bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    assert loss.locator(".tip").inner_text() == "train, epoch 3: 1"
+
+
+def test_the_report_changes_its_language_without_reloading(watched, tmp_path):
+    page = watched.open(write_report(make_run(tmp_path / "run")))
+    assert page.get_by_text("警告").is_visible() and not page.get_by_text("Warnings").is_visible()
+    page.click("#language")
+    assert page.get_by_text("Warnings").is_visible() and not page.get_by_text("警告").is_visible()
+    assert len(watched.requests) == 1
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_report_is_readable_on_a_phone_in_light_and_dark(chromium, tmp_path, scheme):
+    watched = Watched(chromium, viewport={"width": 375, "height": 700}, color_scheme=scheme)
+    page = watched.open(write_report(make_run(tmp_path / "run")))
+    assert page.evaluate("document.documentElement.scrollWidth") <= 375
+    ink, paper = page.evaluate("[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]")
+    dark = [sum(map(int, color.strip("rgb()").split(","))) < 384 for color in (ink, paper)]
+    assert dark == ([True, False] if scheme == "light" else [False, True])
+    page.close()
+
+
+def test_hostile_texts_are_shown_as_text(watched, tmp_path):
+    page = watched.open(write_report(make_run(tmp_path / "run")))
+    assert page.title() == "run" and watched.errors == []
+    assert page.locator("img").count() == 0 and page.locator("script").count() == 1
+    assert HOSTILE in page.locator(".sample").first.text_content()
+
+
+def test_the_policy_stops_a_script_that_would_get_through(watched, tmp_path):
+    path = write_report(make_run(tmp_path / "run"))
+    path.write_text(path.read_text(encoding="utf-8").replace("<main>", "<main><script>document.title='owned'</script>"), encoding="utf-8")
+    page = watched.open(path)
+    assert page.title() == "run" and "Content Security Policy" in watched.errors[0]
+
+
+def test_pointing_at_a_word_lights_its_tiles(watched, run_with_coords):
+    assert explain(run_with_coords, "--embeddings_file", run_with_coords / "embeddings" / "s3.h5", "--explain", run_with_coords / "seen") == 0
+    found = json.loads((run_with_coords / "seen" / "explanation.json").read_text(encoding="utf-8"))
+    page = watched.open(run_with_coords / "seen" / "explanation.html")
+
+    def opacity():
+        return page.eval_on_selector_all(".tile", "tiles => tiles.map(tile => Number(getComputedStyle(tile).fillOpacity))")
+
+    assert opacity() == [0.0] * 20 and watched.errors == []
+    for act in ("hover", "focus"):
+        for kind, rows in (("token", found["tokens"]), ("phrase", found["phrases"])):
+            button = page.locator(f"button.{kind}").nth(len(rows) - 1)
+            getattr(button, act)()
+            weights = rows[-1]["weights"]
+            expected = [0.9 * weights[i] / max(weights) for i in sorted(range(20), key=lambda i: (i % 5, i // 5))]
+            assert opacity() == pytest.approx(expected, abs=0.01) and max(opacity()) == pytest.approx(0.9)
+            assert "lit" in button.get_attribute("class")
+    assert page.locator("#tests tr").count() == 1 + len(found["phrases"]) and "%" in page.locator("#note").inner_text()
+
+
+# --- the page to try a model ------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def server(run_with_coords):
+    pytest.importorskip("starlette", reason="starlette is not installed")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "inference.py", "--checkpoint", run_with_coords / "run" / "best_model.pth", "--serve", "--port", str(port)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    url = f"http://127.0.0.1:{port}"
+    for _ in range(300):
+        try:
+            urllib.request.urlopen(url, timeout=2).close()
+            break
+        except OSError:
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.1)
+    yield url, run_with_coords
+    process.terminate()
+    process.communicate(timeout=20)
+
+
+def test_the_page_captions_an_uploaded_slide(watched, server):
+    url, folder = server
+    page = watched.page
+    page.goto(url)
+    page.fill("#texts", "胃腺癌，高分化。\n<b>未见癌</b>")
+    page.set_input_files("#file", folder / "embeddings" / "s5.h5")
+    page.wait_for_selector("#answer", state="visible")
+    alone = subprocess.run([sys.executable, "inference.py", "--checkpoint", folder / "run" / "best_model.pth", "--embeddings_file",
+                            folder / "embeddings" / "s5.h5", "--text", "胃腺癌，高分化。", "--output", folder / "s5.json"], cwd=ROOT, capture_output=True)
+    assert alone.returncode == 0
+    record, = json.loads((folder / "s5.json").read_text(encoding="utf-8"))
+    assert page.inner_text("#plain") == record["caption"]
+    rows = page.locator("#scores tr").all_inner_texts()
+    assert rows[0].split("\t") == [f"{record['similarity']['胃腺癌，高分化。']:.4f}", "胃腺癌，高分化。"] and "<b>未见癌</b>" in rows[1]
+    index = torch.load(folder / "run" / "nearest.pt", weights_only=True)
+    known = {f"{i}: {texts[0]}" for i, texts in zip(index["ids"], index["texts"], strict=True)}
+    nearest = [t.split("\t")[1] for t in page.locator("#nearest tr").all_inner_texts()]
+    assert len(nearest) == 5 and set(nearest) <= known
+    page.locator("button.phrase").first.hover()
+    assert page.locator(".tile").count() == 20 and page.eval_on_selector_all(".tile", "t => t.some(x => x.style.fillOpacity > 0)")
+    assert watched.errors == [] and all(r.startswith(url) for r in watched.requests)
+
+
+def test_a_bad_upload_shows_the_line_of_its_fault(watched, server):
+    watched.page.goto(server[0])
+    watched.page.set_input_files("#file", files=[{"name": "../../etc/<img src=x>.h5", "mimeType": "", "buffer": b"not an H5 file"}])
+    watched.page.wait_for_selector(".alert")
+    text = watched.page.inner_text("#status")
+    assert text.startswith("error: upload.h5: ") and "; " in text and "/" not in text.split("; ")[0]
+    assert watched.page.locator("#answer").is_hidden()
+
+
+def ask(url: str, path: str = "/", data: bytes | None = None, **headers: str) -> tuple[int, bytes]:
+    request = urllib.request.Request(url + path, data=data, headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "/../../../../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "/describe/../config.yaml", "/static/page.js",
+                                  "//etc/passwd", "/?file=/etc/passwd", "/describe?path=/etc/passwd"])
+def test_no_request_reaches_a_file(server, path):
+    status, body = ask(server[0], path)
+    assert b"root:" not in body and b"learning_rate" not in body
+    assert status in (404, 405) or body == ask(server[0])[1]
+
+
+def test_other_sites_and_other_machines_are_refused(server):
+    url, folder = server
+    slide = (folder / "embeddings" / "s5.h5").read_bytes()
+    assert ask(url, "/describe", slide)[0] == 403  # a form of another site can send no header of ours
+    assert ask(url, "/", None, Host="evil.example")[0] == 400  # DNS rebinding
+    assert ask(url, "/describe", slide, **{"x-prism-coca": "1", "x-texts": "[1]"})[0] == 422
+    assert ask(url, "/describe", slide, **{"x-prism-coca": "1"})[0] == 200
+    with socket.socket() as probe:
+        probe.settimeout(2)
+        own = socket.gethostbyname(socket.gethostname())
+        assert own.startswith("127.") or probe.connect_ex((own, int(url.rsplit(":")[-1]))) != 0

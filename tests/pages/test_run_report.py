@@ -1,0 +1,194 @@
+"""report.html from files written here by hand; what a browser makes of it is in test_browser.py."""
+
+from __future__ import annotations
+
+import math
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from finetune.common.log import log_to_console, log_to_file, logger
+from finetune.config.schema import Config
+from finetune.config.yaml_file import dump_yaml
+from finetune.pages.charts import epoch_ticks, line_chart, thin, ticks
+from finetune.pages.run_report import view, write_report
+from finetune.training.run_log import RunLog
+from finetune.training.state import TrainState
+from tests.helpers.files import ROOT
+from tests.helpers.pages import HOSTILE, lines, make_run
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the text outside of style and script."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags, self.text, self._raw = [], "", False
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self._raw = tag in ("script", "style")
+
+    def handle_data(self, data):
+        self.text += "" if self._raw else data
+
+
+def test_the_page_holds_what_the_files_say_and_only_as_text(tmp_path):
+    page = Page(write_report(make_run(tmp_path / "run")))
+    assert not {tag for tag, _ in page.tags} & {"img", "iframe", "object", "embed", "link", "base", "form", "a", "audio", "video"}
+    assert sum(tag == "script" for tag, _ in page.tags) == 1
+    assert not any(name.startswith("on") or name in ("src", "href", "style") for _, attrs in page.tags for name in attrs)
+    for words in ("9 training, 3 validation", "abc123", "odd file", "× 3", HOSTILE):
+        assert words in page.text, words
+    points = [attrs for tag, attrs in page.tags if tag == "circle"]
+    assert len(points) == 6 * (3 + 2 + 1 + 1 + 2)  # the losses' six curves but one, lr, a score, speed and memory
+
+
+def test_nothing_in_it_asks_for_the_network_and_the_paths_of_this_disk_are_left_out(tmp_path):
+    text = write_report(make_run(tmp_path / "run")).read_text(encoding="utf-8")
+    assert not re.search(r"https?://|url\(|@import|fetch\(|XMLHttp", text)
+    assert "somebody" not in text and "secret" not in text and ">embeddings<" in text
+
+
+@pytest.mark.parametrize(("text", "shown"), [
+    ("skipped /home/me/My Slides/a b.h5: empty file; copy it again", "skipped a b.h5: empty file; copy it again"),
+    ("C:\\Users\\me\\x.h5 and \\\\server\\share\\y.h5", "x.h5 and y.h5"), ("error: ~/runs/1: no space", "error: 1: no space"),
+    ("/a/b is not /c/d", "b is not d"), ("3/4 of and/or, https://hf.co/a/b, paige-ai/Prism, \\u202e", None)])
+def test_paths_in_warnings_and_in_the_fault_that_ended_a_run_lose_their_folders(tmp_path, text, shown):
+    folder = make_run(tmp_path / "run")
+    lines(folder / "events.jsonl", [{"kind": "start"}, {"kind": "warning", "text": text}, {"kind": "end", "status": text}])
+    seen = view(folder)
+    assert seen["warnings"] == [(shown or text, 1)] and seen["state"]["status"] == (shown or text)
+
+
+def test_a_tokenizer_from_a_folder_is_named_without_it(tmp_path):
+    folder = make_run(tmp_path / "run")
+    config = Config()
+    config.data.tokenizer = "hf:/home/somebody/tokenizers/mine"
+    (folder / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
+    assert ("tokenizer", "hf:mine", True) in dict(view(folder)["config"])["data"]
+
+
+def test_a_rank_that_is_1_so_far_is_no_share(tmp_path):
+    folder = make_run(tmp_path / "run")
+    lines(folder / "metrics.jsonl", [{"epoch": 1, "val_image_to_text_median_rank": 1.0, "val_cider": 0.5, "val_bleu_4": 0.5}])
+    charts = {chart.title[1]: chart for chart in view(folder)["charts"]}
+    assert list(charts["validation scores"].lines) == ["BLEU-4"]
+    assert charts["CIDEr-D"].y_label[1] == charts["image-to-text median rank"].y_label[1] == "value"
+
+
+def test_old_and_new_names_of_a_score_are_one_curve_with_its_label(tmp_path):
+    caption = {"epoch": 6, "id": "a", "caption": "x", "references": ["y"], "scores": {"meteor": 0.25}}
+    folder = make_run(tmp_path / "run", captions=[caption])
+    lines(folder / "metrics.jsonl", [{"epoch": 1, "val_meteor": 0.1}, {"epoch": 2, "val_meteor_exact": 0.3}])
+    (chart,) = [c for c in view(folder)["charts"] if c.title[1] == "validation scores"]
+    _, points = chart.lines["METEOR (exact matches only)"]
+    assert len(points) == 2 and view(folder)["captions"][0]["scores"] == {"METEOR (exact matches only)": 0.25}
+
+
+def test_numbers_too_large_to_draw_are_left_out(tmp_path):
+    folder = make_run(tmp_path / "run")
+    (folder / "metrics.jsonl").write_text('{"epoch": 1, "loss": 1%s, "val_loss": 1%s, "lr": 1e308, "best": true}\n{"epoch": 2, "loss": 2, "lr": -1e308}\n'
+                                          '{"epoch": 1%s}\n' % (("0" * 400,) * 3))
+    assert Page(write_report(folder)) and view(folder)["epochs"] == 2 and view(folder)["best"] == {"epoch": 1}
+
+
+def test_captions_come_worst_first_with_the_differences_to_the_nearest_reference(tmp_path):
+    worst, near, good = view(make_run(tmp_path / "run"))["captions"]
+    assert "".join(text for differs, text in worst["reference"] if not differs) == "肺癌" and worst["others"] == 1
+    assert (near["caption"], near["reference"]) == (
+        [(False, "胃腺癌，"), (True, "低"), (False, "分化")], [(False, "胃腺癌，"), (True, "高"), (False, "分化")])
+    assert good["right"] and good["likeness"] == 1 and not any(differs for differs, _ in good["caption"])
+
+
+def test_words_are_compared_as_words(tmp_path):
+    caption = {"epoch": 1, "id": "a", "caption": "poorly differentiated", "references": ["well differentiated"], "scores": {}}
+    row, = view(make_run(tmp_path / "run", captions=[caption]))["captions"]
+    assert row["caption"] == [(True, "poorly"), (False, " differentiated")]
+
+
+def test_the_retrieval_matrix_frames_the_highest_of_each_row(tmp_path):
+    found = view(make_run(tmp_path / "run"))["retrieval"]
+    assert found["rows"] == [[(0.9, 9, True), (0.1, 0, False)], [(0.5, 4, True), (0.3, 2, False)]] and found["first"] == 1
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "events.jsonl", "validation_captions.jsonl", "retrieval.json"])
+@pytest.mark.parametrize("content", [None, b"", b"\xff\xfe{", b"[1, 2]\n{\"epoch\": \"x\"}\n", b"{\"epoch\": 1, \"best\": 1, \"loss\": [", b"[" * 100_000,
+                                     b'{"epoch": 7, "kind": "epoch", "ids": 3, "loss": "high", "lr": NaN, "val_x": null, "caption": 5}\n'])
+def test_a_missing_or_damaged_file_leaves_a_gap(tmp_path, name, content):
+    folder = make_run(tmp_path / "run")
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_bytes(content)
+    assert Page(write_report(folder)).tags
+
+
+def test_a_long_run_gives_a_small_page(tmp_path):
+    text = "肿瘤细胞排列成巢状" * 20
+    folder = make_run(tmp_path / "run", 3000, [{"epoch": 1, "id": str(i), "caption": text, "references": [text[::-1]], "scores": {}} for i in range(60)])
+    assert write_report(folder).stat().st_size < 1_000_000
+    assert len(view(folder)["captions"]) == 40 and view(folder)["num_captions"] == 60
+
+
+def test_a_line_is_thinned_without_losing_a_spike_or_an_end():
+    points = [(x, 1.0) for x in range(10_000)]
+    points[4321], points[7000] = (4321, 99.0), (7000, -5.0)
+    thinned = thin(points)
+    assert len(thinned) <= 200 and thinned == sorted(thinned) and (thinned[0], thinned[-1]) == (points[0], points[-1])
+    assert {(4321, 99.0), (7000, -5.0)} <= set(thinned)
+
+
+@pytest.mark.parametrize(("low", "high", "expected"), [(0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]), (0.13, 0.94, [0, 0.2, 0.4, 0.6, 0.8, 1]),
+                                                       (-3e-5, 7e-5, [-4e-5, -2e-5, 0, 2e-5, 4e-5, 6e-5, 8e-5])])
+def test_ticks_are_round_and_enclose_the_values(low, high, expected):
+    assert ticks(low, high) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("last", [1, 2, 7, 50, 3001])
+def test_ticks_of_epochs_are_whole_and_within(last):
+    found = epoch_ticks(1, last)
+    assert all(t == int(t) for t in found) and (last == 1 or (min(found) >= 1 and max(found) <= last and found))
+
+
+def test_points_stand_where_their_values_are():
+    chart = line_chart(("", ""), ("", ""), {"a": [(1, 0.0), (2, math.nan), (3, 10.0), (5, 5.0)], "b": [(1, math.inf)]})
+    (x1, y1, text), (x3, y3, _), (x5, y5, _) = chart.lines["a"][1]
+    assert list(chart.lines) == ["a"] and text == "a, epoch 1: 0" and x3 - x1 == pytest.approx(x5 - x3, abs=0.2)
+    assert (y1, y3) == (chart.bottom, chart.top) and y5 == pytest.approx((y1 + y3) / 2, abs=0.2)
+    assert line_chart(("", ""), ("", ""), {"b": [(1, math.nan)]}) is None
+
+
+def test_an_epoch_writes_the_report_with_its_warnings(tmp_path):
+    memory = log_to_console()
+    logger.warning("before the files were open")
+    log = RunLog(tmp_path)
+    log.start(log_to_file(memory, tmp_path), {"slides": "4"})
+    logger.warning("in the middle\nof it")
+    log.epoch(TrainState(epoch=1), {"loss": 1.0}, 0.1, True)
+    log.finish("finished")
+    logger.warning("after the end")
+    log_to_console()
+    found = view(tmp_path)
+    assert [w for w, _ in found["warnings"]] == ["before the files were open", "in the middle\\nof it"]
+    assert found["state"]["status"] == "finished" and dict(found["about"]) == {"slides": "4"}
+    assert {"速度", "总损失"} <= {c.title[0] for c in found["charts"]}
+
+
+def test_a_report_that_cannot_be_written_is_a_warning(tmp_path, log_lines):
+    (tmp_path / "report.html").mkdir()
+    RunLog(tmp_path).epoch(TrainState(epoch=1), {"loss": 1.0}, 0.1, True)
+    assert any("report.html could not be written" in line for line in log_lines)
+    assert (tmp_path / "metrics.jsonl").exists() and not list(tmp_path.glob(".*tmp"))
+
+
+def test_the_command_writes_it_anew_and_refuses_another_folder(tmp_path):
+    folder = make_run(tmp_path / "run")
+    for argument, code in ((folder, 0), (tmp_path, 2)):
+        done = subprocess.run([sys.executable, "-m", "finetune.report", argument], cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
+        assert done.returncode == code, done.stderr
+        assert (folder / "report.html").exists() if code == 0 else done.stderr.startswith(f"error: {tmp_path}: has no metrics.jsonl; ")

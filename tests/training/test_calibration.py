@@ -1,0 +1,118 @@
+"""Calibration against a search of one's own; the index of training slides; confidence of captions."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from finetune.checkpoints.format import BEST, load_run, save_checkpoint
+from finetune.checkpoints.nearest_index import NEAREST, read_nearest, same_weights, temperature_of
+from finetune.common.device import Precision
+from finetune.config.schema import GenerationOptions
+from finetune.data.batch import Sample
+from finetune.data.slides import SlideFile
+from finetune.models.embeddings import embed_slides
+from finetune.models.generation import confidences, generate
+from finetune.training.calibration import calibrate, finish, is_finished
+from tests.helpers.files import refused
+from tests.helpers.scripts import TEXTS
+from tests.helpers.training import CPU, a_batch, tiny_model
+
+FP32 = Precision("fp32", CPU, "test")
+
+
+def content_of(model, step: int = 1) -> dict:
+    sections = ("config", "tokenizer", "prism", "versions", "random_states", "optimizer", "scaler")
+    return {"format_version": 1, "data": {"fingerprint": "f"}, "progress": {"step": step}, "model": model.saved_state(),
+            **{s: {} for s in sections}}
+
+
+def samples_of(batches) -> list[Sample]:
+    return [Sample(SlideFile(i, f"{i}.h5", "x", 1), [1, 2], (TEXTS[k % 3],)) for k, i in
+            enumerate(i for b in batches for i in b.ids)]
+
+
+def likelihood(model, batches, temperature: float) -> float:
+    """Word by word, from the model's plain forward pass."""
+    total = 0.0
+    for batch in batches:
+        tokens = model.image_tokens(batch.tile_embeddings, batch.tile_mask)
+        logits = model.decoder(batch.text, image_tokens=tokens, text_mask=batch.text_mask)
+        for row, column in batch.text_mask.nonzero().tolist():
+            total += (logits[row, column] / temperature).log_softmax(-1)[batch.labels[row, column]].item()
+    return total
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scale", [0.3, 4.0])
+def test_the_temperature_makes_the_validation_words_most_probable(scale):
+    model, batches = tiny_model(), [a_batch(1, 3, [5, 2, 4]), a_batch(2, 2)]
+    model.eval()
+    norm, _ = model.decoder.to_logits
+    norm.gamma.mul_(scale)  # far too sure, or not sure at all
+    found = calibrate(model, FP32, batches)["temperature"]
+    grid = [2 ** (k / 8) for k in range(-16, 17)]
+    assert found == max(grid, key=lambda t: likelihood(model, batches, t))
+
+
+def test_without_validation_nothing_is_calibrated():
+    assert calibrate(tiny_model(), FP32, []) == {"temperature": 1.0, "words": 0}
+    assert temperature_of({"calibration": {"temperature": 1.0, "words": 0}}) is None
+    assert temperature_of({}) is None and temperature_of({"calibration": {"temperature": math.nan, "words": 3}}) is None
+    assert temperature_of({"calibration": {"temperature": 1.5, "words": 3}}) == 1.5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"do_sample": True}, {"max_length": 4}], ids=str)
+def test_confidence_is_the_mean_probability_word_by_word(options):
+    model, batch = tiny_model(), a_batch(1, 4)
+    model.eval()
+    tokens = model.image_tokens(batch.tile_embeddings, batch.tile_mask)
+    options = GenerationOptions(**{"max_length": 9} | options)
+    captions = generate(model.decoder, tokens, options, bos_id=1, eos_id=2, pad_id=0)
+    found = confidences(model.decoder, tokens, captions, options.max_length, bos_id=1, eos_id=2, pad_id=0, temperature=1.7)
+    for row, ids in enumerate(captions):
+        full = [1, *ids] + [2] * (len(ids) < options.max_length - 1)  # no end token where the length cut it
+        cache = model.decoder.start_decoding(model.decoder.embed_image(image_tokens=tokens[row:row + 1])[1])
+        steps = [(model.decoder.decode_step(torch.tensor([[a]]), cache) / 1.7).softmax(-1)[0, b].item()
+                 for a, b in itertools.pairwise(full)]
+        assert found[row] == pytest.approx(sum(steps) / len(steps), abs=1e-5)
+
+
+def test_a_finished_run_has_its_calibration_and_its_training_slides_once(tmp_path):
+    model, train, validation = tiny_model(), [a_batch(1, 3), a_batch(2, 2)], [a_batch(3, 2)]
+    save_checkpoint(tmp_path, [BEST], content_of(model))
+    with torch.no_grad():
+        model.decoder.img_queries.add_(1)  # training went on: the index must be of the best weights
+    finish(tmp_path, model, FP32, samples_of(train), lambda side: {"train": train, "validation": validation}[side])
+    best, index = load_run(tmp_path / BEST), read_nearest(tmp_path / BEST, content_of(model))
+    assert best["calibration"]["words"] == 10 and is_finished(tmp_path) and same_weights(index, best)
+    fresh = tiny_model().eval()
+    expected = embed_slides(fresh.decoder, fresh.image_tokens(train[0].tile_embeddings, train[0].tile_mask))
+    assert torch.allclose(index["embeddings"][:3], torch.from_numpy(expected), atol=1e-6)
+    assert index["ids"] == train[0].ids + train[1].ids and index["texts"][1] == [TEXTS[1]]
+    assert torch.allclose(index["embeddings"].norm(dim=1), torch.ones(5))
+    before = (tmp_path / BEST).stat().st_mtime_ns
+    finish(tmp_path, model, FP32, samples_of(train), lambda side: pytest.fail("nothing is left to do"))
+    assert (tmp_path / BEST).stat().st_mtime_ns == before
+    assert not same_weights(index, content_of(model, step=2)), "of other weights of the same run"
+    assert read_nearest(tmp_path / BEST, content_of(model) | {"data": {"fingerprint": "other"}}) is None
+
+
+def test_without_the_contrastive_loss_there_are_texts_but_no_places(tmp_path):
+    model, train = tiny_model(contrastive_weight=0.0), [a_batch(1, 2)]
+    save_checkpoint(tmp_path, [BEST], content_of(model))
+    finish(tmp_path, model, FP32, samples_of(train), lambda side: [] if side == "validation" else train)
+    index = read_nearest(tmp_path / BEST, load_run(tmp_path / BEST))
+    assert index["embeddings"] is None and index["texts"] == [[TEXTS[0]], [TEXTS[1]]]
+
+
+@pytest.mark.parametrize("change", [{"ids": ["a"]}, {"texts": "abc"}, {"texts": [["a"], []]}, {"embeddings": torch.zeros(3)}], ids=str)
+def test_an_index_that_is_not_one_is_refused(tmp_path, change):
+    good = {"format_version": 1, "ids": ["a", "b"], "texts": [["x"], ["y"]], "embeddings": torch.zeros(2, 4)}
+    save_checkpoint(tmp_path, [NEAREST], good | change)
+    with refused(NEAREST, "no index"):
+        read_nearest(tmp_path / BEST, {"data": {}, "progress": {}})

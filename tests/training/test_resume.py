@@ -1,0 +1,127 @@
+"""The promise: a run killed at any moment, and killed again when resumed, ends bit-equal to an undisturbed one."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from finetune.checkpoints.format import load_run
+from finetune.common.errors import UserError
+from tests.helpers.kill_runs import MUTATIONS, fingerprint, make_data, train_in
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs fork and SIGKILL")
+KILLED, INTERRUPTED, TERMINATED = -9, 130, 143
+# how often each point is passed in a whole run
+PASSED = {"step": 12, "before_write": 10, "mid_write": 10, "before_replace": 14, "after_replace": 14, "before_log": 4,
+          "after_log": 4, "validation": 4, "between": 2}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """The folder of an undisturbed run, beside which the others are made."""
+    base = tmp_path_factory.mktemp("resume")
+    make_data(base)
+    assert train_in(base / "whole") == 0
+    return base / "whole"
+
+
+def assert_same_end(whole: Path, folder: Path) -> None:
+    assert train_in(folder) == 0
+    assert fingerprint(folder) == fingerprint(whole)
+    assert not list(folder.rglob("*.tmp")) and not list(folder.rglob(".lock"))
+
+
+def kill_twice(whole: Path, folder: Path, kill: str, again: str = "step:2") -> None:
+    """Killed, resumed and killed again; every file that has its name by then is whole."""
+    assert train_in(folder, kill) == KILLED, f"{kill} was not reached"
+    for path in (folder / "run").glob("*.pth"):
+        load_run(path)
+    assert train_in(folder, again) in (KILLED, 0)
+    assert_same_end(whole, folder)
+
+
+def random_kill(seed: int) -> tuple[str, str]:
+    rng = random.Random(seed)
+    first, second = (f"{point}:{rng.randint(1, PASSED[point])}" for point in rng.choices(sorted(PASSED), k=2))
+    return first, second
+
+
+def test_the_undisturbed_run_is_the_same_twice_and_has_what_makes_resuming_hard(whole):
+    assert_same_end(whole, whole.parent / "again")
+    last, best = (load_run(whole / "run" / n) for n in ("last_model.pth", "best_model.pth"))
+    assert last["progress"]["step"] == 12 and len(list((whole / "run").glob("*.pth"))) == 4
+    assert best["progress"]["epoch"] == 2, "later epochs must be worse, else a forgotten best value changes nothing"
+    assert last["scaler"]["scale"] > 2.0**8, "the loss scale has moved"
+
+
+@pytest.mark.parametrize("kill", ["step:8", "before_write:5", "mid_write:6", "before_replace:6", "after_replace:9",
+                                  "between:2", "finish:1"])
+def test_K16_a_run_killed_at_any_point_and_again_ends_bit_equal(whole, kill):
+    kill_twice(whole, whole.parent / kill.replace(":", "_"), kill)
+
+
+def test_K16_a_run_killed_at_a_random_point_ends_bit_equal(whole):
+    seed = int(os.environ.get("PRISM_COCA_TEST_SEED", random.randrange(10**6)))
+    print(f"PRISM_COCA_TEST_SEED={seed}: {random_kill(seed)}")
+    kill_twice(whole, whole.parent / "random", *random_kill(seed))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(50))
+def test_K16_fifty_random_kills(whole, seed):
+    kill_twice(whole, whole.parent / f"random_{seed}", *random_kill(seed))
+
+
+def test_K16_two_kills_in_one_epoch_and_one_at_its_end(whole):
+    folder = whole.parent / "three"
+    for kill in ("step:4", "step:1", "after_log:1"):
+        assert train_in(folder, kill) == KILLED
+    assert_same_end(whole, folder)
+
+
+@pytest.mark.parametrize("kill", ["start:1:SIGINT", "step:5:SIGINT", "validation:2:SIGTERM", "mid_write:4:SIGTERM",
+                                  "before_replace:4:SIGINT"])
+def test_K17_a_signal_saves_and_exits_in_time_and_the_run_goes_on_bit_equal(whole, kill):
+    folder, started = whole.parent / kill.replace(":", "_"), time.monotonic()
+    assert train_in(folder, kill) == (INTERRUPTED if kill.endswith("INT") else TERMINATED)
+    assert time.monotonic() - started < 30
+    load_run(folder / "run" / "last_model.pth")
+    assert_same_end(whole, folder)
+
+
+def test_K18_a_finished_run_is_left_as_it_is(whole):
+    before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in whole.rglob("*") if p.is_file() and p.suffix != ".log"}
+    assert train_in(whole) == 0
+    assert {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in before} == before
+    assert set(before) == {p for p in whole.rglob("*") if p.is_file() and p.suffix != ".log"}
+
+
+@pytest.mark.parametrize("how", ["cut", "gone"])
+def test_K01_auto_falls_back_to_an_older_checkpoint_and_ends_bit_equal(whole, how):
+    folder = whole.parent / how
+    assert train_in(folder, "step:11") == KILLED
+    path = folder / "run" / "last_model.pth"
+    path.unlink() if how == "gone" else os.truncate(path, path.stat().st_size // 2)
+    assert_same_end(whole, folder)
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_the_comparison_bites(whole, mutation):
+    """With one line taken out of restoring or saving, a resumed run must not look like the undisturbed one."""
+    folder = whole.parent / f"without {mutation}"
+    if mutation == "atomic write":
+        assert train_in(folder, "mid_write:6", mutation) == KILLED
+        with pytest.raises(UserError, match="truncated"):
+            for path in (folder / "run").glob("*.pth"):
+                load_run(path)
+        return
+    kill = {"log truncation": "after_log:3", "scaler": "step:11", "best": "step:8"}.get(mutation, "step:5")
+    assert train_in(folder, kill) == KILLED
+    assert train_in(folder, "", mutation) == 0
+    assert fingerprint(folder) != fingerprint(whole), f"{mutation} is not restored, and nothing shows"
+
+

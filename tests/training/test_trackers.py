@@ -1,0 +1,94 @@
+"""Curves sent elsewhere: an event file read back by TensorBoard itself, and what wandb is asked to do."""
+
+from __future__ import annotations
+
+import math
+import sys
+import types
+
+import pytest
+
+from finetune.training.run_log import RunLog
+from finetune.training.state import TrainState
+from finetune.training.trackers import open_trackers
+from tests.helpers.files import refused
+
+
+def test_tensorboard_reads_back_what_an_epoch_logged(tmp_path):
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    log = RunLog(tmp_path, open_trackers(["tensorboard"], tmp_path, {}))
+    for epoch, loss in ((1, 2.5), (2, math.nan), (3, 0.5)):
+        log.epoch(TrainState(epoch=epoch, step=10 * epoch), {"loss": loss, "val_loss": 3.0}, 1e-4, True)
+    log.finish("finished")
+    events = accumulators.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert set(events.Tags()["scalars"]) == {"train/loss", "train/lr", "train/slides_per_second", "validation/loss"}
+    assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(1, 2.5), (3, 0.5)]
+
+
+def test_wandb_gets_the_run_its_numbers_and_its_end(tmp_path, monkeypatch):
+    calls = []
+    run = types.SimpleNamespace(log=lambda values, step: calls.append((values, step)), finish=lambda: calls.append("finish"))
+    fake = types.SimpleNamespace(init=lambda **options: calls.append(options) or run)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    tracker, = open_trackers(["wandb"], tmp_path / "run7", {"training": {"epochs": 2}})
+    tracker.log({"epoch": 3, "step": 9, "loss": 1.5, "best": True, "note": "x", "val_loss": math.inf}, 3)
+    tracker.close()
+    assert calls[0]["name"] == "run7" and calls[0]["resume"] == "allow" and calls[0]["config"] == {"training": {"epochs": 2}}
+    assert calls[1:] == [({"loss": 1.5}, 3), "finish"]
+
+
+def test_a_resumed_run_is_the_same_to_wandb_and_another_folder_of_that_name_is_not(tmp_path, monkeypatch):
+    ids = []
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=lambda **options: ids.append(options["id"])))
+    for folder in ("a/run", "a/run", "b/run"):
+        open_trackers(["wandb"], tmp_path / folder, {})
+    assert ids[0] == ids[1] != ids[2]
+
+
+def test_a_tracker_that_fails_is_said_once_and_the_run_goes_on(tmp_path, log_lines):
+    def broken(*_):
+        raise OSError(28, "No space left on device")
+
+    good = []
+    log = RunLog(tmp_path, [types.SimpleNamespace(log=broken, close=broken),
+                            types.SimpleNamespace(log=lambda *a: good.append(a), close=lambda: good.append("closed"))])
+    for epoch in (1, 2):
+        log.epoch(TrainState(epoch=epoch), {"loss": 1.0}, 1e-4, True)
+    log.finish("finished")
+    assert len(good) == 3 and sum("training.report_to" in line and "No space left" in line for line in log_lines) == 1
+
+
+def test_a_place_where_tensorboard_cannot_write_is_a_user_error(tmp_path):
+    pytest.importorskip("tensorboard")
+    (tmp_path / "tensorboard").write_text("in the way")
+    with refused("tensorboard: cannot be written", "report_to"):
+        open_trackers(["tensorboard"], tmp_path, {})
+
+
+def test_slides_per_second_are_those_of_training_not_of_validation(tmp_path, monkeypatch):
+    clock = iter([0.0, 100.0, 102.0, 110.0])  # made, epoch begins, last step ends, validation ends
+    monkeypatch.setattr("finetune.training.run_log.time.monotonic", lambda: next(clock))
+    monkeypatch.setenv("CI", "1")
+    log, seen = RunLog(tmp_path), []
+    log.trackers = [types.SimpleNamespace(log=lambda record, step: seen.append(record["slides_per_second"]))]
+    with log.epoch_bar(TrainState(), 1, 1) as bar:
+        log.step(bar, {"slides": 8.0, "loss": 1.0, "lr": 1e-4})
+    log.epoch(TrainState(epoch=1), {"loss": 1.0}, 1e-4, True)
+    assert seen == [4.0]
+
+
+@pytest.mark.parametrize(("name", "module"), [("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")])
+def test_a_tracker_that_is_not_installed_is_named_with_its_pip_command(name, module, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    with refused("training.report_to", f"{name} is not installed", f"pip install {name}"):
+        open_trackers([name], tmp_path, {})
+
+
+def test_a_wandb_that_cannot_start_is_a_user_error(tmp_path, monkeypatch):
+    def init(**_):
+        raise RuntimeError("no key")
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    with refused("training.report_to", "wandb cannot start", "WANDB_MODE=offline"):
+        open_trackers(["wandb"], tmp_path, {})
