@@ -9,7 +9,8 @@ The function gets one argument, not (pred, target), and returns {name: scalar te
 def focal(inputs):
     """Focal loss, https://arxiv.org/abs/1708.02002: a token counts the more, the less it was expected.
 
-    inputs.logits: (b, t, v) of the next token; inputs.labels, inputs.text_mask: (b, t), the token and whether it is one.
+    inputs.logits: (b, t, v) of the next token. inputs.labels: (b, t), that token. inputs.text_mask: (b, t), true = a
+    token, false = padding.
     """
     log_p = inputs.logits.log_softmax(-1).gather(-1, inputs.labels.unsqueeze(-1)).squeeze(-1)  # (b, t)
     losses = -((1 - log_p.exp()) ** 2) * log_p * inputs.text_mask

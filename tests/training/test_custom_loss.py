@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
+import shutil
 
 import pytest
 import torch
@@ -31,10 +31,9 @@ def test_parts_that_are_no_named_scalars_are_refused(parts):
 
 
 def test_the_example_of_the_guide_trains_and_its_part_is_logged(data, tmp_path):
-    guide = (ROOT / "README_training.md").read_text(encoding="utf-8")
-    (example,) = re.findall(r"```python\n(def focal.*?)```", guide, re.DOTALL)
-    (tmp_path / "my_losses.py").write_text(example, encoding="utf-8")
-    options = ["--set", *TINY, "training.loss=my_losses:focal", "model.caption_loss_weight=0", "training.accum_freq=2",
+    module = "copied_losses"  # a user's my_losses.py in the root would be found where this one is to be missing
+    shutil.copy(ROOT / "examples" / "my_losses.py", tmp_path / f"{module}.py")
+    options = ["--set", *TINY, f"training.loss={module}:focal", "model.caption_loss_weight=0", "training.accum_freq=2",
                "training.eval_captions=2"]
     result = run("train_finetune.py", *flags(data, "--epochs", 12), *options, cwd=tmp_path, env={"PYTHONPATH": "."})
     assert result.returncode == 0, result.stderr
@@ -46,7 +45,7 @@ def test_the_example_of_the_guide_trains_and_its_part_is_logged(data, tmp_path):
     best = torch.load(tmp_path / "run" / "best_model.pth", weights_only=True)
     assert best["calibration"]["words"] > 0
     missing = run("train_finetune.py", *flags(data, "--epochs", 1), *options, cwd=tmp_path)
-    assert_one_error(missing, "training.loss", "my_losses")
+    assert_one_error(missing, "training.loss", module)
 
 
 def test_check_looks_for_the_loss_too():
