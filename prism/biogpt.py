@@ -9,57 +9,13 @@ each has B / S texts (the beams of a search).
 
 import math
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .config import BioGptConfig
 from .perceiver import attend
-
-# an unused word of BioGPT's vocabulary ("madeupword0006"), which Prism was trained with as CLS
-CLS_ID = 42383
-
-
-@dataclass(frozen=True)
-class BioGptConfig:
-    """Architecture, in the field names of the published `biogpt_config`; the defaults are the published model.
-
-    Raises:
-        ValueError: a field has a type, range or value this implementation does not have; the message names it.
-    """
-
-    vocab_size: int = 42384
-    hidden_size: int = 1024
-    num_hidden_layers: int = 24
-    num_attention_heads: int = 16
-    intermediate_size: int = 4096
-    max_position_embeddings: int = 1024
-    pad_token_id: int = 1
-    eos_token_id: int = 2
-    hidden_act: str = "gelu"
-    scale_embedding: bool = True
-
-    def __post_init__(self) -> None:
-        if self.hidden_act != "gelu" or self.scale_embedding is not True:
-            raise ValueError(f"biogpt_config has hidden_act {self.hidden_act!r} and scale_embedding "
-                             f"{self.scale_embedding!r}; only 'gelu' and true are supported")
-        for field in fields(self):
-            value = getattr(self, field.name)
-            least = {"pad_token_id": 0, "eos_token_id": 0, "num_hidden_layers": 2}.get(field.name, 1)
-            if field.type is int and (type(value) is not int or value < least):
-                raise ValueError(f"biogpt_config.{field.name} is {value!r}; need an integer of {least} or more")
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(f"biogpt_config.num_attention_heads is {self.num_attention_heads}, which does not divide "
-                             f"hidden_size {self.hidden_size}")
-        if max(self.pad_token_id, self.eos_token_id) >= self.cls_id:
-            raise ValueError(f"biogpt_config.vocab_size is {self.vocab_size}: too small for its special tokens")
-
-    @property
-    def cls_id(self) -> int:
-        """Published: 42383, the last word; a smaller vocabulary gives its last one too."""
-        return min(CLS_ID, self.vocab_size - 1)
-
 
 class DecoderCache:
     """Keys and values of all layers: of the tokens so far, each (B, H, length, d), and of the slides, (S, H, n, d).

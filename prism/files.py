@@ -10,10 +10,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .biogpt import BioGptConfig
-from .config import PrismConfig
+from .config import BioGptConfig, PerceiverConfig, PrismConfig
 from .errors import PrismWeightsError
-from .perceiver import PerceiverConfig
 
 # What a model folder may hold, best first: safetensors cannot carry code and is read tensor by tensor.
 WEIGHT_FILES = (

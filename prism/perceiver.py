@@ -9,53 +9,15 @@ Shapes: B slides, N tiles, C tile width (`context_dim`), L image latents (`laten
 
 import itertools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .config import PerceiverConfig
+
 PART = 4096  # tiles handled at once: scores of 513 queries are then 8 MB, whatever the size of the slide
 KeysValues = list[tuple[Tensor, Tensor]]  # keys and values (n, D), a pair for each part of a slide's tiles
-
-
-@dataclass(frozen=True)
-class PerceiverConfig:
-    """Architecture, in the field names of the published `perceiver_config`; the defaults are the published model.
-
-    Layers from `share_xattn_start_layer` (`share_tf_start_layer`) on share one cross-attention (one stack of
-    self-attention blocks); earlier layers have their own.
-
-    Raises:
-        ValueError: a field has a type, range or value this implementation does not have; the message names it.
-    """
-
-    latent_seq: int = 512
-    latent_dim: int = 1280
-    context_dim: int = 2560
-    mhsa_heads: int = 8
-    perceiver_depth: int = 8
-    transformer_depth: int = 6
-    share_xattn_start_layer: int = 1
-    share_tf_start_layer: int = 0
-    xattn_heads: int = 1
-    mlp_mult: int = 1
-    mlp_activation: str = "geglu"
-
-    def __post_init__(self) -> None:
-        if self.mlp_activation != "geglu":
-            raise ValueError(f"perceiver_config.mlp_activation is {self.mlp_activation!r}; only 'geglu' is supported")
-        for field in fields(self):
-            value = getattr(self, field.name)
-            least = 0 if field.name in ("share_xattn_start_layer", "share_tf_start_layer", "transformer_depth") else 1
-            if field.type is int and (type(value) is not int or value < least):
-                raise ValueError(f"perceiver_config.{field.name} is {value!r}; need a whole number >= {least}")
-        if self.xattn_heads != 1:
-            raise ValueError(f"perceiver_config.xattn_heads is {self.xattn_heads}; only 1 is supported")
-        if self.latent_dim % self.mhsa_heads:
-            raise ValueError(
-                f"perceiver_config.mhsa_heads is {self.mhsa_heads}, which does not divide latent_dim {self.latent_dim}"
-            )
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:

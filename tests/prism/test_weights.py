@@ -16,8 +16,7 @@ import torch
 from huggingface_hub import errors
 from safetensors.torch import save_file
 
-from prism import PrismWeightsError, hub, load_prism
-from prism.prism import fingerprint
+from prism import PrismWeightsError, fingerprint, hub, load_prism
 from tests.helpers.files import ROOT
 from tests.helpers.prism import play_hub
 from tests.parity.prism_weights import SMALL_CONFIG, small_state
