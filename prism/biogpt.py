@@ -8,6 +8,7 @@ each has B / S texts (the beams of a search).
 """
 
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 
 from .config import BioGptConfig
 from .perceiver import attend
+
 
 class DecoderCache:
     """Keys and values of all layers: of the tokens so far, each (B, H, length, d), and of the slides, (S, H, n, d).
@@ -32,20 +34,25 @@ class DecoderCache:
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Put new keys and values (B, H, T, d) of a layer behind those it has; returns all of them."""
-        if (past := self._past[layer]) is not None:
+        past = self._past[layer]
+        if past is not None:
             key, value = torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
         self._past[layer] = key, value
         return key, value
 
     def reorder(self, rows: Tensor) -> None:
         """rows (B,): text i goes on from what is now text rows[i], one of the same slide."""
-        self._past = [past and (past[0].index_select(0, rows), past[1].index_select(0, rows)) for past in self._past]
+        self._change(lambda tensor: tensor.index_select(0, rows))
 
     def repeat(self, n: int) -> None:
         """Expand each text to n neighbours: a b c -> a a b b c c for n = 2."""
-        self._past = [past and (past[0].repeat_interleave(n, 0), past[1].repeat_interleave(n, 0))
-                      for past in self._past]
+        self._change(lambda tensor: tensor.repeat_interleave(n, 0))
         self.batch *= n
+
+    def _change(self, change: Callable[[Tensor], Tensor]) -> None:
+        for layer, past in enumerate(self._past):
+            if past is not None:
+                self._past[layer] = change(past[0]), change(past[1])
 
 
 class Attention(nn.Module):
@@ -119,7 +126,7 @@ class BioGptModel(nn.Module):
 
 
 class BioGptForCausalLM(nn.Module):
-    """The published `model`: BioGPT and the head, which is its word embeddings."""
+    """The published `model`: BioGPT and the head, whose weight is that of the token embeddings."""
 
     def __init__(self, config: BioGptConfig, context_dim: int) -> None:
         super().__init__()
@@ -129,7 +136,7 @@ class BioGptForCausalLM(nn.Module):
 
 
 class TextDecoder(nn.Module):
-    """The published `text_decoder`: token ids and image latents -> next-word logits and a text embedding.
+    """The published `text_decoder`: token ids and image latents -> next-token logits and a text embedding.
 
     A text's numbers do not depend on how far it is padded.
     """
@@ -197,7 +204,7 @@ class TextDecoder(nn.Module):
 
     @torch.no_grad()
     def decode_step(self, token_ids: Tensor, cache: DecoderCache) -> Tensor:
-        """token_ids (B, T), the tokens after those in the cache -> logits (B, vocabulary) of the word that follows.
+        """token_ids (B, T), the tokens after those in the cache -> next-token logits (B, vocabulary).
 
         First the whole prompt, then token by token; all rows have the same length. Adds the tokens to the cache.
         Raises ValueError for another number of texts than the cache has, and for texts that grow too long.

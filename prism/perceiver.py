@@ -1,4 +1,4 @@
-"""The Perceiver of Prism: learned latents read the tiles by cross-attention, then think by self-attention.
+"""The Perceiver of Prism: learned latents read the tiles by cross-attention, then each other by self-attention.
 
 Idea: Perceiver (https://arxiv.org/abs/2103.03206); feed-forwards are GEGLU (https://arxiv.org/abs/2002.05202).
 Module and parameter names are the keys of the published checkpoint; that is why some of them nest oddly.
@@ -123,14 +123,15 @@ class CrossAttention(nn.Module):
         query = self.to_q(self.x_norm(x))
         to_key, to_value = self.to_kv.weight.chunk(2)  # each (D, C)
         wide = query @ to_key if None in known else query  # (B or 1, S, C)
-        scale, results = query.shape[-1] ** -0.5, []
+        scale = query.shape[-1] ** -0.5
+        results = []
         for index, (tiles, pairs) in enumerate(zip(slides, known, strict=True)):
             row = index if len(query) > 1 else 0
             if pairs is not None:
                 results.append(attend_in_parts(query[row], pairs, scale))
-            else:
-                means = attend_in_parts(wide[row], ((part, part) for part in tiles.parts()), scale)  # (S, C)
-                results.append(F.linear(means, to_value))
+                continue
+            means = attend_in_parts(wide[row], ((part, part) for part in tiles.parts()), scale)  # (S, C)
+            results.append(F.linear(means, to_value))
         return self.to_out(torch.stack(results))
 
 
@@ -188,7 +189,7 @@ class SelfBlock(nn.Module):
 
 
 class PerceiverLayer(nn.Module):
-    """One reading of the tiles and the self-attention after it. It only holds blocks, which layers may share."""
+    """A cross-attention to the tiles and the self-attention after it; a container of blocks, which layers may share."""
 
     def __init__(self, xattn: CrossBlock, tf: nn.ModuleList) -> None:
         super().__init__()
@@ -213,18 +214,23 @@ class Perceiver(nn.Module):
     def forward(self, slides: list[Tensor]) -> Tensor:
         """Tiles (N, C) of B slides, each with its own N and none padded -> slots (B, S, D)."""
         device = self.latents.device.type
-        autocast = torch.is_autocast_enabled(device)
-        dtype = torch.get_autocast_dtype(device) if autocast else self.latents.dtype
+        dtype = self.latents.dtype
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
         tiles = [Tiles(slide, dtype) for slide in slides]
         x = self.latents.unsqueeze(0)  # (1, S, D): the first queries are the same for all slides
         for _, group in itertools.groupby(self.layers, key=lambda layer: id(layer.xattn)):
-            layers = list(group)  # they share the reader, and so its keys and values
-            reader, known = layers[0].xattn, None  # the old ones are freed before the new ones: 1 GB at 100 000 tiles
-            known = [reader.xattn.keys_values(slide, len(self.latents), len(layers)) for slide in tiles]
-            for layer in layers:
-                x = reader(x, tiles, known)
-                for block in layer.tf:
-                    x = block(x)
+            x = self._read_tiles(x, tiles, list(group))
+        return x
+
+    def _read_tiles(self, x: Tensor, tiles: list[Tiles], layers: list[PerceiverLayer]) -> Tensor:
+        """Run layers that share one cross-attention and so its keys and values, 1 GB at 100 000 tiles; freed after."""
+        cross_block = layers[0].xattn
+        known = [cross_block.xattn.keys_values(slide, len(self.latents), len(layers)) for slide in tiles]
+        for layer in layers:
+            x = cross_block(x, tiles, known)
+            for block in layer.tf:
+                x = block(x)
         return x
 
 

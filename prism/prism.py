@@ -149,8 +149,7 @@ class Prism(PrismSlideEncoder):
             ValueError: no image latents, padding in the prompt, or what Hugging Face no longer has: beam groups.
             TypeError: an unknown option.
         """
-        config = self.text_decoder.config
-        eos_id, pad_id = config.eos_token_id, config.pad_token_id
+        eos_id, pad_id = self.text_decoder.config.eos_token_id, self.text_decoder.config.pad_token_id
         if key_value_states is None:
             raise ValueError("image latents (key_value_states) are required for generation")
         if num_beam_groups != 1 or (do_sample and num_beams > 1):
@@ -162,8 +161,9 @@ class Prism(PrismSlideEncoder):
             raise ValueError("the prompt has padding; give prompts of equal length, without it")
         cache = self.text_decoder.start_decoding(key_value_states)
         rows = search(self.text_decoder.decode_step, cache, inputs, search_options, eos_id=eos_id, pad_id=pad_id)
+        longest = max_length - inputs.shape[1]
         for row in rows:
-            if inputs.shape[1] + len(row) < max_length:
+            if len(row) < longest:
                 row.append(eos_id)
         return torch.cat([inputs, _padded(rows, pad_id).to(inputs.device)], dim=1)
 

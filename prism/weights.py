@@ -89,14 +89,19 @@ def locate(source: str, revision: str | None) -> tuple[Path, str | None]:
     path = Path(source).expanduser()
     if path.exists():
         return find_weights(path), None
-    looks_local = path.is_absolute() or source.startswith((".", "~", "/")) or source.lower().endswith(SUFFIXES)
-    if looks_local or not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+    if not _is_hub_id(source):
         raise PrismWeightsError(
             f"{source}: no such file or folder ({path.absolute()}); give a local folder or file, a hub id owner/name "
             "or, for a demo, 'random-tiny'"
         )
     folder = fetch(source, revision)
     return find_weights(folder), commit_of(folder)
+
+
+def _is_hub_id(source: str) -> bool:
+    """owner/name; what looks like a local path never is one."""
+    looks_local = Path(source).is_absolute() or source.startswith((".", "~", "/")) or source.lower().endswith(SUFFIXES)
+    return not looks_local and re.fullmatch(r"[\w.-]+/[\w.-]+", source) is not None
 
 
 def empty_model(kind: type[Model], config: Any) -> Model:
@@ -168,19 +173,24 @@ def _shared_names(model: nn.Module) -> dict[str, list[str]]:
 
 
 def _check_names_and_shapes(model: nn.Module, given: dict[str, Tensor], where: str) -> None:
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
+    wanted = dict(model.named_parameters(remove_duplicate=False))
     missing = [first for first, names in _shared_names(model).items() if given.keys().isdisjoint(names)]
-    unexpected = [name for name in given if name not in shapes]
-    wrong = []
-    for name, shape in shapes.items():
-        if name in given and tuple(given[name].shape) != shape:
-            wrong.append(f"{name} {tuple(given[name].shape)} instead of {shape}")
+    unexpected = [name for name in given if name not in wanted]
+    wrong = _wrong_shapes(wanted, given)
     if missing or unexpected or wrong:
         raise PrismWeightsError(
             f"{where}: not the weights of this architecture: {_first_three('missing', missing)}; "
             f"{_first_three('unexpected', unexpected)}; {_first_three('wrong shape', wrong)}; "
             "check perceiver_config in the config.json beside it"
         )
+
+
+def _wrong_shapes(wanted: dict[str, nn.Parameter], given: dict[str, Tensor]) -> list[str]:
+    wrong = []
+    for name, parameter in wanted.items():
+        if name in given and given[name].shape != parameter.shape:
+            wrong.append(f"{name} {tuple(given[name].shape)} instead of {tuple(parameter.shape)}")
+    return wrong
 
 
 def _checked_tensor(given: dict[str, Tensor], names: list[str], where: str) -> Tensor:
