@@ -84,14 +84,7 @@ class Checkpoint(RunDescription):
             UserError: It is not there, of an unknown version, or does not hold all of a run.
         """
         content = read_pth(path)
-        missing = [name for name in _SECTIONS if not isinstance(content.get(name), dict)]
-        if missing:
-            raise UserError(path, f"has no {', '.join(missing)}", "use a checkpoint that a training run has written")
-        wrong = [name for name in _JSON_SECTIONS if not is_json_like(content[name])]
-        if not all(type(key) is str and type(value) is torch.Tensor for key, value in content["model"].items()):
-            wrong.append("model")
-        if wrong:
-            raise UserError(path, f"its {', '.join(wrong)} is not what a run writes", _FIX)
+        _check_sections(content, path)
         sections = {name: content[name] for name in _SECTIONS}
         return cls(**sections, calibration=content.get("calibration"), format_version=content["format_version"],
                    path=Path(path))
@@ -178,17 +171,34 @@ def read_pth(path: str | Path) -> dict[str, Any]:
 
 def check_version(content: Any, path: Path) -> None:
     """Raises UserError unless `content` is of a format version that this code reads."""
-    version = content.get("format_version") if isinstance(content, dict) else None
-    if type(version) is int and 1 <= version <= FORMAT_VERSION:
+    version = None
+    if isinstance(content, dict):
+        version = content.get("format_version")
+    if type(version) is int and version in range(1, FORMAT_VERSION + 1):
         return
-    fix = "use the version of this project that wrote it"
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        fix = "it is of a newer version of this project: update (git pull)"
-    elif version is None:
+    if version is None:
         fix = "it holds weights only, not a run: give the last_model.pth of a run"
+    elif isinstance(version, int) and version > FORMAT_VERSION:
+        fix = "it is of a newer version of this project: update (git pull)"
+    else:
+        fix = "use the version of this project that wrote it"
     if not isinstance(version, (int, str, type(None))):
-        version = type(version).__name__
+        version = type(version).__name__  # not its value: it may be of any size
     raise UserError(path, f"checkpoint format {version!r}, this version reads 1 to {FORMAT_VERSION}", fix)
+
+
+def _check_sections(content: dict[str, Any], path: str | Path) -> None:
+    """Raises UserError unless `content` has all that a run writes, and of its types as far as they are known here."""
+    missing = [name for name in _SECTIONS if not isinstance(content.get(name), dict)]
+    if missing:
+        raise UserError(path, f"has no {', '.join(missing)}", "use a checkpoint that a training run has written")
+    wrong = [name for name in _JSON_SECTIONS if not is_json_like(content[name])]
+    for name, weight in content["model"].items():
+        if type(name) is not str or type(weight) is not torch.Tensor:
+            wrong.append("model")
+            break
+    if wrong:
+        raise UserError(path, f"its {', '.join(wrong)} is not what a run writes", _FIX)
 
 
 def _damage(path: Path) -> str | None:
@@ -207,16 +217,24 @@ def _is_plain(value: Any, seen: set[int] | None = None) -> bool:
     """Whether a loaded value is what `_plain` lets through, each tensor within its storage: a file of 1 kB can declare
     a tensor of 10^9 numbers that lie on top of each other, and lists that hold themselves."""
     if type(value) is torch.Tensor:
-        whole = value.layout is torch.strided and value.nbytes <= value.untyped_storage().nbytes()
-        return whole and value.device.type == "cpu"
-    if type(value) not in (dict, OrderedDict, list, tuple):
+        return _is_whole(value)
+    if type(value) in (dict, OrderedDict):
+        items = [*value, *value.values()]
+    elif type(value) in (list, tuple):
+        items = value
+    else:
         return type(value) in _SCALARS
     seen = set() if seen is None else seen
     if id(value) in seen:
         return True
     seen.add(id(value))
-    items = [*value, *value.values()] if isinstance(value, dict) else value
     return all(_is_plain(item, seen) for item in items)
+
+
+def _is_whole(tensor: torch.Tensor) -> bool:
+    if tensor.device.type != "cpu" or tensor.layout is not torch.strided:
+        return False
+    return tensor.nbytes <= tensor.untyped_storage().nbytes()
 
 
 def _plain(value: Any, where: str = "checkpoint") -> Any:

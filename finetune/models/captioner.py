@@ -110,19 +110,26 @@ def _unwrapped(state: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]
 
 def _check_weights(state: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], where: str) -> None:
     """Raises UserError with the first three weights of each kind that are missing, unknown or do not fit."""
-    missing = [f"missing {key}" for key in expected if key not in state]
+    missing, unfit = [], []
+    for key, own in expected.items():
+        if key not in state:
+            missing.append(f"missing {key}")
+        elif fault := _fault(state[key], own):
+            unfit.append(f"{key} is {fault}")
     unexpected = [f"unexpected {key}" for key in state if key not in expected]
-    unfit = []
-    for key in (key for key in expected if key in state):
-        saved, own = state[key], expected[key]
-        if saved.shape != own.shape or saved.dtype != own.dtype:
-            unfit.append(f"{key} is {tuple(saved.shape)} {saved.dtype}, here {tuple(own.shape)} {own.dtype}")
-        elif saved.is_floating_point() and not torch.isfinite(saved).all():
-            unfit.append(f"{key} is not finite")
     problems = [*unfit[:3], *missing[:3], *unexpected[:3]]
     if problems:
         raise UserError(where, f"{len(missing + unexpected + unfit)} weights do not fit this model: "
                         f"{'; '.join(problems)}", "use the config the checkpoint was trained with")
+
+
+def _fault(saved: torch.Tensor, own: torch.Tensor) -> str | None:
+    """Why a saved weight cannot take the place of a model's own, or None."""
+    if saved.shape != own.shape or saved.dtype != own.dtype:
+        return f"{tuple(saved.shape)} {saved.dtype}, here {tuple(own.shape)} {own.dtype}"
+    if saved.is_floating_point() and not torch.isfinite(saved).all():
+        return "not finite"
+    return None
 
 
 @torch.no_grad()

@@ -108,10 +108,14 @@ def parts_of(function: LossFunction, inputs: LossInputs) -> dict[str, Tensor]:
     if not isinstance(parts, Mapping) or not parts:
         raise UserError("training.loss", f"returned {type(parts).__name__}", "return a dict of named scalar tensors")
     for name, part in parts.items():
-        if not isinstance(name, str):
-            raise UserError("training.loss", f"the name of part {name!r} is no text", "return a dict {name: scalar}")
-        if not isinstance(part, Tensor) or part.ndim:
-            raise UserError("training.loss", f"part {name!r} is no scalar tensor", "return means over the slides")
-        if name in _RESERVED or find_score(name):
-            raise UserError("training.loss", f"part {name!r} has a name of the log's own", "choose another name")
+        _check_part(name, part)
     return dict(parts)
+
+
+def _check_part(name: object, part: object) -> None:
+    if not isinstance(name, str):
+        raise UserError("training.loss", f"the name of part {name!r} is no text", "return a dict {name: scalar}")
+    if not isinstance(part, Tensor) or part.ndim:
+        raise UserError("training.loss", f"part {name!r} is no scalar tensor", "return means over the slides")
+    if name in _RESERVED or find_score(name):
+        raise UserError("training.loss", f"part {name!r} has a name of the log's own", "choose another name")

@@ -62,13 +62,14 @@ def choose_checkpoint(resume: str | None, folder: Path) -> Checkpoint | None:
                                     "choose another --output_dir")
         return Checkpoint.load(path)
     except DamagedCheckpoint as error:
+        damage = error
         newest = newest_good(folder)
         if newest is None:
             raise
-        if resume != "auto":
-            raise UserError(error.where, error.what, f"newest good one: {newest.path.name}") from None
-        logger.warning("%s: %s; going on from %s instead", error.where, error.what, newest.path.name)
-        return newest
+    if resume != "auto":
+        raise UserError(damage.where, damage.what, f"newest good one: {newest.path.name}")
+    logger.warning("%s: %s; going on from %s instead", damage.where, damage.what, newest.path.name)
+    return newest
 
 
 def find_path(resume: str | None, folder: Path) -> Path | None:
@@ -121,10 +122,7 @@ def check_same_run(checkpoint: Checkpoint, run: RunDescription) -> None:
     if checkpoint.format_version == 1 and run.config["training"]["accum_freq"] > 1:
         raise UserError(where, "is of an older version, where accum_freq did not enlarge the contrastive batch",
                         "start anew in another --output_dir, or go on with that version")
-    for name, before in checkpoint.versions.items():
-        now = run.versions.get(name)
-        if before != now:
-            logger.warning("%s was %s, now %s: the resumed run may differ in the last bits", name, before, now)
+    _warn_of_other_versions(checkpoint.versions, run.versions)
 
 
 def _check_same_settings(before: dict[str, Any], now: dict[str, Any], where: str) -> None:
@@ -133,6 +131,13 @@ def _check_same_settings(before: dict[str, Any], now: dict[str, Any], where: str
             if before[section][key] != value and f"{section}.{key}" not in _MAY_CHANGE:
                 raise UserError(where, f"was trained with {section}.{key}={before[section][key]}, this run has {value}",
                                 "use the same value, or start anew in another --output_dir")
+
+
+def _warn_of_other_versions(before: dict[str, Any], now: dict[str, Any]) -> None:
+    for name, version in before.items():
+        if version != now.get(name):
+            logger.warning("%s was %s, now %s: the resumed run may differ in the last bits", name, version,
+                           now.get(name))
 
 
 def saved_state(checkpoint: Checkpoint) -> TrainState:
@@ -159,7 +164,10 @@ def restore(checkpoint: Checkpoint, model: SlideCaptioner, optimizer: torch.opti
         raise UserError(where, f"the precision changed from or to fp16 (was {before}, now {now})",
                         "resume with the same precision")
     try:
-        _check_same_parameters(checkpoint.optimizer, optimizer, where)
+        difference = _other_parameters(checkpoint.optimizer, optimizer)
+        if difference:
+            raise UserError(where, f"its optimizer was for other parameters ({difference})",
+                            "use the config the checkpoint was trained with")
         scaler.load_state_dict(checkpoint.scaler)
         optimizer.load_state_dict(checkpoint.optimizer)
         of_ranks = [checkpoint.random_states, *checkpoint.random_states.get("other_ranks", [])]
@@ -170,21 +178,23 @@ def restore(checkpoint: Checkpoint, model: SlideCaptioner, optimizer: torch.opti
                         "use another checkpoint of the run") from None
 
 
-def _check_same_parameters(saved: dict[str, Any], optimizer: torch.optim.Optimizer, where: str) -> None:
-    """Raises UserError if a saved optimizer state is of other parameters than `optimizer`'s.
+def _other_parameters(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> str | None:
+    """How the parameters of a saved optimizer state differ from those of `optimizer`, or None.
 
     torch itself compares their number only and fails at the first step, or trains with another parameter's moments.
     """
-    difference = None
     now = optimizer.state_dict()["param_groups"]
     for before, group in zip(saved["param_groups"], now, strict=True):
         if before.get("param_names") != group.get("param_names") or before["params"] != group["params"]:
-            difference = f"{len(before['params'])} in a group, here {len(group['params'])}"
+            return f"{len(before['params'])} in a group, here {len(group['params'])}"
+    return _other_shapes(saved["state"], optimizer)
+
+
+def _other_shapes(saved: dict[int, dict[str, torch.Tensor]], optimizer: torch.optim.Optimizer) -> str | None:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for index, moments in saved["state"].items():
+    for index, moments in saved.items():
+        shape = tuple(parameters[index].shape)
         for name, value in moments.items():
-            if difference is None and value.ndim and value.shape != parameters[index].shape:
-                difference = f"{name} of number {index} is {tuple(value.shape)}, here {tuple(parameters[index].shape)}"
-    if difference:
-        raise UserError(where, f"its optimizer was for other parameters ({difference})",
-                        "use the config the checkpoint was trained with")
+            if value.ndim and tuple(value.shape) != shape:  # `step` has no dimension
+                return f"{name} of number {index} is {tuple(value.shape)}, here {shape}"
+    return None

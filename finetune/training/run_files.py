@@ -35,21 +35,25 @@ def open_run_folder(config: Config, data: Data, saver: Saver, log: RunLog, buffe
     Raises:
         UserError: The disk has too little room, or a folder cannot be written.
     """
-    folder, earlier = saver.folder, []
+    earlier = []
     if saver.world.is_main:
-        check_disk_space(folder, saver.model)
-        for stale in folder.glob("*.tmp"):  # left by a run that was killed while saving
-            stale.unlink()
-        log.trackers = open_trackers(config.training.report_to, folder, saver.description.config)
+        check_disk_space(saver.folder, saver.model)
+        log.trackers = open_trackers(config.training.report_to, saver.folder, saver.description.config)
         earlier = log_to_file(buffered, expand(config.training.log_dir))
-        (folder / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
-        (folder / "tokenizer.json").write_text(json.dumps(data.tokenizer.to_dict(), ensure_ascii=False, indent=1),
-                                               encoding="utf-8")
+        _write_settings(saver.folder, config, data)
     if checkpoint and checkpoint.path.name != LAST:  # else a later `auto` would go on from the old last_model.pth
         saver.save(state, is_best=state.best_epoch == state.epoch and not state.batches_done)
     if saver.world.is_main:
         log.truncate(state.metrics_bytes)
         log.start(earlier, describe_for_report(data, saver.model, saver.description))
+
+
+def _write_settings(folder: Path, config: Config, data: Data) -> None:
+    for stale in folder.glob("*.tmp"):  # left by a run that was killed while saving
+        stale.unlink()
+    tokenizer = json.dumps(data.tokenizer.to_dict(), ensure_ascii=False, indent=1)
+    (folder / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
+    (folder / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
 
 
 def check_disk_space(folder: Path, model: SlideCaptioner) -> None:

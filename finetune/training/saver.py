@@ -34,14 +34,16 @@ class Saver:
         first, *others = self.world.gather(random_states())
         if not self.world.is_main:
             return
-        names = [LAST]  # replaced last
-        at_epoch_end = state.batches_done == 0
-        if at_epoch_end and self.save_every and state.epoch % self.save_every == 0:
-            names.insert(0, epoch_name(state.epoch))
-        if is_best:
-            names.insert(0, BEST)
         if others:
             first["other_ranks"] = others
-        Checkpoint(**vars(self.description), progress=asdict(state), random_states=first,
-                   model=self.model.saved_state(), optimizer=self.optimizer.state_dict(),
-                   scaler=self.scaler.state_dict()).save(self.folder, names)
+        checkpoint = Checkpoint(
+            **vars(self.description), progress=asdict(state), random_states=first, model=self.model.saved_state(),
+            optimizer=self.optimizer.state_dict(), scaler=self.scaler.state_dict())
+        checkpoint.save(self.folder, self._due(state, is_best))
+
+    def _due(self, state: TrainState, is_best: bool) -> list[str]:
+        names = [BEST] if is_best else []
+        at_epoch_end = state.batches_done == 0
+        if at_epoch_end and self.save_every and state.epoch % self.save_every == 0:
+            names.append(epoch_name(state.epoch))
+        return [*names, LAST]  # the commit record is replaced last

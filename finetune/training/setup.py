@@ -66,12 +66,16 @@ def make_model(config: Config, data: Data, device: torch.device, world: World, *
     if config.training.grad_checkpointing:
         model.decoder.grad_checkpointing = True
     if config.training.compile:
-        compilers = (os.environ.get("CXX", "g++"), "clang++", "cl")
-        if not any(shutil.which(compiler) for compiler in compilers):
-            raise UserError("training.compile", "torch.compile needs a C++ compiler, and there is none",
-                            "install g++, or set training.compile=false")
+        _require_compiler()
         model.decoder.compile()
     return model
+
+
+def _require_compiler() -> None:
+    compilers = (os.environ.get("CXX", "g++"), "clang++", "cl")
+    if not any(shutil.which(compiler) for compiler in compilers):
+        raise UserError("training.compile", "torch.compile needs a C++ compiler, and there is none",
+                        "install g++, or set training.compile=false")
 
 
 # --- caches ----------------------------------------------------------------------------------------------------------
@@ -121,19 +125,21 @@ def _header_cache_path(config: Config) -> Path:
 def set_batch_size(state: TrainState, config: Config, objective: Objective, data: Data,
                    cache: SlideCache | None, checkpoint: Checkpoint | None) -> None:
     """Give a new run its batch size; a resumed one has its own, also if it goes on with other processes."""
-    training = config.training
-    if not state.micro_batches:
-        state.micro_batches = training.accum_freq * objective.world.size
-        if checkpoint:  # of format 1, whose steps were one micro-batch of one process
-            state.micro_batches = 1
-    if state.batch_size:
+    if not state.batch_size:
+        state.batch_size = _micro_batch_size(config, objective, data, cache)
+    if state.micro_batches:
         return
-    if training.max_batch_tokens is not None:
-        state.batch_size = 1  # not used
-    elif training.batch_size == "auto":
-        state.batch_size = largest_batch(objective, data.train, config.data.max_tiles, cache is not None)
-    else:
-        state.batch_size = int(training.batch_size)
+    state.micro_batches = config.training.accum_freq * objective.world.size
+    if checkpoint:  # of format 1, whose steps were one micro-batch of one process
+        state.micro_batches = 1
+
+
+def _micro_batch_size(config: Config, objective: Objective, data: Data, cache: SlideCache | None) -> int:
+    if config.training.max_batch_tokens is not None:
+        return 1  # not used
+    if config.training.batch_size == "auto":
+        return largest_batch(objective, data.train, config.data.max_tiles, cache is not None)
+    return int(config.training.batch_size)
 
 
 class LoaderFactory:
