@@ -342,6 +342,7 @@ def test_a_hub_that_never_answers_is_given_up(tmp_path, monkeypatch):
     assert time.monotonic() - start < 5
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("env", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": ""}])
 def test_R08_really_offline_fails_within_five_seconds(tmp_path, env):
     code = """if True:

@@ -83,6 +83,7 @@ def test_a_loss_of_another_form_ends_a_run_before_any_work(data, tmp_path, code,
     assert [path.name for path in tmp_path.iterdir()] == [f"{MODULE}.py"]
 
 
+@pytest.mark.full
 def test_the_example_of_the_guide_trains_and_its_part_is_logged(data, tmp_path):
     guide = (ROOT / "README_training.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"```python\n(def focal.*?)```", guide, re.DOTALL)

@@ -13,7 +13,7 @@ from finetune.checkpoints.format import Checkpoint
 from finetune.common.errors import UserError
 from tests.helpers.kill_runs import MUTATIONS, fingerprint, make_data, train_in
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs fork and SIGKILL")
+pytestmark = [pytest.mark.full, pytest.mark.skipif(os.name != "posix", reason="needs fork and SIGKILL")]
 KILLED, INTERRUPTED, TERMINATED = -9, 130, 143
 # how often each point is passed in a whole run
 PASSED = {"step": 12, "before_write": 10, "mid_write": 10, "before_replace": 14, "after_replace": 14, "before_log": 4,
