@@ -2,7 +2,7 @@
 VENV ?= .venv
 PYTHON := $(VENV)/bin/python
 
-.PHONY: setup demo test bench lint
+.PHONY: setup demo test test-all bench lint
 
 setup: $(VENV)/.done
 
@@ -15,8 +15,13 @@ $(VENV)/.done: requirements.lock
 demo: setup
 	$(PYTHON) -m finetune.demo
 
+# what a user runs: under 90 seconds on two cores
 test: setup
 	$(PYTHON) -m pytest
+
+# and then what takes minutes: runs that are killed, torchrun, browsers, the scripts from end to end
+test-all: test
+	$(PYTHON) -m pytest -m "full and not slow"
 
 bench: setup
 	$(PYTHON) -m benchmarks

@@ -27,8 +27,8 @@ from finetune.models.generation import generate
 from finetune.training.loop import Parts, train_step
 from finetune.training.objective import Objective
 from finetune.training.optim import build_optimizer
-from finetune.training.run import encode as encode_slides
 from finetune.training.run_log import RunLog
+from finetune.training.setup import encode as encode_slides
 from finetune.training.state import TrainState
 from prism import load_prism
 

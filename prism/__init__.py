@@ -12,12 +12,12 @@ Histopathology" (https://arxiv.org/abs/2405.10254): a Perceiver (https://arxiv.o
 (https://doi.org/10.1093/bib/bbac409). It reads the published weights; no code of the published repository is used.
 """
 
-from .biogpt import BioGptConfig, TextDecoder
-from .config import PrismConfig
+from .biogpt import TextDecoder
+from .config import BioGptConfig, PerceiverConfig, PrismConfig
 from .errors import PrismWeightsError
 from .generation import search
-from .perceiver import PerceiverConfig
-from .prism import Prism, PrismSlideEncoder, fingerprint
+from .prism import Prism
+from .slide_encoder import PrismSlideEncoder, fingerprint
 from .tokenizer import BioGptTokenizer
 from .weights import load_prism, load_tokenizer
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .perceiver import SelfAttention
-from .prism import PrismSlideEncoder
+from .slide_encoder import PrismSlideEncoder
 
 
 def encode_weighted(encoder: PrismSlideEncoder, tiles: Tensor, log_weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:

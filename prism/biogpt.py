@@ -8,57 +8,15 @@ each has B / S texts (the beams of a search).
 """
 
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .config import BioGptConfig
 from .perceiver import attend
-
-# an unused word of BioGPT's vocabulary ("madeupword0006"), which Prism was trained with as CLS
-CLS_ID = 42383
-
-
-@dataclass(frozen=True)
-class BioGptConfig:
-    """Architecture, in the field names of the published `biogpt_config`; the defaults are the published model.
-
-    Raises:
-        ValueError: a field has a type, range or value this implementation does not have; the message names it.
-    """
-
-    vocab_size: int = 42384
-    hidden_size: int = 1024
-    num_hidden_layers: int = 24
-    num_attention_heads: int = 16
-    intermediate_size: int = 4096
-    max_position_embeddings: int = 1024
-    pad_token_id: int = 1
-    eos_token_id: int = 2
-    hidden_act: str = "gelu"
-    scale_embedding: bool = True
-
-    def __post_init__(self) -> None:
-        if self.hidden_act != "gelu" or self.scale_embedding is not True:
-            raise ValueError(f"biogpt_config has hidden_act {self.hidden_act!r} and scale_embedding "
-                             f"{self.scale_embedding!r}; only 'gelu' and true are supported")
-        for field in fields(self):
-            value = getattr(self, field.name)
-            least = {"pad_token_id": 0, "eos_token_id": 0, "num_hidden_layers": 2}.get(field.name, 1)
-            if field.type is int and (type(value) is not int or value < least):
-                raise ValueError(f"biogpt_config.{field.name} is {value!r}; need an integer of {least} or more")
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(f"biogpt_config.num_attention_heads is {self.num_attention_heads}, which does not divide "
-                             f"hidden_size {self.hidden_size}")
-        if max(self.pad_token_id, self.eos_token_id) >= self.cls_id:
-            raise ValueError(f"biogpt_config.vocab_size is {self.vocab_size}: too small for its special tokens")
-
-    @property
-    def cls_id(self) -> int:
-        """Published: 42383, the last word; a smaller vocabulary gives its last one too."""
-        return min(CLS_ID, self.vocab_size - 1)
 
 
 class DecoderCache:
@@ -76,20 +34,25 @@ class DecoderCache:
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Put new keys and values (B, H, T, d) of a layer behind those it has; returns all of them."""
-        if (past := self._past[layer]) is not None:
+        past = self._past[layer]
+        if past is not None:
             key, value = torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
         self._past[layer] = key, value
         return key, value
 
     def reorder(self, rows: Tensor) -> None:
         """rows (B,): text i goes on from what is now text rows[i], one of the same slide."""
-        self._past = [past and (past[0].index_select(0, rows), past[1].index_select(0, rows)) for past in self._past]
+        self._change(lambda tensor: tensor.index_select(0, rows))
 
     def repeat(self, n: int) -> None:
         """Expand each text to n neighbours: a b c -> a a b b c c for n = 2."""
-        self._past = [past and (past[0].repeat_interleave(n, 0), past[1].repeat_interleave(n, 0))
-                      for past in self._past]
+        self._change(lambda tensor: tensor.repeat_interleave(n, 0))
         self.batch *= n
+
+    def _change(self, change: Callable[[Tensor], Tensor]) -> None:
+        for layer, past in enumerate(self._past):
+            if past is not None:
+                self._past[layer] = change(past[0]), change(past[1])
 
 
 class Attention(nn.Module):
@@ -163,7 +126,7 @@ class BioGptModel(nn.Module):
 
 
 class BioGptForCausalLM(nn.Module):
-    """The published `model`: BioGPT and the head, which is its word embeddings."""
+    """The published `model`: BioGPT and the head, whose weight is that of the token embeddings."""
 
     def __init__(self, config: BioGptConfig, context_dim: int) -> None:
         super().__init__()
@@ -173,7 +136,7 @@ class BioGptForCausalLM(nn.Module):
 
 
 class TextDecoder(nn.Module):
-    """The published `text_decoder`: token ids and image latents -> next-word logits and a text embedding.
+    """The published `text_decoder`: token ids and image latents -> next-token logits and a text embedding.
 
     A text's numbers do not depend on how far it is padded.
     """
@@ -241,7 +204,7 @@ class TextDecoder(nn.Module):
 
     @torch.no_grad()
     def decode_step(self, token_ids: Tensor, cache: DecoderCache) -> Tensor:
-        """token_ids (B, T), the tokens after those in the cache -> logits (B, vocabulary) of the word that follows.
+        """token_ids (B, T), the tokens after those in the cache -> next-token logits (B, vocabulary).
 
         First the whole prompt, then token by token; all rows have the same length. Adds the tokens to the cache.
         Raises ValueError for another number of texts than the cache has, and for texts that grow too long.

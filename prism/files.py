@@ -10,10 +10,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .biogpt import BioGptConfig
-from .config import PrismConfig
+from .config import BioGptConfig, PerceiverConfig, PrismConfig
 from .errors import PrismWeightsError
-from .perceiver import PerceiverConfig
 
 # What a model folder may hold, best first: safetensors cannot carry code and is read tensor by tensor.
 WEIGHT_FILES = (
@@ -48,7 +46,7 @@ def find_weights(path: Path) -> Path:
 def read_config(folder: Path) -> PerceiverConfig:
     """Architecture from `config.json`; the published one where there is no file or no `perceiver_config` in it.
 
-    Other keys beside the known ones are let be: transformers writes its own defaults into such files.
+    Unknown keys are ignored: transformers writes its own defaults into such files.
 
     Raises:
         PrismWeightsError: the file is not JSON, or asks for an architecture we do not have.
@@ -118,7 +116,7 @@ def _keys_of(part: str, keys: list[str], path: Path) -> dict[str, str]:
 
 
 def _reject_placeholders(path: Path) -> None:
-    """What downloads leave in place of weights gets its own message; the readers' messages would puzzle."""
+    """A clear message for what failed downloads leave in place of weights; the readers' own would puzzle."""
     try:
         with path.open("rb") as file:
             head = file.read(64).lstrip()

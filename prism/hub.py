@@ -83,28 +83,35 @@ def ask_hub(repo_id: str, revision: str | None) -> Exception | None:
 
 
 def _download(repo_id: str, revision: str | None, cached_only: bool) -> Path | None:
+    """Folder with the best weights that the repository has, all files of one commit; None if it has none."""
+    config = _get_file(repo_id, "config.json", revision, cached_only)
+    if config is not None:
+        revision = commit_of(config.parent) or revision  # of one commit, also if the branch moves meanwhile
+    for name in WEIGHT_FILES:
+        path = _get_file(repo_id, name, revision, cached_only)
+        if path is not None and _get_shards(repo_id, path, revision, cached_only):
+            return path.parent
+    return None
+
+
+def _get_shards(repo_id: str, path: Path, revision: str | None, cached_only: bool) -> bool:
+    """Whether all shards are on this disk, if `path` is an index of some."""
+    if not path.name.endswith(".index.json"):
+        return True
+    return all(_get_file(repo_id, shard, revision, cached_only) for shard in shard_names(path))
+
+
+def _get_file(repo_id: str, name: str, revision: str | None, cached_only: bool) -> Path | None:
+    """A file of the repository on this disk; None if the repository, or with `cached_only` the cache, lacks it."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    def get(name: str, commit: str | None) -> Path | None:
-        try:
-            return Path(hf_hub_download(repo_id, name, revision=commit, local_files_only=cached_only))
-        except EntryNotFoundError as error:
-            if isinstance(error, LocalEntryNotFoundError) and not cached_only:
-                raise  # the network went away in between: not the same as "the repository has no such file"
-            return None
-
-    config = get("config.json", revision)
-    commit = commit_of(config.parent) if config else None
-    revision = commit or revision  # all files of one commit, also if the branch moves meanwhile
-    for name in WEIGHT_FILES:
-        path = get(name, revision)
-        if path is None:
-            continue
-        if name.endswith(".index.json") and None in [get(shard, revision) for shard in shard_names(path)]:
-            continue
-        return path.parent
-    return None
+    try:
+        return Path(hf_hub_download(repo_id, name, revision=revision, local_files_only=cached_only))
+    except EntryNotFoundError as error:
+        if isinstance(error, LocalEntryNotFoundError) and not cached_only:
+            raise  # the network went away in between: not the same as "the repository has no such file"
+        return None
 
 
 def commit_of(folder: Path) -> str | None:
@@ -113,25 +120,30 @@ def commit_of(folder: Path) -> str | None:
 
 
 def _explain(repo_id: str, revision: str | None, error: Exception) -> PrismWeightsError:
-    from huggingface_hub import constants, errors
-
     if isinstance(error, PrismWeightsError):  # a broken index of shards explains itself
         return error
+    return PrismWeightsError(
+        f"{repo_id}: {_cause(revision, error)}; request access at https://huggingface.co/{repo_id} and set HF_TOKEN "
+        "(HF_ENDPOINT names a mirror), or download it elsewhere and give the local folder; 'random-tiny' is for demos "
+        "only"
+    )
+
+
+def _cause(revision: str | None, error: Exception) -> str:
+    """Why the hub gave no file; the order matters, as some of these classes derive from others."""
+    from huggingface_hub import constants, errors
+
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.HFValidationError):
-        cause = "not a valid hub id"
-    elif isinstance(error, errors.OfflineModeIsEnabled):
-        cause = "not in the local cache, and HF_HUB_OFFLINE is set"
-    elif isinstance(error, errors.RevisionNotFoundError):
-        cause = f"no revision {revision!r} in the repository"
-    elif isinstance(error, errors.GatedRepoError) or status in (401, 403):
-        cause = "access refused (the repository is gated, private or does not exist)"
-    elif isinstance(error, errors.RepositoryNotFoundError):
-        cause = "no such repository"
-    else:
-        reason = f"HTTP {status}" if status else str(error).split("\n")[0] or type(error).__name__
-        cause = f"{constants.ENDPOINT} cannot serve it ({reason})"
-    return PrismWeightsError(
-        f"{repo_id}: {cause}; request access at https://huggingface.co/{repo_id} and set HF_TOKEN (HF_ENDPOINT names "
-        "a mirror), or download it elsewhere and give the local folder; 'random-tiny' is for demos only"
-    )
+        return "not a valid hub id"
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return "not in the local cache, and HF_HUB_OFFLINE is set"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"no revision {revision!r} in the repository"
+    if isinstance(error, errors.GatedRepoError) or status in (401, 403):
+        return "access refused (the repository is gated, private or does not exist)"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return "no such repository"
+    first_line = str(error).split("\n")[0] or type(error).__name__
+    reason = f"HTTP {status}" if status else first_line
+    return f"{constants.ENDPOINT} cannot serve it ({reason})"

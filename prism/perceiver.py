@@ -1,4 +1,4 @@
-"""The Perceiver of Prism: learned latents read the tiles by cross-attention, then think by self-attention.
+"""The Perceiver of Prism: learned latents read the tiles by cross-attention, then each other by self-attention.
 
 Idea: Perceiver (https://arxiv.org/abs/2103.03206); feed-forwards are GEGLU (https://arxiv.org/abs/2002.05202).
 Module and parameter names are the keys of the published checkpoint; that is why some of them nest oddly.
@@ -9,53 +9,15 @@ Shapes: B slides, N tiles, C tile width (`context_dim`), L image latents (`laten
 
 import itertools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .config import PerceiverConfig
+
 PART = 4096  # tiles handled at once: scores of 513 queries are then 8 MB, whatever the size of the slide
 KeysValues = list[tuple[Tensor, Tensor]]  # keys and values (n, D), a pair for each part of a slide's tiles
-
-
-@dataclass(frozen=True)
-class PerceiverConfig:
-    """Architecture, in the field names of the published `perceiver_config`; the defaults are the published model.
-
-    Layers from `share_xattn_start_layer` (`share_tf_start_layer`) on share one cross-attention (one stack of
-    self-attention blocks); earlier layers have their own.
-
-    Raises:
-        ValueError: a field has a type, range or value this implementation does not have; the message names it.
-    """
-
-    latent_seq: int = 512
-    latent_dim: int = 1280
-    context_dim: int = 2560
-    mhsa_heads: int = 8
-    perceiver_depth: int = 8
-    transformer_depth: int = 6
-    share_xattn_start_layer: int = 1
-    share_tf_start_layer: int = 0
-    xattn_heads: int = 1
-    mlp_mult: int = 1
-    mlp_activation: str = "geglu"
-
-    def __post_init__(self) -> None:
-        if self.mlp_activation != "geglu":
-            raise ValueError(f"perceiver_config.mlp_activation is {self.mlp_activation!r}; only 'geglu' is supported")
-        for field in fields(self):
-            value = getattr(self, field.name)
-            least = 0 if field.name in ("share_xattn_start_layer", "share_tf_start_layer", "transformer_depth") else 1
-            if field.type is int and (type(value) is not int or value < least):
-                raise ValueError(f"perceiver_config.{field.name} is {value!r}; need a whole number >= {least}")
-        if self.xattn_heads != 1:
-            raise ValueError(f"perceiver_config.xattn_heads is {self.xattn_heads}; only 1 is supported")
-        if self.latent_dim % self.mhsa_heads:
-            raise ValueError(
-                f"perceiver_config.mhsa_heads is {self.mhsa_heads}, which does not divide latent_dim {self.latent_dim}"
-            )
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -161,14 +123,15 @@ class CrossAttention(nn.Module):
         query = self.to_q(self.x_norm(x))
         to_key, to_value = self.to_kv.weight.chunk(2)  # each (D, C)
         wide = query @ to_key if None in known else query  # (B or 1, S, C)
-        scale, results = query.shape[-1] ** -0.5, []
+        scale = query.shape[-1] ** -0.5
+        results = []
         for index, (tiles, pairs) in enumerate(zip(slides, known, strict=True)):
             row = index if len(query) > 1 else 0
             if pairs is not None:
                 results.append(attend_in_parts(query[row], pairs, scale))
-            else:
-                means = attend_in_parts(wide[row], ((part, part) for part in tiles.parts()), scale)  # (S, C)
-                results.append(F.linear(means, to_value))
+                continue
+            means = attend_in_parts(wide[row], ((part, part) for part in tiles.parts()), scale)  # (S, C)
+            results.append(F.linear(means, to_value))
         return self.to_out(torch.stack(results))
 
 
@@ -226,7 +189,7 @@ class SelfBlock(nn.Module):
 
 
 class PerceiverLayer(nn.Module):
-    """One reading of the tiles and the self-attention after it. It only holds blocks, which layers may share."""
+    """A cross-attention to the tiles and the self-attention after it; a container of blocks, which layers may share."""
 
     def __init__(self, xattn: CrossBlock, tf: nn.ModuleList) -> None:
         super().__init__()
@@ -251,18 +214,23 @@ class Perceiver(nn.Module):
     def forward(self, slides: list[Tensor]) -> Tensor:
         """Tiles (N, C) of B slides, each with its own N and none padded -> slots (B, S, D)."""
         device = self.latents.device.type
-        autocast = torch.is_autocast_enabled(device)
-        dtype = torch.get_autocast_dtype(device) if autocast else self.latents.dtype
+        dtype = self.latents.dtype
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
         tiles = [Tiles(slide, dtype) for slide in slides]
         x = self.latents.unsqueeze(0)  # (1, S, D): the first queries are the same for all slides
         for _, group in itertools.groupby(self.layers, key=lambda layer: id(layer.xattn)):
-            layers = list(group)  # they share the reader, and so its keys and values
-            reader, known = layers[0].xattn, None  # the old ones are freed before the new ones: 1 GB at 100 000 tiles
-            known = [reader.xattn.keys_values(slide, len(self.latents), len(layers)) for slide in tiles]
-            for layer in layers:
-                x = reader(x, tiles, known)
-                for block in layer.tf:
-                    x = block(x)
+            x = self._read_tiles(x, tiles, list(group))
+        return x
+
+    def _read_tiles(self, x: Tensor, tiles: list[Tiles], layers: list[PerceiverLayer]) -> Tensor:
+        """Run layers that share one cross-attention and so its keys and values, 1 GB at 100 000 tiles; freed after."""
+        cross_block = layers[0].xattn
+        known = [cross_block.xattn.keys_values(slide, len(self.latents), len(layers)) for slide in tiles]
+        for layer in layers:
+            x = cross_block(x, tiles, known)
+            for block in layer.tf:
+                x = block(x)
         return x
 
 

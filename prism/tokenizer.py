@@ -19,23 +19,19 @@ class BioGptTokenizer:
     """Text <-> ids as in `transformers.BioGptTokenizer`, except that `</s>` in a text is text and no end token.
 
     Raises:
-        ValueError: a special token is missing, a merge is no pair, or an id stands twice or is no integer from 0.
+        ValueError: a special token is missing, a merge is no pair, an id is given twice or is no integer from 0.
     """
 
     def __init__(self, vocabulary: Mapping[str, int], merges: Iterable[Sequence[str]]) -> None:
-        """vocabulary: piece -> id. merges: pairs of pieces, the ones to join first first."""
-        self.vocabulary, self.merges = dict(vocabulary), [(first, second) for first, second in merges]
-        if any(type(number) is not int or number < 0 for number in self.vocabulary.values()):
-            raise ValueError("an id of the vocabulary is no integer from 0")
+        """vocabulary: piece -> id. merges: pairs of pieces, in the order in which they are joined."""
+        self.vocabulary = dict(vocabulary)
+        _check_vocabulary(self.vocabulary)
+        self.merges = [(first, second) for first, second in merges]
         self.pieces = {number: piece for piece, number in self.vocabulary.items()}
-        if missing := [s for s in SPECIALS if s not in self.vocabulary]:
-            raise ValueError(f"the vocabulary has no {missing[0]}")
-        if len(self.pieces) != len(self.vocabulary):
-            raise ValueError("the vocabulary has an id twice")
-        self.pad_id, self.eos_id, self.unk_id = (self.vocabulary[s] for s in SPECIALS[1:])
+        self.pad_id, self.eos_id, self.unk_id = (self.vocabulary[token] for token in SPECIALS[1:])
         self.bos_id = self.eos_id  # BioGPT begins a text with its end token
         self._rank = {pair: rank for rank, pair in enumerate(self.merges)}
-        self._known: dict[str, list[int]] = {}
+        self._ids_of_word: dict[str, list[int]] = {}
 
     @classmethod
     def from_folder(cls, folder: Path) -> "BioGptTokenizer":
@@ -73,7 +69,7 @@ class BioGptTokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, without begin and end token."""
         words = self._moses[0].tokenize(text, aggressive_dash_splits=True, return_str=False, escape=True)
-        return [number for word in words for number in self._word(word)]
+        return [number for word in words for number in self._encode_word(word)]
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """Text of `ids`."""
@@ -82,23 +78,19 @@ class BioGptTokenizer:
             pieces = [p for p in pieces if p not in SPECIALS]
         return self._moses[1].detokenize("".join(pieces).replace(_END, " ").split())
 
-    def _word(self, word: str) -> list[int]:
+    def _encode_word(self, word: str) -> list[int]:
         """Ids of one word: its letters, joined pair by pair, always the pair of lowest rank first."""
-        if word not in self._known:
-            pieces = [*word[:-1], word[-1] + _END]
-            while len(pieces) > 1:
-                best = min(itertools.pairwise(pieces), key=lambda pair: self._rank.get(pair, len(self._rank)))
-                if best not in self._rank:
-                    break
-                joined: list[str] = []
-                for piece in pieces:
-                    if joined and (joined[-1], piece) == best:
-                        joined[-1] += piece
-                    else:
-                        joined.append(piece)
-                pieces = joined
-            self._known[word] = [self.vocabulary.get(p, self.unk_id) for p in pieces]
-        return self._known[word]
+        if word in self._ids_of_word:
+            return self._ids_of_word[word]
+        pieces = [*word[:-1], word[-1] + _END]
+        while len(pieces) > 1:
+            best = min(itertools.pairwise(pieces), key=lambda pair: self._rank.get(pair, len(self._rank)))
+            if best not in self._rank:
+                break
+            pieces = _join(pieces, best)
+        ids = [self.vocabulary.get(piece, self.unk_id) for piece in pieces]
+        self._ids_of_word[word] = ids
+        return ids
 
     @cached_property
     def _moses(self) -> tuple[Any, Any]:
@@ -110,6 +102,28 @@ class BioGptTokenizer:
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in vars(self).items() if key != "_moses"}
+
+
+def _check_vocabulary(vocabulary: Mapping[str, int]) -> None:
+    """Raises ValueError as `BioGptTokenizer`."""
+    if any(type(number) is not int or number < 0 for number in vocabulary.values()):
+        raise ValueError("an id of the vocabulary is no integer from 0")
+    for token in SPECIALS:
+        if token not in vocabulary:
+            raise ValueError(f"the vocabulary has no {token}")
+    if len(set(vocabulary.values())) != len(vocabulary):
+        raise ValueError("the vocabulary has an id twice")
+
+
+def _join(pieces: list[str], pair: tuple[str, str]) -> list[str]:
+    """The pieces with every occurrence of a pair of neighbours made one piece."""
+    joined: list[str] = []
+    for piece in pieces:
+        if joined and (joined[-1], piece) == pair:
+            joined[-1] += piece
+        else:
+            joined.append(piece)
+    return joined
 
 
 def letters_tokenizer() -> BioGptTokenizer:

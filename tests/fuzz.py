@@ -24,7 +24,7 @@ import numpy as np
 import torch
 import torch._dynamo  # see kill_runs
 
-from finetune.checkpoints.format import load_run
+from finetune.checkpoints.format import Checkpoint, RunDescription, read_pth
 from finetune.common.errors import BadSlide, UserError
 from finetune.config.schema import Config, from_dict
 from finetune.config.yaml_file import load_yaml
@@ -33,10 +33,8 @@ from finetune.data.slides import inspect_slide
 from finetune.data.tile_reader import read_tiles
 from finetune.inference.captioner import Captioner
 from finetune.models.captioner import SlideCaptioner
-from finetune.training import run
 from finetune.training.optim import build_optimizer
-from finetune.training.saver import Saver
-from finetune.training.state import TrainState
+from finetune.training.resume import check_same_run, restore, saved_state
 from tests.helpers.files import ROOT
 
 GOLDEN = ROOT / "tests" / "golden" / "checkpoint_v1.pth"
@@ -124,7 +122,7 @@ def yaml_read(path: Path) -> None:
 
 @functools.cache
 def _golden() -> dict:
-    return load_run(GOLDEN)
+    return read_pth(GOLDEN)
 
 
 def _hostile(rng: random.Random) -> object:
@@ -186,13 +184,13 @@ def pth_read(path: Path) -> None:
         Captioner.load(path, device="cpu")
     except UserError as error:
         with_errors.append(error)
-    content = load_run(path)
+    checkpoint = Checkpoint.load(path)
     model, config = _model()
     model.prism.unfreeze()
-    saver = Saver(path.parent, 0, model, build_optimizer(model.named_parameters(), 1e-3, 0.1), torch.amp.GradScaler("cpu", enabled=False), {})
-    TrainState.of(saver.restore(content, path), str(path))
-    run._check_same_run(content, {"config": config.to_dict()} | {k: _golden()[k] for k in ("data", "prism", "versions")},
-                        str(path))
+    restore(checkpoint, model, build_optimizer(model.named_parameters(), 1e-3, 0.1), torch.amp.GradScaler("cpu", enabled=False))
+    saved_state(checkpoint)
+    sections = {name: _golden()[name] for name in ("tokenizer", "prism", "data", "versions")}
+    check_same_run(checkpoint, RunDescription(config=config.to_dict(), **sections))
     assert all(e.line().isprintable() for e in with_errors)
 
 

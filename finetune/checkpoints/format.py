@@ -12,6 +12,7 @@ import shutil
 import zipfile
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,33 +22,102 @@ from ..common.errors import UserError
 
 FORMAT_VERSION = 2  # 1: batches_done counts micro-batches, which share no contrastive loss; goes on if accum_freq is 1
 BEST, LAST = "best_model.pth", "last_model.pth"
-_PLAIN = (type(None), bool, int, float, str)
-_SECTIONS = ("config", "tokenizer", "prism", "data", "versions", "progress", "random_states", "model", "optimizer",
-             "scaler")  # of a run's checkpoint; each a dict
-_WORDS = _SECTIONS[:6]  # hold no tensor
+_FIX = "use another checkpoint of the run"
+_SCALARS = (type(None), bool, int, float, str)
+_JSON_SECTIONS = ("config", "tokenizer", "prism", "data", "versions", "progress")  # without tensors
+_SECTIONS = (*_JSON_SECTIONS, "random_states", "model", "optimizer", "scaler")  # of a file, in this order; each a dict
 
 
 class DamagedCheckpoint(UserError):
     """The file was cut, changed or is of another kind; an older one of the run may be good."""
 
 
+@dataclass(kw_only=True)
+class RunDescription:
+    """What does not change during a run. Nothing of it says where files lie on the user's disk.
+
+    Attributes:
+        config: All settings, `Config.to_dict()`.
+        tokenizer: `Tokenizer.to_dict()`.
+        prism: Source, revision, SHA-256 and architecture of the slide encoder.
+        data: Fingerprint, ids of the validation and test slides, numbers of slides.
+        versions: Of torch and Python; device, precision, threads and processes.
+    """
+
+    config: dict[str, dict[str, Any]]
+    tokenizer: dict[str, Any]
+    prism: dict[str, Any]
+    data: dict[str, Any]
+    versions: dict[str, Any]
+
+
+@dataclass(kw_only=True)
+class Checkpoint(RunDescription):
+    """A run after some step: enough to go on training, and to caption a slide.
+
+    Attributes:
+        progress: The fields of `TrainState`.
+        random_states: Of the global generators of rank 0, and `other_ranks`. Empty in an exported model, as are
+            `optimizer` and `scaler`.
+        model: {name: weight} of all that trains. Prism's frozen weights are not in it.
+        optimizer: Its state dict.
+        scaler: State dict of the fp16 loss scaler, empty where there is none.
+        calibration: Temperature of the captions' confidence, None before it is known.
+        path: The file it was read from.
+    """
+
+    progress: dict[str, Any]
+    model: dict[str, torch.Tensor]
+    random_states: dict[str, Any]
+    optimizer: dict[str, Any]
+    scaler: dict[str, Any]
+    calibration: dict[str, Any] | None = None
+    format_version: int = FORMAT_VERSION
+    path: Path | None = None
+
+    @classmethod
+    def load(cls, path: str | Path) -> Checkpoint:
+        """Read a checkpoint onto the CPU.
+
+        Raises:
+            DamagedCheckpoint: The file is cut, changed or of another kind.
+            UserError: It is not there, of an unknown version, or does not hold all of a run.
+        """
+        content = read_pth(path)
+        _check_sections(content, path)
+        sections = {name: content[name] for name in _SECTIONS}
+        return cls(**sections, calibration=content.get("calibration"), format_version=content["format_version"],
+                   path=Path(path))
+
+    def save(self, folder: Path, names: Sequence[str]) -> None:
+        """Write it into `folder` under each of `names`, see `write_pth`. Raises UserError."""
+        content = {name: getattr(self, name) for name in ("format_version", *_SECTIONS)}
+        if self.calibration is not None:
+            content["calibration"] = self.calibration
+        write_pth(folder, names, content)
+
+
 def epoch_name(epoch: int) -> str:
+    """Name of the checkpoint that `training.save_every` keeps of an epoch."""
     return f"checkpoint_epoch_{epoch}.pth"
 
 
 def is_json_like(value: Any, depth: int = 4) -> bool:
     """Whether a value is numbers and text in dicts with text keys and in lists, not nested deeper than a run writes."""
-    if isinstance(value, (dict, list, tuple)) and depth == 0:
+    if not isinstance(value, (dict, list, tuple)):
+        return type(value) in _SCALARS
+    if depth == 0:
         return False
     if isinstance(value, dict):
-        return all(type(k) is str and is_json_like(v, depth - 1) for k, v in value.items())
-    return all(is_json_like(v, depth - 1) for v in value) if isinstance(value, (list, tuple)) else type(value) in _PLAIN
+        return all(type(key) is str and is_json_like(item, depth - 1) for key, item in value.items())
+    return all(is_json_like(item, depth - 1) for item in value)
 
 
-def save_checkpoint(folder: Path, names: Sequence[str], content: dict[str, Any]) -> None:
+def write_pth(folder: Path, names: Sequence[str], content: dict[str, Any]) -> None:
     """Write `content` once and put it in `folder` under each of `names`, the last name last.
 
-    Raises UserError if the disk is full or the folder cannot be written; the files that were there are then unharmed.
+    Raises:
+        UserError: The disk is full or the folder cannot be written. The files that were there are then unharmed.
     """
     content = _plain(content)
     temporary = folder / (names[-1] + ".tmp")
@@ -72,61 +142,72 @@ def save_checkpoint(folder: Path, names: Sequence[str], content: dict[str, Any])
                         "free some space or choose another output_dir, then --resume auto") from None
 
 
-def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The content of a checkpoint, on the CPU. Raises UserError for anything but a whole file of a known version."""
+def read_pth(path: str | Path) -> dict[str, Any]:
+    """What `write_pth` has written, on the CPU.
+
+    Raises:
+        DamagedCheckpoint: The file is cut, changed or of another kind.
+        UserError: It is not there, or of an unknown version.
+    """
     path = Path(path)
-    fix = "use another checkpoint of the run"
     if not path.is_file():
         raise UserError(path, "is a folder" if path.is_dir() else "not found", "give the path of a .pth file")
     try:
+        content = None
         damage = _damage(path)
-        content = None if damage else torch.load(path, map_location="cpu", weights_only=True)
-        if not damage and not _is_plain(content):
-            damage = "it holds other things than plain values and whole tensors"
+        if damage is None:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+            if not _is_plain(content):
+                damage = "it holds other things than plain values and whole tensors"
     except zipfile.BadZipFile:
-        raise DamagedCheckpoint(path, f"truncated or no checkpoint ({path.stat().st_size} bytes)", fix) from None
+        raise DamagedCheckpoint(path, f"truncated or no checkpoint ({path.stat().st_size} bytes)", _FIX) from None
     except Exception as error:  # the unpickler may fail in any way on a hostile file; none of its text is of use
-        raise DamagedCheckpoint(path, f"not a checkpoint of this project ({type(error).__name__})", fix) from None
+        raise DamagedCheckpoint(path, f"not a checkpoint of this project ({type(error).__name__})", _FIX) from None
     if damage:
-        raise DamagedCheckpoint(path, f"damaged ({damage})", fix)
+        raise DamagedCheckpoint(path, f"damaged ({damage})", _FIX)
     check_version(content, path)
-    return content
-
-
-def load_run(path: str | Path) -> dict[str, Any]:
-    """The content of a checkpoint that holds all of a run. Raises UserError."""
-    content = load_checkpoint(path)
-    if wrong := [s for s in _SECTIONS if not isinstance(content.get(s), dict)]:
-        raise UserError(path, f"has no {', '.join(wrong)}", "use a checkpoint that a training run has written")
-    wrong = [s for s in _WORDS if not is_json_like(content[s])]
-    if not all(type(k) is str and type(v) is torch.Tensor for k, v in content["model"].items()):
-        wrong.append("model")
-    if wrong:
-        raise UserError(path, f"its {', '.join(wrong)} is not what a run writes", "use another checkpoint of the run")
     return content
 
 
 def check_version(content: Any, path: Path) -> None:
     """Raises UserError unless `content` is of a format version that this code reads."""
-    version = content.get("format_version") if isinstance(content, dict) else None
-    if type(version) is int and 1 <= version <= FORMAT_VERSION:
+    version = None
+    if isinstance(content, dict):
+        version = content.get("format_version")
+    if type(version) is int and version in range(1, FORMAT_VERSION + 1):
         return
-    fix = "use the version of this project that wrote it"
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        fix = "it is of a newer version of this project: update (git pull)"
-    elif version is None:
+    if version is None:
         fix = "it holds weights only, not a run: give the last_model.pth of a run"
+    elif isinstance(version, int) and version > FORMAT_VERSION:
+        fix = "it is of a newer version of this project: update (git pull)"
+    else:
+        fix = "use the version of this project that wrote it"
     if not isinstance(version, (int, str, type(None))):
-        version = type(version).__name__
+        version = type(version).__name__  # not its value: it may be of any size
     raise UserError(path, f"checkpoint format {version!r}, this version reads 1 to {FORMAT_VERSION}", fix)
+
+
+def _check_sections(content: dict[str, Any], path: str | Path) -> None:
+    """Raises UserError unless `content` has all that a run writes, and of its types as far as they are known here."""
+    missing = [name for name in _SECTIONS if not isinstance(content.get(name), dict)]
+    if missing:
+        raise UserError(path, f"has no {', '.join(missing)}", "use a checkpoint that a training run has written")
+    wrong = [name for name in _JSON_SECTIONS if not is_json_like(content[name])]
+    for name, weight in content["model"].items():
+        if type(name) is not str or type(weight) is not torch.Tensor:
+            wrong.append("model")
+            break
+    if wrong:
+        raise UserError(path, f"its {', '.join(wrong)} is not what a run writes", _FIX)
 
 
 def _damage(path: Path) -> str | None:
     """What is wrong with the archive, or None. torch itself checks no sums: a flipped bit would load silently."""
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
-        if any(e.compress_type != zipfile.ZIP_STORED for e in entries) or \
-                sum(e.file_size for e in entries) > path.stat().st_size:
+        declared = sum(entry.file_size for entry in entries)
+        compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+        if compressed or declared > path.stat().st_size:
             return "it declares more than it holds"
         name = archive.testzip()
     return f"{name} has a wrong checksum" if name else None
@@ -135,17 +216,25 @@ def _damage(path: Path) -> str | None:
 def _is_plain(value: Any, seen: set[int] | None = None) -> bool:
     """Whether a loaded value is what `_plain` lets through, each tensor within its storage: a file of 1 kB can declare
     a tensor of 10^9 numbers that lie on top of each other, and lists that hold themselves."""
-    seen = set() if seen is None else seen
     if type(value) is torch.Tensor:
-        return value.device.type == "cpu" and value.layout is torch.strided and \
-            value.nbytes <= value.untyped_storage().nbytes()
-    if type(value) not in (dict, OrderedDict, list, tuple):
-        return type(value) in _PLAIN
+        return _is_whole(value)
+    if type(value) in (dict, OrderedDict):
+        items = [*value, *value.values()]
+    elif type(value) in (list, tuple):
+        items = value
+    else:
+        return type(value) in _SCALARS
+    seen = set() if seen is None else seen
     if id(value) in seen:
         return True
     seen.add(id(value))
-    items = [*value, *value.values()] if isinstance(value, dict) else value
     return all(_is_plain(item, seen) for item in items)
+
+
+def _is_whole(tensor: torch.Tensor) -> bool:
+    if tensor.device.type != "cpu" or tensor.layout is not torch.strided:
+        return False
+    return tensor.nbytes <= tensor.untyped_storage().nbytes()
 
 
 def _plain(value: Any, where: str = "checkpoint") -> Any:
@@ -154,7 +243,7 @@ def _plain(value: Any, where: str = "checkpoint") -> Any:
         return {_plain(key, where): _plain(item, f"{where}.{key}") for key, item in value.items()}
     if type(value) in (list, tuple):
         return type(value)(_plain(item, where) for item in value)
-    assert type(value) in (*_PLAIN, torch.Tensor), f"{where} holds a {type(value)}"
+    assert type(value) in (*_SCALARS, torch.Tensor), f"{where} holds a {type(value)}"
     if type(value) is torch.Tensor and value.untyped_storage().nbytes() != value.nbytes:
         return value.clone()  # torch.save would write the whole storage behind a view
     return value
@@ -170,6 +259,7 @@ def _same_file(source: Path, target: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
+    """Make the new names last through a crash of the machine."""
     if os.name == "posix":  # elsewhere a folder cannot be opened, nor needs it
         handle = os.open(folder, os.O_RDONLY)
         try:

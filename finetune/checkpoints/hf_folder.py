@@ -19,35 +19,35 @@ from safetensors.torch import load_file, save_file
 from ..common.errors import UserError
 from ..config.schema import PrismConfig, from_dict
 from ..config.yaml_file import dump_yaml
-from .format import FORMAT_VERSION, check_version, is_json_like, load_run
+from .format import FORMAT_VERSION, Checkpoint, check_version, is_json_like
 
 _WEIGHTS, _CONFIG, _TOKENIZER, _CARD = "model.safetensors", "config.json", "tokenizer.json", "README.md"
-_WORDS = ("config", "prism", "data", "versions", "progress")
+_SECTIONS = ("config", "prism", "data", "versions", "progress")
 _FIX = "export the checkpoint again"
 _MOST_JSON = 1 << 26  # bytes; a vocabulary of 100 000 words has a tenth of it
 
 
 def write_folder(checkpoint: Path, folder: Path) -> None:
     """Write the run in `checkpoint` to `folder`, all files or none. Raises UserError."""
-    content = load_run(checkpoint)
+    content = Checkpoint.load(checkpoint)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(folder, "is there already", "choose another --output")
-    if not _is_public(content["prism"].get("source")):  # a path on this disk says nothing elsewhere
-        content["config"]["prism"]["weights"] = content["prism"]["source"] = PrismConfig.weights
-    content["data"] = {key: value for key, value in content["data"].items() if key in ("fingerprint", "slides")}
-    weights, tied = _untied(content["model"])
+    if not _is_public(content.prism.get("source")):  # a path on this disk says nothing elsewhere
+        content.config["prism"]["weights"] = content.prism["source"] = PrismConfig.weights
+    content.data = {key: value for key, value in content.data.items() if key in ("fingerprint", "slides")}
+    weights, tied = _untied(content.model)
     temporary = folder.with_name(folder.name + ".tmp")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         save_file(weights, temporary / _WEIGHTS, metadata={"format": "pt"})
         _write_json(temporary / _CONFIG, {"model_type": "prism-coca", "format_version": FORMAT_VERSION,
-                                          **{key: content[key] for key in _WORDS}, "tied_weights": tied,
-                                          "calibration": content.get("calibration") or {}})
-        _write_json(temporary / _TOKENIZER, content["tokenizer"])
+                                          **{key: getattr(content, key) for key in _SECTIONS}, "tied_weights": tied,
+                                          "calibration": content.calibration or {}})
+        _write_json(temporary / _TOKENIZER, content.tokenizer)
         # a checkpoint has "" for each path of the disk: to train again they are what they are by default
         again = {section: {key: value for key, value in keys.items() if value != ""}
-                 for section, keys in content["config"].items()}
+                 for section, keys in content.config.items()}
         (temporary / "config.yaml").write_text(dump_yaml(from_dict(again, str(checkpoint))), encoding="utf-8")
         (temporary / _CARD).write_text(_card(content, folder.name, _scores(checkpoint, content)), encoding="utf-8")
         if folder.exists():
@@ -59,19 +59,20 @@ def write_folder(checkpoint: Path, folder: Path) -> None:
                         "choose another --output") from None
 
 
-def read_folder(folder: Path) -> dict[str, Any]:
-    """What `checkpoint.load_run` gives, less the state of the training. Raises UserError for anything else."""
+def read_folder(folder: Path) -> Checkpoint:
+    """An exported checkpoint: one without the state of its training. Raises UserError for anything else."""
     content = _read_json(folder / _CONFIG) | {"tokenizer": _read_json(folder / _TOKENIZER)}
     check_version(content, folder)
-    if wrong := [key for key in (*_WORDS, "tokenizer", "tied_weights")
+    if wrong := [key for key in (*_SECTIONS, "tokenizer", "tied_weights")
                  if not isinstance(content.get(key), dict) or not is_json_like(content[key])]:
         raise UserError(folder / _CONFIG, f"its {', '.join(wrong)} is not what an export writes", _FIX)
     try:
         weights = load_file(folder / _WEIGHTS)
-        content["model"] = weights | {alias: weights[name] for alias, name in content["tied_weights"].items()}
+        model = weights | {alias: weights[name] for alias, name in content["tied_weights"].items()}
     except (OSError, SafetensorError, KeyError, TypeError):
         raise UserError(folder / _WEIGHTS, "not a readable safetensors file of this model", _FIX) from None
-    return content
+    return Checkpoint(**{key: content[key] for key in (*_SECTIONS, "tokenizer", "format_version")}, model=model,
+                      random_states={}, optimizer={}, scaler={}, calibration=content.get("calibration"), path=folder)
 
 
 def _untied(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -88,9 +89,9 @@ def _is_public(source: Any) -> bool:
     return bool(hub_id) or source in ("random", "random-tiny")
 
 
-def _scores(checkpoint: Path, content: dict[str, Any]) -> dict[str, Any]:
+def _scores(checkpoint: Path, content: Checkpoint) -> dict[str, Any]:
     """The line of the checkpoint's epoch in the run's `metrics.jsonl`; of the lowest loss alone where it has gone."""
-    progress, rows = content["progress"], []
+    progress, rows = content.progress, []
     try:
         lines = checkpoint.with_name("metrics.jsonl").read_text(encoding="utf-8").splitlines()
         rows = [row for line in lines if isinstance(row := json.loads(line), dict)]
@@ -100,12 +101,12 @@ def _scores(checkpoint: Path, content: dict[str, Any]) -> dict[str, Any]:
                 {"epoch": progress.get("epoch"), "best_val_loss": progress.get("best_loss")})
 
 
-def _card(content: dict[str, Any], name: str, scores: dict[str, Any]) -> str:
+def _card(content: Checkpoint, name: str, scores: dict[str, Any]) -> str:
     """The model card (https://huggingface.co/docs/hub/model-cards), for people first."""
-    config, prism, slides = content["config"], content["prism"], content["data"].get("slides") or {}
+    config, prism, slides = content.config, content.prism, content.data.get("slides") or {}
     model = config["model"]
     derived = "prism" in (model.get("decoder"), model.get("init")) or not config["prism"]["freeze"]
-    parameters = sum(t.numel() for t in content["model"].values()) / 1e6
+    parameters = sum(t.numel() for t in content.model.values()) / 1e6
     source = prism.get("source")
     holds = ("**Weights derived from Prism's are in this folder.** Prism's licence, CC BY-NC-ND 4.0, does not allow to "
              "share what is derived from its weights: keep the folder to yourself." if derived else
@@ -113,7 +114,7 @@ def _card(content: dict[str, Any], name: str, scores: dict[str, Any]) -> str:
              "research, not commercial use). What you may do with the weights here depends on your training data too.")
     rows = "\n".join(f"| {key} | {value:.4g} |" for key, value in scores.items()
                      if (key == "epoch" or "loss" in key or key.startswith("val_")) and isinstance(value, (int, float)))
-    words = " The words of the training texts are, as the vocabulary." if content["tokenizer"].get("type") in (
+    words = " The words of the training texts are, as the vocabulary." if content.tokenizer.get("type") in (
         "vocab", "bpe") else ""
     base = f"base_model: {source}\n" if source and "/" in source else ""
     return f"""---
@@ -137,7 +138,7 @@ The weights of Prism must be those it was trained with (SHA-256 of the slide enc
 {slides.get("training", "an unknown number of")} slides to train, {slides.get("validation", "an unknown number")} to \
 validate; their ids and texts are not in this folder.{words}
 Fingerprint of ids, texts, tile counts and split:
-`{content["data"].get("fingerprint")}`.
+`{content.data.get("fingerprint")}`.
 
 ## Scores
 After the epoch of this checkpoint; `val_`: on the validation slides, the others on the training slides:
@@ -150,7 +151,7 @@ After the epoch of this checkpoint; `val_`: on the validation slides, the others
 ```
 python train_with_config.py --config config.yaml --set data.embeddings_dir=H5_FOLDER data.labels_file=LABELS.json
 ```
-{parameters:.1f} M trained numbers; {", ".join(f"{key} {value}" for key, value in content["versions"].items())}.
+{parameters:.1f} M trained numbers; {", ".join(f"{key} {value}" for key, value in content.versions.items())}.
 
 ## Licence
 {holds}

@@ -1,7 +1,8 @@
-"""What a report says of each finding: present, absent, uncertain, or nothing. By words, with the scope of negations.
+"""What a report says about each finding: present, absent, uncertain, or nothing.
 
-A rule-based reader in the manner of NegEx (Chapman et al. 2001) for Chinese and English: a negation reaches the phrases
-of its own clause. A caption may share every word with its reference and say the opposite; here that is counted.
+A rule-based reader of phrases in the manner of NegEx (Chapman et al. 2001, https://doi.org/10.1006/jbin.2001.1029) for
+Chinese and English: a negation reaches the phrases of its own clause. A caption may share every token with its
+reference and say the opposite; here that is counted.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from .text_metrics import Statistic, mean_of
 
 PRESENT, ABSENT, UNCERTAIN = "present", "absent", "uncertain"
 SHIPPED = Path(__file__).parent / "dictionaries"
-FINDING_SCORES = ("finding_presence_precision", "finding_presence_recall", "finding_absence_precision",
-                  "finding_absence_recall", "finding_contradictions")
+_ENTRY_FORMAT = "write finding: {phrases: [...], negations: [...]}"
+_GAP = "\0"  # stands for `…`, which NFKC would turn into three full stops
 # A clause ends here, but not inside brackets (`ER(+, 90%)`), at a decimal point, in `H. pylori`, or within a list of
 # what is denied: `no A, B, or C`, `negative for A, B and C`; `淋巴结15枚,均未见癌转移` speaks of one thing.
 _CLAUSE_END = re.compile(r"\([^()]*\)|(,(?!\s*[均皆])|[;。!?\n]|(?<!\b[b-hj-z])\.(?!\d))")
@@ -46,16 +47,16 @@ _UNSURE = re.compile(
     r"不(?:能)?(?:完全)?(?:除外|排除)|无法(?:完全)?(?:除外|排除)|未(?:能)?(?:除外|排除)|待(?:排|除外|查)"
     r"|可疑|疑|考虑|倾向|可能|\?|\bsusp\w+|\bpossibl\w+|\bprobabl\w+|\bfavou?r\w*|\bequivocal|\bindeterminate"
     r"|\bquestionable|\b(?:can(?:not| not)|could not|not) (?:be )?(?:entirely |completely )?(?:exclude|rule)d?\b")
-# ends what a negation behind a phrase reaches back to
-_SAID = re.compile(r"\+|阳性|可见|\b(?:present|positive|identified|seen)\b")
+# An assertion: a negation after it does not reach back over it
+_ASSERTED = re.compile(r"\+|阳性|可见|\b(?:present|positive|identified|seen)\b")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A finding: what asserts it, and what denies it outright, as `HER2(0)` does."""
+    """A finding: the phrases that name it, and those that deny it outright, as `HER2(0)` does."""
 
     phrases: re.Pattern[str]
-    negations: re.Pattern[str] | None
+    negations: re.Pattern[str]
 
 
 @dataclass(frozen=True)
@@ -66,30 +67,36 @@ class FindingDictionary:
 
     @classmethod
     def load(cls, names: Iterable[str]) -> FindingDictionary:
-        """From YAML files, or by the name of a shipped one: {finding: {phrases: [...], negations: [...]}}. A name that
-        stands in several has the phrases of all. In a phrase a blank is any white space or colon or none, and `…` is up
-        to 12 characters of the same clause. Raises UserError."""
-        merged: dict[str, dict[str, list[str]]] = {}
-        for name in names:
-            path = SHIPPED / f"{name}.yaml"
-            path = path if path.is_file() else expand(name)
-            if not path.is_file():
-                raise UserError(name, "no such dictionary", "give a YAML file or one of "
-                                + ", ".join(sorted(p.stem for p in SHIPPED.glob("*.yaml"))))
+        """Read YAML files of {finding: {phrases: [...], negations: [...]}}.
+
+        A finding that is in several files has the phrases of all. In a phrase a blank is any white space or colon or
+        none, and `…` is up to 12 characters of the same clause.
+
+        Args:
+            names: Paths, or names of shipped dictionaries.
+
+        Raises:
+            UserError: For a missing or unusable file.
+        """
+        phrases: dict[str, list[str]] = {}
+        negations: dict[str, list[str]] = {}
+        for path in map(_dictionary_path, names):
             for finding, entry in _entries(load_plain_yaml(path), path):
-                for kind, phrases in entry.items():
-                    merged.setdefault(finding, {"phrases": [], "negations": []})[kind] += phrases
-        return cls({name: Finding(_pattern(e["phrases"]), _pattern(e["negations"]) if e["negations"] else None)
-                    for name, e in merged.items()})
+                phrases.setdefault(finding, []).extend(entry["phrases"])
+                negations.setdefault(finding, []).extend(entry.get("negations", []))
+        return cls({finding: Finding(_pattern(phrases[finding]), _pattern(negations[finding])) for finding in phrases})
 
     def read(self, text: str) -> dict[str, str]:
-        """{finding: present, absent or uncertain} of those a text mentions. One clause that asserts outweighs others
-        that deny: cancer in the stomach and none at its margin is cancer."""
+        """{finding: present, absent or uncertain} of those a text mentions.
+
+        One clause that asserts outweighs others that deny: cancer in the stomach and none at its margin is cancer.
+        """
         result: dict[str, str] = {}
         for clause in _clauses(text):
             for name, finding in self.findings.items():
                 for status in _statuses(clause, finding):
-                    if result.get(name) != PRESENT and not (status == UNCERTAIN and name in result):
+                    adds_nothing = status == UNCERTAIN and name in result
+                    if result.get(name) != PRESENT and not adds_nothing:
                         result[name] = status
         return result
 
@@ -99,19 +106,13 @@ def finding_statistics(dictionary: FindingDictionary, captions: Sequence[str],
     """Precision and recall of presence and of absence over all findings, and contradictions per slide: the caption
     asserts what the reference denies, or the reverse."""
     pairs = _read_pairs(dictionary, captions, references)
-    rows = np.array([[sum(c.get(n) == r.get(n) == status for n in dictionary.findings) for status in (PRESENT, ABSENT)]
-                     + [sum(v == status for v in said.values()) for said in (c, r) for status in (PRESENT, ABSENT)]
-                     for c, r in pairs], dtype=float)
-
-    def ratio(part: int, whole: int) -> Statistic:
-        def of(indices: np.ndarray) -> float:
-            sums = rows[indices].sum(0)
-            return float(sums[part] / sums[whole]) if sums[whole] else math.nan
-        return of
-
-    scores = dict(zip(FINDING_SCORES, (ratio(0, 2), ratio(0, 4), ratio(1, 3), ratio(1, 5)), strict=False))
-    return scores | {FINDING_SCORES[-1]: mean_of([sum(contradicts(c.get(n), r.get(n)) for n in dictionary.findings)
-                                                  for c, r in pairs])}
+    scores: dict[str, Statistic] = {}
+    for status, name in ((PRESENT, "presence"), (ABSENT, "absence")):
+        agreed = [sum(c.get(finding) == status for finding, s in r.items() if s == status) for c, r in pairs]
+        scores[f"finding_{name}_precision"] = _ratio(agreed, [_count(c, status) for c, _ in pairs])
+        scores[f"finding_{name}_recall"] = _ratio(agreed, [_count(r, status) for _, r in pairs])
+    scores["finding_contradictions"] = mean_of([_contradictions(c, r) for c, r in pairs])
+    return scores
 
 
 def findings_table(dictionary: FindingDictionary, captions: Sequence[str],
@@ -120,24 +121,55 @@ def findings_table(dictionary: FindingDictionary, captions: Sequence[str],
     pairs = _read_pairs(dictionary, captions, references)
     table = {}
     for name in dictionary.findings:
-        said = [(c.get(name), r.get(name)) for c, r in pairs]
-        if all(pair == (None, None) for pair in said):
-            continue
-        right, claimed = sum(c == r == PRESENT for c, r in said), sum(c == PRESENT for c, _ in said)
-        true = sum(r == PRESENT for _, r in said)
-        table[name] = {"present": true, "absent": sum(r == ABSENT for _, r in said),
-                       "precision": right / claimed if claimed else None, "recall": right / true if true else None,
-                       "contradictions": sum(contradicts(c, r) for c, r in said)}
+        statuses = [(caption.get(name), reference.get(name)) for caption, reference in pairs]
+        if any(pair != (None, None) for pair in statuses):
+            table[name] = _table_row(statuses)
     return table
 
 
+def _table_row(statuses: Sequence[tuple[str | None, str | None]]) -> dict[str, Any]:
+    """A row of the table from the statuses of one finding in (caption, reference) of each slide."""
+    in_captions = [caption for caption, _ in statuses].count(PRESENT)
+    in_references = [reference for _, reference in statuses].count(PRESENT)
+    agreed = statuses.count((PRESENT, PRESENT))
+    return {
+        "present": in_references,
+        "absent": [reference for _, reference in statuses].count(ABSENT),
+        "precision": agreed / in_captions if in_captions else None,
+        "recall": agreed / in_references if in_references else None,
+        "contradictions": sum(contradicts(caption, reference) for caption, reference in statuses),
+    }
+
+
 def contradicts(caption: str | None, reference: str | None) -> bool:
+    """Whether one asserts what the other denies."""
     return {caption, reference} == {PRESENT, ABSENT}
+
+
+def _contradictions(caption: dict[str, str], reference: dict[str, str]) -> int:
+    return sum(contradicts(status, reference.get(finding)) for finding, status in caption.items())
+
+
+def _count(statuses: dict[str, str], status: str) -> int:
+    return list(statuses.values()).count(status)
+
+
+def _ratio(parts: Sequence[int], wholes: Sequence[int]) -> Statistic:
+    """The sum of the parts over the sum of the wholes, one of each per slide; NaN where that is 0 over 0."""
+    part, whole = np.array(parts, dtype=float), np.array(wholes, dtype=float)
+
+    def ratio(indices: np.ndarray) -> float:
+        total = whole[indices].sum()
+        return float(part[indices].sum() / total) if total else math.nan
+
+    return ratio
 
 
 def _read_pairs(dictionary: FindingDictionary, captions: Sequence[str],
                 references: Sequence[Sequence[str]]) -> list[tuple[dict[str, str], dict[str, str]]]:
-    return [(dictionary.read(c), dictionary.read("\n".join(r))) for c, r in zip(captions, references, strict=True)]
+    """What the caption and the references of each slide say."""
+    return [(dictionary.read(caption), dictionary.read("\n".join(texts)))
+            for caption, texts in zip(captions, references, strict=True)]
 
 
 def _clauses(text: str) -> Iterator[str]:
@@ -146,57 +178,83 @@ def _clauses(text: str) -> Iterator[str]:
     text = _LIST.sub(lambda items: items[0].replace(",", "、"), text)
     begin = 0
     for end in _CLAUSE_END.finditer(text):
-        if end[1]:
+        if end[1]:  # not in brackets
             yield text[begin:end.start()]
             begin = end.end()
     yield text[begin:]
 
 
 def _statuses(clause: str, finding: Finding) -> Iterator[str]:
-    """What a clause says of a finding, once for each phrase it has."""
-    if finding.negations is not None:
-        for denied in finding.negations.finditer(clause):
-            yield ABSENT
-            clause = clause[:denied.start()] + " " * len(denied[0]) + clause[denied.end():]
-    for said in finding.phrases.finditer(clause):
-        gaps = [g for g in said.groups() if g]
-        before = [_TURN.split(clause[:said.start()])[-1], *gaps]
-        after = _TURN.split(clause[said.end():])[0]
-        if any(_UNSURE.search(part) for part in (*before, after)):
-            yield UNCERTAIN
-        elif any(_NO_BEFORE.search(part) for part in before) or _denied_behind(said[0], after):
-            yield ABSENT
-        else:
-            yield PRESENT
+    """What a clause says about a finding, once for each phrase it contains."""
+    for denial in finding.negations.finditer(clause):
+        yield ABSENT
+        # as many blanks: the positions stay, and what it contains is not read again as a phrase
+        clause = clause[:denial.start()] + " " * len(denial[0]) + clause[denial.end():]
+    for phrase in finding.phrases.finditer(clause):
+        yield _status(clause, phrase)
 
 
-def _denied_behind(phrase: str, after: str) -> bool:
+def _status(clause: str, phrase: re.Match[str]) -> str:
+    """What a clause says about the finding that `phrase` in it names."""
+    before = _TURN.split(clause[:phrase.start()])[-1]
+    after = _TURN.split(clause[phrase.end():])[0]
+    in_gaps = [gap for gap in phrase.groups() if gap]  # what stands for `…`
+    if any(_UNSURE.search(part) for part in (before, *in_gaps, after)):
+        return UNCERTAIN
+    is_denied = any(_NO_BEFORE.search(part) for part in (before, *in_gaps))
+    return ABSENT if is_denied or _denied_after(phrase[0], after) else PRESENT
+
+
+def _denied_after(phrase: str, after: str) -> bool:
     """Whether what follows a phrase denies it: `necrosis is not seen`, `脉管癌栓(-)`. Not for a phrase with a sign of
     its own: in `ER(+) PR(-)` the minus is not of ER."""
-    denial = None if _SAID.search(phrase) else _NO_AFTER.search(after)
-    return denial is not None and not _SAID.search(after[:denial.start()])
+    if _ASSERTED.search(phrase):
+        return False
+    denial = _NO_AFTER.search(after)
+    return denial is not None and not _ASSERTED.search(after[:denial.start()])
 
 
 def _pattern(phrases: Sequence[str]) -> re.Pattern[str]:
-    """One pattern of all phrases, the longest first; a Latin word is matched whole, each `…` is a group."""
-    parts = []
-    for phrase in sorted({unicodedata.normalize("NFKC", p.replace("…", "\0")).casefold() for p in phrases}, key=len,
-                         reverse=True):
-        text = re.sub(r"(?:\\ )+", r"[\\s:]*", re.escape(phrase)).replace(r"\(", r"[\s:]*\(\s*")
-        text = text.replace("\\\0", "\0").replace("\0", r"((?:\([^()]*\)|[^()]){0,12}?)")
-        left, right = (r"(?<![a-z0-9])" * phrase[0].isascii(), r"(?![a-z0-9])" * phrase[-1].isascii())
-        parts.append((left if phrase[0].isalnum() else "") + text + (right if phrase[-1].isalnum() or phrase[-1] == "-"
-                                                                       else ""))
-    return re.compile("|".join(parts))
+    """One pattern of all phrases, the longest first; it matches nothing without phrases."""
+    folded = {unicodedata.normalize("NFKC", phrase.replace("…", _GAP)).casefold() for phrase in phrases}
+    patterns = [_phrase_pattern(phrase) for phrase in sorted(folded, key=len, reverse=True)]
+    return re.compile("|".join(patterns) or "(?!)")
+
+
+def _phrase_pattern(phrase: str) -> str:
+    """The pattern of a folded phrase: a Latin word is matched whole, each `…` is a group."""
+    text = re.sub(r"(?:\\ )+", r"[\\s:]*", re.escape(phrase)).replace(r"\(", r"[\s:]*\(\s*")
+    text = text.replace(re.escape(_GAP), r"((?:\([^()]*\)|[^()]){0,12}?)")
+    first, last = phrase[0], phrase[-1]
+    if first.isascii() and first.isalnum():
+        text = r"(?<![a-z0-9])" + text
+    if last.isascii() and (last.isalnum() or last == "-"):
+        text += r"(?![a-z0-9])"
+    return text
+
+
+def _dictionary_path(name: str) -> Path:
+    shipped = SHIPPED / f"{name}.yaml"
+    path = shipped if shipped.is_file() else expand(name)
+    if not path.is_file():
+        names = sorted(p.stem for p in SHIPPED.glob("*.yaml"))
+        raise UserError(name, "no such dictionary", f"give a YAML file or one of {', '.join(names)}")
+    return path
 
 
 def _entries(content: Any, path: Path) -> Iterator[tuple[str, dict[str, list[str]]]]:
     if not isinstance(content, dict):
-        raise UserError(path, "is no dictionary of findings", "write finding: {phrases: [...], negations: [...]}")
+        raise UserError(path, "is no dictionary of findings", _ENTRY_FORMAT)
     for finding, entry in content.items():
-        good = isinstance(entry, dict) and entry.keys() <= {"phrases", "negations"} and entry.get("phrases") and all(
-            isinstance(v, list) and all(isinstance(p, str) and p.strip() for p in v) for v in entry.values())
-        if not good:
-            raise UserError(path, f"finding {finding!r} has no usable phrases",
-                            "write finding: {phrases: [...], negations: [...]}")
+        if not _is_entry(entry):
+            raise UserError(path, f"finding {finding!r} has no usable phrases", _ENTRY_FORMAT)
         yield finding, entry
+
+
+def _is_entry(entry: Any) -> bool:
+    if not isinstance(entry, dict) or not entry.get("phrases") or not entry.keys() <= {"phrases", "negations"}:
+        return False
+    for phrases in entry.values():
+        if not isinstance(phrases, list) or not all(isinstance(p, str) and p.strip() for p in phrases):
+            return False
+    return True

@@ -1,13 +1,13 @@
-"""What a captioner's answers are worth: every score with an interval, beside captioners that never saw the slides.
+"""Scores of a captioner's answers, each with an interval and beside baselines that do not see the slides.
 
-Nothing here knows who gave the answers: a model of ours, Prism's own decoder, a file.
+The answers may come from anywhere: a model of ours, Prism's own decoder, a file. S slides, M texts, C classes.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from .text_metrics import Statistic, mean_of, phrase_accuracy, signature, text_s
 
 CAPTIONS, COMMON, SHUFFLED = "captions", "most_common_text", "shuffled_slides"  # columns of a report
 _RESAMPLES, _SEED = 1000, 0
+_PERCENTILES = (2.5, 97.5)  # of the resamples: the ends of a 95 % interval
 
 
 class Interval(NamedTuple):
@@ -29,13 +30,21 @@ class Interval(NamedTuple):
     high: float = math.nan
 
 
+ColumnScores = dict[str, Interval]  # by the name of the score
+
+
 @dataclass
 class Answers:
-    """What was said about n slides, and what is true of them. Rows of the arrays are slides.
+    """What a captioner answered about S slides, and what is true of them. Rows of the arrays are slides.
 
-    references: one or more texts per slide; empty if only classes are known. similarity (n, m): cosines with the m
-    different `texts` among the references, for retrieval. class_probabilities (n, c) and true_classes (n,) indices, -1
-    for unknown, for zero-shot classification. findings: to look for in captions and references.
+    Attributes:
+        captions: One per slide.
+        references: One or more texts per slide; empty if only classes are known.
+        texts: The M different texts among the references, for retrieval.
+        similarity: Cosines of slides and `texts`, (S, M).
+        class_probabilities: For zero-shot classification, (S, C).
+        true_classes: Indices of the classes, (S,); -1 for unknown.
+        findings: To look for in captions and references.
     """
 
     captions: Sequence[str]
@@ -47,7 +56,10 @@ class Answers:
     findings: FindingDictionary | None = None
 
     def statistics(self) -> dict[str, Statistic]:
-        scores = text_statistics(self.captions, self.references) if self.references else {}
+        """The scores that these answers have, by name."""
+        scores: dict[str, Statistic] = {}
+        if self.references:
+            scores |= text_statistics(self.captions, self.references)
         if self.similarity is not None:
             scores |= retrieval_statistics(self.similarity, self.texts, self.references)
         if self.class_probabilities is not None and self.true_classes is not None:
@@ -56,145 +68,246 @@ class Answers:
             scores |= finding_statistics(self.findings, self.captions, self.references)
         return scores
 
+    def first_references(self) -> list[str]:
+        """The first text of each slide."""
+        return [texts[0] for texts in self.references]
+
     def shuffled(self, seed: int = _SEED) -> Answers:
         """Each slide with the answers of another one: a random cycle, so that none keeps its own."""
         order = np.random.default_rng(seed).permutation(len(self.captions))
-        other = np.empty_like(order)
-        other[order] = np.roll(order, 1)
-        similarity, odds = (None if a is None else a[other] for a in (self.similarity, self.class_probabilities))
-        return replace(self, captions=[self.captions[i] for i in other], similarity=similarity,
-                       class_probabilities=odds)
+        source = np.empty_like(order)
+        source[order] = np.roll(order, 1)
+
+        def rows(array: np.ndarray | None) -> np.ndarray | None:
+            return None if array is None else array[source]
+
+        return replace(self, captions=[self.captions[i] for i in source], similarity=rows(self.similarity),
+                       class_probabilities=rows(self.class_probabilities))
 
 
 @dataclass
 class Report:
-    """Scores by column: the captions, the most common text for every slide, and the answers of shuffled slides.
+    """Scores of the captions and of two baselines: the most common text for every slide, and shuffled answers.
 
-    differences: of the captions to each baseline, over the same resamples (paired): an interval without 0 is a finding.
+    Attributes:
+        answers: What was scored.
+        columns: {CAPTIONS, COMMON or SHUFFLED: its scores}.
+        differences: {baseline: captions minus baseline}, over the same resamples (paired): an interval without 0 is
+            evidence of a difference.
+        common_text_of: Whose most common text the baseline is: `training` or `references`.
     """
 
     answers: Answers
-    columns: dict[str, dict[str, Interval]]
-    differences: dict[str, dict[str, Interval]]
-    common_text_of: str  # training, or references
+    columns: dict[str, ColumnScores]
+    differences: dict[str, ColumnScores]
+    common_text_of: str
 
     def to_dict(self) -> dict[str, Any]:
-        """One flat dict of the captions' scores, the rest below it; what is not defined is None."""
+        """The captions' scores by name, everything else in keys beside them; what is not defined is None."""
         answers, scores = self.answers, self.columns[CAPTIONS]
-        result: dict[str, Any] = {"slides": len(answers.captions)}
-        result |= {name: _finite(s.value) for name, s in scores.items()}
+        result: dict[str, Any] = {"slides": len(answers.captions)} | _values(scores)
         if answers.references:
             result[COMMON] = self.columns[COMMON]["exact_match"].value
-            result["phrase_accuracy"] = phrase_accuracy(answers.captions, [r[0] for r in answers.references])
-        result["intervals"] = {name: [_finite(s.low), _finite(s.high)] for name, s in scores.items()}
-        result["baselines"] = {column: {name: _finite(s.value) for name, s in scores.items()}
-                               for column, scores in self.columns.items() if column != CAPTIONS}
-        result["differences"] = {column: {name: [_finite(x) for x in s] for name, s in scores.items()}
-                                 for column, scores in self.differences.items()}
+            result["phrase_accuracy"] = phrase_accuracy(answers.captions, answers.first_references())
+        result["intervals"] = {name: numbers[1:] for name, numbers in _numbers(scores).items()}
+        result |= {"baselines": {}, "differences": {}}
+        for baseline, differences in self.differences.items():
+            result["baselines"][baseline] = _values(self.columns[baseline])
+            result["differences"][baseline] = _numbers(differences)
         if answers.findings is not None and answers.references:
             result["findings"] = findings_table(answers.findings, answers.captions, answers.references)
-        return result | {"signature": self.signature()}
+        result["signature"] = self.signature()
+        return result
 
     def signature(self) -> str:
-        texts = [signature(self.answers.references)] if self.answers.references else []
-        return "|".join([*texts, f"most_common_text:of {self.common_text_of}",
-                         f"bootstrap:{_RESAMPLES} resamples of slides,percentiles,seed{_SEED}"])
+        """All that must be equal for two reports to be comparable."""
+        parts = [f"most_common_text:of {self.common_text_of}",
+                 f"bootstrap:{_RESAMPLES} resamples of slides,percentiles,seed{_SEED}"]
+        if self.answers.references:
+            parts.insert(0, signature(self.answers.references))
+        return "|".join(parts)
 
     def lines(self) -> list[str]:
         """The table for a terminal."""
-        cells = [["", *self.columns]]
+        rows = [["", *self.columns]]
         for name in self.columns[CAPTIONS]:
-            cells.append([name, *(_cell(column.get(name)) for column in self.columns.values())])
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        return ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
+            rows.append([name, *(_cell(column.get(name)) for column in self.columns.values())])
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = []
+        for row in rows:
+            cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+            lines.append("  ".join(cells).rstrip())
+        return lines
 
 
 def evaluate(answers: Answers, common_text: str | None = None) -> Report:
     """Score answers and baselines over the same 1000 resamples of the slides.
 
-    common_text: the most common training text; None takes the most common reference, which a captioner cannot know.
+    Args:
+        answers: What to score.
+        common_text: The most common training text; None takes the most common reference, which a captioner cannot know.
     """
-    count = len(answers.captions)
-    statistics = {CAPTIONS: answers.statistics()}
-    if answers.references:
-        text = common_text or Counter(r[0] for r in answers.references).most_common(1)[0][0]
-        statistics[COMMON] = replace(answers, captions=[text] * count, similarity=None,
-                                     class_probabilities=None).statistics()
-    if count > 1:
-        statistics[SHUFFLED] = answers.shuffled().statistics()
-    draws = np.random.default_rng(_SEED).integers(0, count, (_RESAMPLES, count))
-    everyone = np.arange(count)
-    drawn = {column: {name: np.array([score(d) for d in draws]) for name, score in scores.items()
-                      if SCORES[name].per_slide} for column, scores in statistics.items()}
-    columns = {column: {name: _interval(score(everyone), drawn[column].get(name)) for name, score in scores.items()}
-               for column, scores in statistics.items()}
-    differences = {column: {name: _interval(columns[CAPTIONS][name].value - columns[column][name].value,
-                                            drawn[CAPTIONS][name] - values) for name, values in scores.items()}
-                   for column, scores in drawn.items() if column != CAPTIONS}
+    num_slides = len(answers.captions)
+    resamples = np.random.default_rng(_SEED).integers(0, num_slides, (_RESAMPLES, num_slides))
+    columns: dict[str, ColumnScores] = {}
+    resampled: dict[str, dict[str, np.ndarray]] = {}
+    for column, statistics in _statistics_of_columns(answers, common_text).items():
+        resampled[column] = _resampled_scores(statistics, resamples)
+        columns[column] = _column(statistics, resampled[column], num_slides)
+    differences = {column: _differences(columns, resampled, column) for column in columns if column != CAPTIONS}
     return Report(answers, columns, differences, "references" if common_text is None else "training")
+
+
+def _statistics_of_columns(answers: Answers, common_text: str | None) -> dict[str, dict[str, Statistic]]:
+    """{column: its scores}: the captions, and the baselines that can be had."""
+    columns = {CAPTIONS: answers.statistics()}
+    if answers.references:
+        if not common_text:
+            common_text = Counter(answers.first_references()).most_common(1)[0][0]
+        same_for_all = replace(answers, captions=[common_text] * len(answers.captions), similarity=None,
+                               class_probabilities=None)
+        columns[COMMON] = same_for_all.statistics()
+    if len(answers.captions) > 1:
+        columns[SHUFFLED] = answers.shuffled().statistics()
+    return columns
+
+
+def _resampled_scores(statistics: Mapping[str, Statistic], resamples: np.ndarray) -> dict[str, np.ndarray]:
+    """The values (R,) of each score over resamples (R, S) of the slides.
+
+    A score of the set of captions has none: a resample repeats slides, and with them captions.
+    """
+    values = {}
+    for name, statistic in statistics.items():
+        if SCORES[name].per_slide:
+            values[name] = np.array([statistic(indices) for indices in resamples])
+    return values
+
+
+def _column(statistics: Mapping[str, Statistic], resampled: Mapping[str, np.ndarray],
+            num_slides: int) -> ColumnScores:
+    """The scores over all slides, with their intervals."""
+    every_slide = np.arange(num_slides)
+    return {name: _interval(statistic(every_slide), resampled.get(name)) for name, statistic in statistics.items()}
+
+
+def _differences(columns: Mapping[str, ColumnScores], resampled: Mapping[str, Mapping[str, np.ndarray]],
+                 baseline: str) -> ColumnScores:
+    """The captions' scores minus those of a baseline, resample by resample."""
+    differences = {}
+    for name, values in resampled[baseline].items():
+        difference = columns[CAPTIONS][name].value - columns[baseline][name].value
+        differences[name] = _interval(difference, resampled[CAPTIONS][name] - values)
+    return differences
 
 
 def retrieval_statistics(similarity: np.ndarray, texts: Sequence[str],
                          references: Sequence[Sequence[str]]) -> dict[str, Statistic]:
     """Recall at 1, 5, 10 and median rank both ways: from a slide to any of its texts among all different texts, from a
-    slide's first text to any slide that has it. Slides with equal texts are all right answers."""
-    place = {text: j for j, text in enumerate(texts)}
-    hits = np.zeros(similarity.shape, dtype=bool)
-    for i, several in enumerate(references):
-        hits[i, [place[text] for text in several]] = True
+    slide's first text to any slide that has it. Slides with equal texts are all right answers.
+
+    Args:
+        similarity: Cosines of S slides and M texts, (S, M).
+        texts: The M different texts.
+        references: The texts of each slide, among `texts`.
+    """
+    column = {text: j for j, text in enumerate(texts)}
+    hits = np.zeros(similarity.shape, dtype=bool)  # (S, M): is it a text of the slide?
+    first_texts = []
+    for i, own_texts in enumerate(references):
+        own_columns = [column[text] for text in own_texts]
+        hits[i, own_columns] = True
+        first_texts.append(own_columns[0])
     ranks = {"image_to_text": first_hit_ranks(similarity, hits),
-             "text_to_image": first_hit_ranks(similarity.T, hits.T)[[place[r[0]] for r in references]]}
+             "text_to_image": first_hit_ranks(similarity.T, hits.T)[first_texts]}
     scores: dict[str, Statistic] = {}
-    for way, rank in ranks.items():
-        scores |= {f"{way}_r{k}": mean_of(rank <= k) for k in (1, 5, 10)}
-        scores[f"{way}_median_rank"] = lambda indices, rank=rank: float(np.median(rank[indices]))
+    for direction, rank in ranks.items():
+        for k in (1, 5, 10):
+            scores[f"{direction}_r{k}"] = mean_of(rank <= k)
+        scores[f"{direction}_median_rank"] = lambda indices, rank=rank: float(np.median(rank[indices]))
     return scores
 
 
 def first_hit_ranks(similarity: np.ndarray, hits: np.ndarray) -> np.ndarray:
-    """Rank from 1 of the most similar hit in each row (queries, candidates); a wrong candidate just as similar stands
-    before it, so that equal embeddings for all gain nothing."""
+    """Rank from 1 of the most similar hit of each query.
+
+    A wrong candidate just as similar ranks before it, so that equal embeddings for all gain nothing.
+
+    Args:
+        similarity: (queries, candidates).
+        hits: Which candidates are right, (queries, candidates).
+
+    Returns:
+        (queries,)
+    """
     best = np.where(hits, similarity, -np.inf).max(1, keepdims=True)
     return 1 + (~hits & (similarity >= best)).sum(1)
 
 
 def classification_statistics(probabilities: np.ndarray, true: np.ndarray) -> dict[str, Statistic]:
-    """Balanced accuracy (mean recall of the classes there are) and AUROC (each class against the rest, mean)."""
-    predicted = probabilities.argmax(1)
+    """Scores of zero-shot classification.
 
-    def balanced(indices: np.ndarray) -> float:
-        indices = indices[true[indices] >= 0]
-        right, truth = predicted[indices] == true[indices], true[indices]
-        return float(np.mean([right[truth == c].mean() for c in np.unique(truth)])) if len(truth) else math.nan
+    Args:
+        probabilities: (S, C).
+        true: Indices of the classes, (S,); -1 for unknown, which does not count.
+    """
+    def of_known(score: Callable[[np.ndarray, np.ndarray], float]) -> Statistic:
+        def statistic(indices: np.ndarray) -> float:
+            known = indices[true[indices] >= 0]
+            return score(probabilities[known], true[known])
 
-    def area(indices: np.ndarray) -> float:
-        indices = indices[true[indices] >= 0]
-        drawn, truth = probabilities[indices], true[indices]
-        areas = [auroc(drawn[:, c], truth == c) for c in np.unique(truth) if not (truth == c).all()]
-        return float(np.mean(areas)) if areas else math.nan
+        return statistic
 
-    return {"zero_shot_balanced_accuracy": balanced, "zero_shot_auroc": area}
+    return {"zero_shot_balanced_accuracy": of_known(balanced_accuracy), "zero_shot_auroc": of_known(mean_auroc)}
+
+
+def balanced_accuracy(probabilities: np.ndarray, true: np.ndarray) -> float:
+    """Mean recall of the classes that occur; NaN without slides. probabilities (S, C), true (S,)."""
+    is_right = probabilities.argmax(1) == true
+    recalls = [is_right[true == c].mean() for c in np.unique(true)]
+    return float(np.mean(recalls)) if recalls else math.nan
+
+
+def mean_auroc(probabilities: np.ndarray, true: np.ndarray) -> float:
+    """Mean AUROC of the classes that occur, each against the rest; NaN for a single class. Arguments as above."""
+    areas = [auroc(probabilities[:, c], true == c) for c in np.unique(true) if not (true == c).all()]
+    return float(np.mean(areas)) if areas else math.nan
 
 
 def auroc(scores: np.ndarray, positive: np.ndarray) -> float:
-    """Probability that a positive scores above a negative, ties counting half (Mann-Whitney U)."""
+    """Probability that a positive scores above a negative, ties counting half (Mann-Whitney U).
+
+    Args:
+        scores: (S,).
+        positive: (S,) of booleans, of both kinds.
+    """
     _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]  # from 1, equal scores share their mean
     n = int(positive.sum())
     return float((ranks[positive].sum() - n * (n + 1) / 2) / (n * (len(scores) - n)))
 
 
-def _interval(value: float, drawn: np.ndarray | None) -> Interval:
-    if drawn is None or math.isnan(value):
+def _interval(value: float, resampled: np.ndarray | None) -> Interval:
+    if resampled is None or math.isnan(value):
         return Interval(value)
-    return Interval(value, *np.nanpercentile(drawn, [2.5, 97.5]).tolist())
+    return Interval(value, *np.nanpercentile(resampled, _PERCENTILES).tolist())
 
 
 def _finite(value: float) -> float | None:
     return round(value, 6) if math.isfinite(value) else None
 
 
+def _values(scores: ColumnScores) -> dict[str, float | None]:
+    return {name: _finite(score.value) for name, score in scores.items()}
+
+
+def _numbers(scores: ColumnScores) -> dict[str, list[float | None]]:
+    """{score: [value, low, high]}."""
+    return {name: [_finite(number) for number in score] for name, score in scores.items()}
+
+
 def _cell(score: Interval | None) -> str:
     if score is None or math.isnan(score.value):
         return "-"
-    return f"{score.value:.4f}" + ("" if math.isnan(score.low) else f" [{score.low:.4f}, {score.high:.4f}]")
+    interval = "" if math.isnan(score.low) else f" [{score.low:.4f}, {score.high:.4f}]"
+    return f"{score.value:.4f}{interval}"

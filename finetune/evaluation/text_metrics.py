@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from heapq import heapify, heappop, heappush
@@ -47,16 +47,21 @@ def text_statistics(captions: Sequence[str], references: Sequence[Sequence[str]]
     Returns:
         {score: its statistic} in the order of the score table.
     """
+    scores = _bleu(captions, references) | _chrf(captions, references) | _token_scores(captions, references)
+    scores["exact_match"] = mean_of([c in texts for c, texts in zip(captions, references, strict=True)])
+    scores["distinct_share"] = lambda indices: distinct_share([captions[i] for i in indices])
+    return scores
+
+
+def _token_scores(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Statistic]:
     tokenize = tokenizer_of(references)
     caption_tokens = [tokenize(caption) for caption in captions]
     reference_tokens = [[tokenize(text) for text in texts] for texts in references]
-    scores = _bleu(captions, references) | _chrf(captions, references)
+    scores = {}
     for name, score_caption in CAPTION_SCORES.items():
         pairs = zip(caption_tokens, reference_tokens, strict=True)
         scores[name] = mean_of([score_caption(caption, texts) for caption, texts in pairs])
     scores["cider"] = mean_of(cider(caption_tokens, reference_tokens))
-    scores["exact_match"] = mean_of([c in texts for c, texts in zip(captions, references, strict=True)])
-    scores["distinct_share"] = lambda indices: distinct_share([captions[i] for i in indices])
     return scores
 
 
@@ -217,30 +222,35 @@ def cider(captions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) ->
     another length. The IDF is that of the references; where all slides have one text no n-gram is informative, and the
     score is 0.
     """
-    reference_ngrams = [[_ngrams(text) for text in texts] for texts in references]
-    slides_with: Counter[NGram] = Counter()
-    for texts in reference_ngrams:
-        slides_with.update(set().union(*texts))
-    idf = {ngram: math.log(len(references) / count) for ngram, count in slides_with.items()}
-    unknown_idf = math.log(len(references))  # as rare as an n-gram of one slide
-
+    idf = _inverse_document_frequency(references)
     scores = []
-    for caption, texts, ngrams_of_texts in zip(captions, references, reference_ngrams, strict=True):
-        caption_vectors = _tf_idf(_ngrams(caption), idf, unknown_idf)
+    for caption, texts in zip(captions, references, strict=True):
+        caption_vectors = _tf_idf(caption, idf)
         total = 0.0
-        for text, ngrams in zip(texts, ngrams_of_texts, strict=True):
-            pairs = zip(caption_vectors, _tf_idf(ngrams, idf, unknown_idf), strict=True)
+        for text in texts:
+            pairs = zip(caption_vectors, _tf_idf(text, idf), strict=True)
             cosine = sum(_clipped_cosine(c, r) for c, r in pairs) / len(_ORDERS)
             total += cosine * math.exp(-((len(caption) - len(text)) ** 2) / (2 * _CIDER_SIGMA**2))
         scores.append(10 * total / len(texts))
     return np.array(scores)
 
 
-def _tf_idf(counts: Counter[NGram], idf: Mapping[NGram, float], unknown_idf: float) -> list[dict[NGram, float]]:
+def _inverse_document_frequency(references: Sequence[Sequence[Tokens]]) -> Mapping[NGram, float]:
+    """The IDF of every n-gram over the slides; one that no slide has is as rare as one of a single slide."""
+    slides_with: Counter[NGram] = Counter()
+    for texts in references:
+        slides_with.update(set().union(*(_ngrams(text) for text in texts)))
+    idf: defaultdict[NGram, float] = defaultdict(lambda: math.log(len(references)))
+    for ngram, count in slides_with.items():
+        idf[ngram] = math.log(len(references) / count)
+    return idf
+
+
+def _tf_idf(tokens: Tokens, idf: Mapping[NGram, float]) -> list[dict[NGram, float]]:
     """A sparse vector for each order of n-grams."""
     by_order: list[dict[NGram, float]] = [{} for _ in _ORDERS]
-    for ngram, count in counts.items():
-        by_order[len(ngram) - 1][ngram] = count * idf.get(ngram, unknown_idf)
+    for ngram, count in _ngrams(tokens).items():
+        by_order[len(ngram) - 1][ngram] = count * idf[ngram]
     return by_order
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..checkpoints.format import load_run
+from ..checkpoints.format import Checkpoint
 from ..checkpoints.hf_folder import read_folder
 from ..checkpoints.nearest_index import temperature_of
 from ..common.device import Precision, resolve_device, resolve_precision
@@ -34,8 +34,8 @@ from .records import _record
 class Captioner:
     """A trained model that scores and captions slides.
 
-    temperature: of its confidence, None if the checkpoint was not calibrated. about: `data` and `progress` of the
-    checkpoint.
+    temperature: of its confidence, None if the checkpoint was not calibrated. about: the
+    checkpoint without its tensors.
     """
 
     model: SlideCaptioner
@@ -44,7 +44,7 @@ class Captioner:
     precision: Precision
     held_out: dict[str, list[str]]  # ids of the sides val and test
     temperature: float | None = None
-    about: dict[str, Any] = field(default_factory=dict)
+    about: Checkpoint | None = None
 
     @classmethod
     def load(cls, checkpoint: str | Path, prism: str | None = None, device: str = "auto") -> Captioner:
@@ -53,25 +53,25 @@ class Captioner:
         prism: where Prism's weights are, if not where they were in training; they must be the same weights (SHA-256).
         """
         path = expand(str(checkpoint))
-        content = read_folder(path) if path.is_dir() else load_run(path)
-        config = from_dict(content["config"], str(checkpoint))
-        tokenizer = tokenizer_from_dict(content["tokenizer"], str(checkpoint))
+        content = read_folder(path) if path.is_dir() else Checkpoint.load(path)
+        config = from_dict(content.config, str(checkpoint))
+        tokenizer = tokenizer_from_dict(content.tokenizer, str(checkpoint))
         config.prism.weights = prism or config.prism.weights
-        trained_prism = None if config.prism.freeze else content["prism"].get("architecture")
-        check_architecture(config, tokenizer, content["prism"], content["model"], str(checkpoint))
+        trained_prism = None if config.prism.freeze else content.prism.get("architecture")
+        check_architecture(config, tokenizer, content.prism, content.model, str(checkpoint))
         model = build_model(config, tokenizer, trained_prism)
         frozen = {"sha256": model.prism.sha256} if config.prism.freeze else {}
         for key, found in (frozen | {"text_sha256": getattr(model.decoder, "sha256", None)}).items():
-            if content["prism"].get(key) != found:
-                raise UserError(checkpoint, f"was trained with other Prism weights ({content['prism'].get('source')}, "
-                                f"{key} {str(content['prism'].get(key))[:12]}; {config.prism.weights} has "
+            if content.prism.get(key) != found:
+                raise UserError(checkpoint, f"was trained with other Prism weights ({content.prism.get('source')}, "
+                                f"{key} {str(content.prism.get(key))[:12]}; {config.prism.weights} has "
                                 f"{str(found)[:12]})", "give the same weights with --prism")
-        model.load_saved_state(content["model"], str(checkpoint))
+        model.load_saved_state(content.model, str(checkpoint))
         where = resolve_device(device)
         return cls(model.to(where).eval(), tokenizer, config, resolve_precision("auto", where),
-                   {side: [*ids] if isinstance(ids := content["data"].get(key), list) else []
+                   {side: [*ids] if isinstance(ids := content.data.get(key), list) else []
                     for side, key in (("val", "validation_ids"), ("test", "test_ids"))},
-                   temperature_of(content), {key: content.get(key) or {} for key in ("data", "progress")})
+                   temperature_of(content), replace(content, model={}, optimizer={}, random_states={}))
 
     @classmethod
     def of_prism(cls, prism: str | None = None, device: str = "auto") -> Captioner:

@@ -73,27 +73,19 @@ class SlideCaptioner(nn.Module):
         return {"coca": self.decoder, "prism": self.prism}
 
     def load_saved_state(self, state: dict[str, torch.Tensor], where: str) -> None:
-        """Load what `saved_state` gave. Raises UserError for other keys, shapes, types or non-finite weights."""
+        """Load what `saved_state` gave; what is frozen stays as it is.
+
+        Raises:
+            UserError: Other keys, shapes or types than this model's, or weights that are not finite.
+        """
         expected = self.saved_state()
-        if renamed := {k: _unwrapped(k) for k in state if k not in expected and _unwrapped(k) in expected}:
-            logger.warning("%s: %d weights are of a wrapped model, as %s", where, len(renamed), next(iter(renamed)))
-            state = {renamed.get(k, k): v for k, v in state.items()}
-        missing = [f"missing {k}" for k in expected if k not in state]
-        unexpected = [f"unexpected {k}" for k in state if k not in expected]
-        unfit = []
-        for key in (k for k in expected if k in state):
-            if state[key].shape != expected[key].shape or state[key].dtype != expected[key].dtype:
-                unfit.append(f"{key} is {tuple(state[key].shape)} {state[key].dtype}, "
-                             f"here {tuple(expected[key].shape)} {expected[key].dtype}")
-            elif state[key].is_floating_point() and not torch.isfinite(state[key]).all():
-                unfit.append(f"{key} is not finite")
-        if problems := [*unfit[:3], *missing[:3], *unexpected[:3]]:
-            raise UserError(where, f"{len(missing + unexpected + unfit)} weights do not fit this model: "
-                            f"{'; '.join(problems)}", "use the config the checkpoint was trained with")
+        state = _unwrapped(state, expected, where)
+        _check_weights(state, expected, where)
         for name, part in self._parts().items():
-            given = {k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.")}
-            if given:
-                part.load_state_dict(part.state_dict() | given)  # what is frozen stays as it is
+            prefix = f"{name}."
+            of_part = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+            if of_part:
+                part.load_state_dict(part.state_dict() | of_part)
 
 
 def _trained(part: nn.Module) -> dict[str, torch.Tensor]:
@@ -102,9 +94,42 @@ def _trained(part: nn.Module) -> dict[str, torch.Tensor]:
     return {key: value for key, value in part.state_dict().items() if key not in frozen}
 
 
-def _unwrapped(key: str) -> str:
-    """A key without what DistributedDataParallel and torch.compile put into it."""
-    return ".".join(part for part in key.split(".") if part not in ("module", "_orig_mod"))
+def _unwrapped(state: dict[str, torch.Tensor], expected: dict[str, torch.Tensor],
+               where: str) -> dict[str, torch.Tensor]:
+    """The state without what DistributedDataParallel and torch.compile put into its keys, if that makes them known."""
+    renamed = {}
+    for key in state:
+        plain = ".".join(part for part in key.split(".") if part not in ("module", "_orig_mod"))
+        if key not in expected and plain in expected:
+            renamed[key] = plain
+    if not renamed:
+        return state
+    logger.warning("%s: %d weights are of a wrapped model, as %s", where, len(renamed), next(iter(renamed)))
+    return {renamed.get(key, key): value for key, value in state.items()}
+
+
+def _check_weights(state: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], where: str) -> None:
+    """Raises UserError with the first three weights of each kind that are missing, unknown or do not fit."""
+    missing, unfit = [], []
+    for key, own in expected.items():
+        if key not in state:
+            missing.append(f"missing {key}")
+        elif fault := _fault(state[key], own):
+            unfit.append(f"{key} is {fault}")
+    unexpected = [f"unexpected {key}" for key in state if key not in expected]
+    problems = [*unfit[:3], *missing[:3], *unexpected[:3]]
+    if problems:
+        raise UserError(where, f"{len(missing + unexpected + unfit)} weights do not fit this model: "
+                        f"{'; '.join(problems)}", "use the config the checkpoint was trained with")
+
+
+def _fault(saved: torch.Tensor, own: torch.Tensor) -> str | None:
+    """Why a saved weight cannot take the place of a model's own, or None."""
+    if saved.shape != own.shape or saved.dtype != own.dtype:
+        return f"{tuple(saved.shape)} {saved.dtype}, here {tuple(own.shape)} {own.dtype}"
+    if saved.is_floating_point() and not torch.isfinite(saved).all():
+        return "not finite"
+    return None
 
 
 @torch.no_grad()

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..checkpoints.format import BEST, FORMAT_VERSION, load_run, save_checkpoint
-from ..checkpoints.nearest_index import NEAREST, _mark, read_nearest, same_weights
+from ..checkpoints.format import BEST, FORMAT_VERSION, Checkpoint, write_pth
+from ..checkpoints.nearest_index import NEAREST, mark_of, read_nearest, same_weights
 from ..common.device import Precision
 from ..common.log import logger
 from ..data.batch import Batch, Sample
@@ -28,10 +28,10 @@ def finish(folder: Path, model: SlideCaptioner, precision: Precision, train: lis
     """
     if is_finished(folder):
         return
-    content = load_run(folder / BEST)
-    model.load_saved_state(content["model"], BEST)
+    best = Checkpoint.load(folder / BEST)
+    model.load_saved_state(best.model, BEST)
     model.eval()
-    content["calibration"] = calibrate(model, precision, batches_of("validation") if trains_captions else ())
+    best.calibration = calibrate(model, precision, batches_of("validation") if trains_captions else ())
     ids, rows = [], []
     if model.decoder.contrastive_loss_weight:
         for batch in batches_of("train"):
@@ -40,11 +40,11 @@ def finish(folder: Path, model: SlideCaptioner, precision: Precision, train: lis
                 rows.append(embed_slides(model.decoder, tokens.to(model.decoder.temperature.dtype)))
             ids += batch.ids
     texts = {s.slide.slide_id: list(s.references) for s in train}
-    save_checkpoint(folder, [NEAREST], {
-        "format_version": FORMAT_VERSION, **_mark(content), "ids": ids or list(texts),
+    write_pth(folder, [NEAREST], {
+        "format_version": FORMAT_VERSION, **mark_of(best), "ids": ids or list(texts),
         "texts": [texts[i] for i in ids or texts],
         "embeddings": torch.from_numpy(np.concatenate(rows)) if rows else None})
-    save_checkpoint(folder, [BEST], content)
+    best.save(folder, [BEST])
 
 
 def is_finished(folder: Path) -> bool:
@@ -52,9 +52,9 @@ def is_finished(folder: Path) -> bool:
     if not (folder / BEST).exists():
         logger.warning("%s is gone: no calibration, no %s", BEST, NEAREST)
         return True
-    content = load_run(folder / BEST)
-    index = read_nearest(folder / BEST, content)
-    return "calibration" in content and index is not None and same_weights(index, content)
+    best = Checkpoint.load(folder / BEST)
+    index = read_nearest(folder / BEST, best)
+    return best.calibration is not None and index is not None and same_weights(index, best)
 
 
 @torch.no_grad()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from ..common.errors import UserError
 from ..common.score_table import RECORD_FIELDS, find_score
@@ -17,10 +20,15 @@ _RESERVED = (*RECORD_FIELDS, "negatives", "words", "slides", "grad_norm")
 
 @dataclass(frozen=True)
 class LossInputs:
-    """What a loss function gets: one micro-batch of b slides with texts of up to t tokens, all in float32.
+    """What a loss function gets: one micro-batch, all in float32. B slides, texts of up to T tokens, V tokens in the
+    vocabulary, D dimensions of the contrastive space.
 
-    logits: (b, t, v), of the word after each token. labels: (b, t), that word. text_mask: (b, t), true = a real label.
-    text_latents, image_latents: (b, d), L2-normalised; pair i belongs together. logit_scale: scalar, learned.
+    Attributes:
+        logits: (B, T, V), of the token after each position.
+        labels: (B, T), that token's id.
+        text_mask: (B, T), true = a real label.
+        text_latents, image_latents: (B, D), L2-normalised; pair i belongs together.
+        logit_scale: Scalar, learned.
     """
 
     logits: Tensor
@@ -35,17 +43,63 @@ class LossInputs:
 LossFunction = Callable[[LossInputs], Mapping[str, Tensor]]
 
 
-def load_loss(name: str) -> LossFunction:
-    """The function `package.module:function`. Raises UserError if there is none, or importing it fails."""
-    module, _, function = name.partition(":")
+def load_loss(name: str | None) -> LossFunction | None:
+    """The function `package.module:function`, None for None.
+
+    Raises:
+        UserError: There is none, importing it fails, or it does not take one `LossInputs` alone.
+    """
+    if name is None:
+        return None
+    module, _, function_name = name.partition(":")
     try:
-        found = getattr(importlib.import_module(module), function)
+        function = getattr(importlib.import_module(module), function_name)
     except Exception as error:  # whatever the user's module raises
         raise UserError("training.loss", f"{name} cannot be imported ({type(error).__name__}: {error})",
                         "give package.module:function, importable from here (see PYTHONPATH)") from None
-    if not callable(found):
+    if not callable(function):
         raise UserError("training.loss", f"{name} is no function", "give package.module:function")
-    return found
+    _check_signature(function, name)
+    return function
+
+
+def _check_signature(function: Callable, name: str) -> None:
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # some functions written in C have none; `try_loss` calls them
+        return
+    try:
+        signature.bind(None)
+    except TypeError:
+        raise UserError("training.loss", f"{name} takes {signature}, but is called with one LossInputs",
+                        f"write def {name.partition(':')[2]}(inputs: LossInputs) -> dict[str, Tensor]") from None
+
+
+def try_loss(function: LossFunction, vocabulary: int, dim_latents: int, device: torch.device) -> None:
+    """Call a loss on two made-up slides, so that what it raises or returns shows before hours of other work.
+
+    Args:
+        vocabulary: Number of tokens, V.
+        dim_latents: Dimensions of the contrastive space, D.
+
+    Raises:
+        UserError: The function fails, or returns anything but named scalars.
+    """
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        logits = torch.randn(2, 8, vocabulary, device=device)
+        labels = torch.randint(vocabulary, (2, 8), device=device)
+        latents = [normalize(torch.randn(2, dim_latents, device=device), dim=-1) for _ in range(2)]
+        text_mask = torch.arange(8, device=device) < torch.tensor([[8], [5]], device=device)
+        differentiable = [tensor.requires_grad_() for tensor in (*latents, torch.ones((), device=device))]
+        inputs = LossInputs(logits.requires_grad_(), labels, text_mask, *differentiable)
+        try:
+            parts_of(function, inputs)
+        except UserError:
+            raise
+        except Exception as error:  # whatever the user's function raises
+            message = " ".join(str(error).split())[:200]
+            raise UserError("training.loss", f"failed on made-up inputs ({type(error).__name__}: {message})",
+                            "mend the function; --debug shows where") from error
 
 
 def parts_of(function: LossFunction, inputs: LossInputs) -> dict[str, Tensor]:
@@ -54,10 +108,14 @@ def parts_of(function: LossFunction, inputs: LossInputs) -> dict[str, Tensor]:
     if not isinstance(parts, Mapping) or not parts:
         raise UserError("training.loss", f"returned {type(parts).__name__}", "return a dict of named scalar tensors")
     for name, part in parts.items():
-        if not isinstance(name, str):
-            raise UserError("training.loss", f"the name of part {name!r} is no text", "return a dict {name: scalar}")
-        if not isinstance(part, Tensor) or part.ndim:
-            raise UserError("training.loss", f"part {name!r} is no scalar tensor", "return means over the slides")
-        if name in _RESERVED or find_score(name):
-            raise UserError("training.loss", f"part {name!r} has a name of the log's own", "call it otherwise")
+        _check_part(name, part)
     return dict(parts)
+
+
+def _check_part(name: object, part: object) -> None:
+    if not isinstance(name, str):
+        raise UserError("training.loss", f"the name of part {name!r} is no text", "return a dict {name: scalar}")
+    if not isinstance(part, Tensor) or part.ndim:
+        raise UserError("training.loss", f"part {name!r} is no scalar tensor", "return means over the slides")
+    if name in _RESERVED or find_score(name):
+        raise UserError("training.loss", f"part {name!r} has a name of the log's own", "choose another name")

@@ -1,75 +1,22 @@
-"""Which checkpoint a run goes on from, and whether it belongs to this run."""
+"""Resuming a run: which checkpoint it goes on from, whether that is one of this run, and putting its state back."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints.format import LAST, DamagedCheckpoint, load_run
-from ..common.distributed import World
+import torch
+
+from ..checkpoints.format import LAST, Checkpoint, DamagedCheckpoint, RunDescription
+from ..common.distributed import ALONE, World
 from ..common.errors import UserError
 from ..common.log import logger
+from ..common.run_folder import METRICS
 from ..config.schema import from_dict
-
-
-def open_checkpoint(resume: str | None, folder: Path) -> tuple[Path | None, dict[str, Any] | None]:
-    """The checkpoint that `--resume` means and its content; (None, None) for a new run.
-
-    `auto` goes on from the newest good checkpoint where last_model.pth is damaged or gone: the work since then is done
-    again, with the same result. Raises UserError if there is none, or for a damaged file given by name.
-    """
-    path = find_resume(resume, folder)
-    if path is None and (resume is None or not any(folder.glob("*.pth"))):
-        return None, None
-    try:
-        if path is None:
-            raise DamagedCheckpoint(folder / LAST, "not found, but the folder holds checkpoints of a run",
-                                    "choose another --output_dir")
-        return path, load_run(path)
-    except DamagedCheckpoint as error:
-        best = newest_good(folder)
-        if best is None:
-            raise
-        if resume != "auto":
-            raise UserError(error.where, error.what, f"newest good one: {best[0].name}") from None
-        logger.warning("%s: %s; going on from %s instead", error.where, error.what, best[0].name)
-        return best
-
-
-def newest_good(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The checkpoint in `folder` that is furthest in training among those that can be loaded, with its content."""
-    best: tuple[Path, dict[str, Any]] | None = None
-    for path in sorted(folder.glob("*.pth")):
-        try:
-            content = load_run(path)
-            if best is None or _position(content) > _position(best[1]):
-                best = path, content
-        except UserError:
-            continue
-    return best
-
-
-def _position(content: dict[str, Any]) -> tuple[int, int]:
-    progress = content["progress"]
-    return int(progress.get("epoch") or 0), int(progress.get("batches_done") or 0)
-
-
-def find_resume(resume: str | None, folder: Path) -> Path | None:
-    """The checkpoint to go on from: a path, or for `auto` the folder's last_model.pth if there is one.
-
-    Raises UserError if the folder holds a run and nothing was said of resuming it, or the path is in another folder.
-    """
-    if resume == "auto":
-        return folder / LAST if (folder / LAST).exists() else None
-    if resume is not None:
-        path = Path(resume).expanduser().absolute()
-        if path.is_file() and path.parent.resolve() != folder.resolve():
-            raise UserError(path, f"is not in the run folder {folder}", f"add --output_dir {path.parent}")
-        return path
-    if folder.is_dir() and (any(folder.glob("*.pth")) or (folder / "metrics.jsonl").exists()):
-        raise UserError(folder, "holds another run", "go on with --resume auto, or choose another --output_dir")
-    return None
-
+from ..models.captioner import SlideCaptioner
+from .random_states import set_random_states
+from .state import TrainState
 
 # What may differ when a run is resumed. `epochs` stretches the learning-rate schedule from there on.
 _MAY_CHANGE = {"data.embeddings_dir", "data.labels_file", "data.split_file", "data.sha256_file", "data.on_bad",
@@ -79,40 +26,175 @@ _MAY_CHANGE = {"data.embeddings_dir", "data.labels_file", "data.split_file", "da
                "training.grad_checkpointing", "training.report_to"}
 
 
-def _open_everywhere(resume: str | None, folder: Path, world: World) -> tuple[Path | None, dict[str, Any] | None]:
-    """The checkpoint that rank 0 has chosen, read by each rank for itself: sent around it would need its size twice."""
-    opened: list[Any] = [None, None]
+def open_checkpoint(resume: str | None, folder: Path, world: World) -> Checkpoint | None:
+    """The checkpoint that `choose_checkpoint` finds on rank 0, on all ranks: each reads the file for itself, as to send
+    it around would need its size twice. Raises UserError."""
+    checkpoint = None
 
     def choose() -> Path | None:
-        opened[:] = open_checkpoint(resume, folder)
-        return opened[0]
+        nonlocal checkpoint
+        checkpoint = choose_checkpoint(resume, folder)
+        return checkpoint.path if checkpoint else None
 
     path = world.broadcast_object(choose)
-    if path and not world.is_main:
-        if not path.exists():
-            raise UserError(path, "is not on this machine", "put training.output_dir on a disk that all machines share")
-        opened = [path, load_run(path)]
-    return opened[0], opened[1]
+    if path is None or world.is_main:
+        return checkpoint
+    if not path.exists():
+        raise UserError(path, "is not on this machine", "put training.output_dir on a disk that all machines share")
+    return Checkpoint.load(path)
 
 
-def _check_same_run(content: dict[str, Any], about: dict[str, Any], where: str) -> None:
+def choose_checkpoint(resume: str | None, folder: Path) -> Checkpoint | None:
+    """The checkpoint that `--resume` means, None for a new run.
+
+    `auto` goes on from the newest good checkpoint where last_model.pth is damaged or gone: the work since then is done
+    again, with the same result.
+
+    Raises:
+        UserError: There is no such checkpoint, a file given by name is damaged, or the folder holds another run.
+    """
+    path = find_path(resume, folder)
+    if path is None and (resume is None or not any(folder.glob("*.pth"))):
+        return None
+    try:
+        if path is None:
+            raise DamagedCheckpoint(folder / LAST, "not found, but the folder holds checkpoints of a run",
+                                    "choose another --output_dir")
+        return Checkpoint.load(path)
+    except DamagedCheckpoint as error:
+        damage = error
+        newest = newest_good(folder)
+        if newest is None:
+            raise
+    if resume != "auto":
+        raise UserError(damage.where, damage.what, f"newest good one: {newest.path.name}")
+    logger.warning("%s: %s; going on from %s instead", damage.where, damage.what, newest.path.name)
+    return newest
+
+
+def find_path(resume: str | None, folder: Path) -> Path | None:
+    """The file to go on from: the path given, or for `auto` the folder's last_model.pth if there is one.
+
+    Raises:
+        UserError: The folder holds a run and `resume` is None, or the path is in another folder.
+    """
+    if resume == "auto":
+        return folder / LAST if (folder / LAST).exists() else None
+    if resume is None:
+        if any(folder.glob("*.pth")) or (folder / METRICS).exists():
+            raise UserError(folder, "holds another run", "go on with --resume auto, or choose another --output_dir")
+        return None
+    path = Path(resume).expanduser().absolute()
+    if path.is_file() and path.parent.resolve() != folder.resolve():
+        raise UserError(path, f"is not in the run folder {folder}", f"add --output_dir {path.parent}")
+    return path
+
+
+def newest_good(folder: Path) -> Checkpoint | None:
+    """The checkpoint in `folder` that is furthest in training among those that can be loaded."""
+    newest: Checkpoint | None = None
+    for path in sorted(folder.glob("*.pth")):
+        try:
+            checkpoint = Checkpoint.load(path)
+            if newest is None or _position(checkpoint) > _position(newest):
+                newest = checkpoint
+        except UserError:
+            continue
+    return newest
+
+
+def _position(checkpoint: Checkpoint) -> tuple[int, int]:
+    progress = checkpoint.progress
+    return int(progress.get("epoch") or 0), int(progress.get("batches_done") or 0)
+
+
+def check_same_run(checkpoint: Checkpoint, run: RunDescription) -> None:
     """Raises UserError if the checkpoint belongs to other settings, data or Prism weights than this run."""
-    before, now = from_dict(content["config"], where).to_dict(), about["config"]
-    for section, keys in now.items():
-        for key, value in keys.items():
+    where = str(checkpoint.path)
+    _check_same_settings(from_dict(checkpoint.config, where).to_dict(), run.config, where)
+    if checkpoint.data.get("fingerprint") != run.data["fingerprint"]:
+        raise UserError(where, "was trained on other data (slides, texts, tile counts or split changed)",
+                        "put the data back, or start anew in another --output_dir")
+    for key in ("sha256", "text_sha256"):
+        if checkpoint.prism.get(key) != run.prism.get(key):
+            raise UserError(where, f"was trained with other Prism weights ({checkpoint.prism.get('source')})",
+                            "give the same weights with prism.weights")
+    if checkpoint.format_version == 1 and run.config["training"]["accum_freq"] > 1:
+        raise UserError(where, "is of an older version, where accum_freq did not enlarge the contrastive batch",
+                        "start anew in another --output_dir, or go on with that version")
+    _warn_of_other_versions(checkpoint.versions, run.versions)
+
+
+def _check_same_settings(before: dict[str, Any], now: dict[str, Any], where: str) -> None:
+    for section, settings in now.items():
+        for key, value in settings.items():
             if before[section][key] != value and f"{section}.{key}" not in _MAY_CHANGE:
                 raise UserError(where, f"was trained with {section}.{key}={before[section][key]}, this run has {value}",
                                 "use the same value, or start anew in another --output_dir")
-    if content["data"].get("fingerprint") != about["data"]["fingerprint"]:
-        raise UserError(where, "was trained on other data (slides, texts, tile counts or split changed)",
-                        "put the data back, or start anew in another --output_dir")
-    if any(content["prism"].get(key) != about["prism"].get(key) for key in ("sha256", "text_sha256")):
-        raise UserError(where, f"was trained with other Prism weights ({content['prism'].get('source')})",
-                        "give the same weights with prism.weights")
-    if now["training"]["accum_freq"] > 1 and content["format_version"] == 1:
-        raise UserError(where, "is of an older version, where accum_freq did not enlarge the contrastive batch",
-                        "start anew in another --output_dir, or go on with that version")
-    for name, value in content["versions"].items():
-        if about["versions"].get(name) != value:
-            logger.warning("%s was %s, now %s: the resumed run may differ in the last bits", name, value,
-                           about["versions"].get(name))
+
+
+def _warn_of_other_versions(before: dict[str, Any], now: dict[str, Any]) -> None:
+    for name, version in before.items():
+        if version != now.get(name):
+            logger.warning("%s was %s, now %s: the resumed run may differ in the last bits", name, version,
+                           now.get(name))
+
+
+def saved_state(checkpoint: Checkpoint) -> TrainState:
+    """Where the run of a checkpoint stood. Raises UserError for fields of other names or types."""
+    known = asdict(TrainState())
+    for name, value in checkpoint.progress.items():
+        if name not in known or type(value) is not type(known[name]):
+            raise UserError(str(checkpoint.path), f"its progress has an unusable {name}",
+                            "use another checkpoint of the run")
+    return TrainState(**checkpoint.progress)
+
+
+def restore(checkpoint: Checkpoint, model: SlideCaptioner, optimizer: torch.optim.Optimizer,
+            scaler: torch.amp.GradScaler, world: World = ALONE) -> None:
+    """Put the weights, the states of optimizer and loss scaler, and the random states of a checkpoint back.
+
+    Raises:
+        UserError: They are not those of this model and optimizer, or of another precision.
+    """
+    where = str(checkpoint.path)
+    model.load_saved_state(checkpoint.model, where)
+    if bool(checkpoint.scaler) != scaler.is_enabled():
+        before, now = ("fp16", "another") if checkpoint.scaler else ("another", "fp16")
+        raise UserError(where, f"the precision changed from or to fp16 (was {before}, now {now})",
+                        "resume with the same precision")
+    try:
+        difference = _other_parameters(checkpoint.optimizer, optimizer)
+        if difference:
+            raise UserError(where, f"its optimizer was for other parameters ({difference})",
+                            "use the config the checkpoint was trained with")
+        scaler.load_state_dict(checkpoint.scaler)
+        optimizer.load_state_dict(checkpoint.optimizer)
+        of_ranks = [checkpoint.random_states, *checkpoint.random_states.get("other_ranks", [])]
+        if world.rank < len(of_ranks):  # else there are more ranks than before, and this one is as seeded
+            set_random_states(of_ranks[world.rank])
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError, OverflowError) as error:
+        raise UserError(where, f"its training state is not usable ({type(error).__name__})",
+                        "use another checkpoint of the run") from None
+
+
+def _other_parameters(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> str | None:
+    """How the parameters of a saved optimizer state differ from those of `optimizer`, or None.
+
+    torch itself compares their number only and fails at the first step, or trains with another parameter's moments.
+    """
+    now = optimizer.state_dict()["param_groups"]
+    for before, group in zip(saved["param_groups"], now, strict=True):
+        if before.get("param_names") != group.get("param_names") or before["params"] != group["params"]:
+            return f"{len(before['params'])} in a group, here {len(group['params'])}"
+    return _other_shapes(saved["state"], optimizer)
+
+
+def _other_shapes(saved: dict[int, dict[str, torch.Tensor]], optimizer: torch.optim.Optimizer) -> str | None:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, moments in saved.items():
+        shape = tuple(parameters[index].shape)
+        for name, value in moments.items():
+            if value.ndim and tuple(value.shape) != shape:  # `step` has no dimension
+                return f"{name} of number {index} is {tuple(value.shape)}, here {shape}"
+    return None

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM during training: remembered, and acted on at the next step."""
+"""SIGINT and SIGTERM during training: remembered, and acted on after the running step."""
 
 from __future__ import annotations
 
@@ -14,21 +14,29 @@ from ..common.log import logger
 
 class StopSignals:
     """SIGINT and SIGTERM ask for a stop after the running step; the second one ends the process at once (under torchrun
-    it does not: there the same signal may come from the terminal and from torchrun, which kills after 30 s anyway)."""
+    it does not: there the same signal may come from the terminal and from torchrun, which kills after 30 s anyway).
+
+    Attributes:
+        received: The number of the signal that this process got, or None.
+    """
 
     def __init__(self, world: World) -> None:
         self.world = world
-
-    def __enter__(self) -> StopSignals:
         self.received: int | None = None
         self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():  # elsewhere Python does not allow handlers
-            self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def any_received(self) -> bool:
+        """Whether a process of the run got a signal; the same on all ranks, which call this together."""
+        return self.world.any(self.received is not None)
 
     def _note(self, number: int, _: object) -> None:
         if self.received is not None and self.world.size == 1:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
-
-from ..common.errors import UserError
 
 
 @dataclass
@@ -24,11 +21,3 @@ class TrainState:
     best_epoch: int = 0
     metrics_bytes: int = 0  # length of metrics.jsonl that belongs to this state
     sums: dict[str, float] = field(default_factory=dict)  # running sums of the epoch's losses and their weights
-
-    @classmethod
-    def of(cls, saved: dict[str, Any], where: str) -> TrainState:
-        """The state of a checkpoint. Raises UserError for fields of other names or types."""
-        fresh = cls()
-        if wrong := [k for k, v in saved.items() if type(v) is not type(getattr(fresh, k, None))]:
-            raise UserError(where, f"its progress has an unusable {wrong[0]}", "use another checkpoint of the run")
-        return cls(**saved)

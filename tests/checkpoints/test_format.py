@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from finetune.checkpoints import format as checkpoint
-from finetune.checkpoints.format import epoch_name, load_checkpoint, save_checkpoint
+from finetune.checkpoints.format import epoch_name, read_pth, write_pth
 from finetune.common.errors import UserError
-from finetune.training.resume import find_resume
-from finetune.training.saver import random_states, set_random_states
+from finetune.training.random_states import random_states, set_random_states
+from finetune.training.resume import find_path
 from tests.helpers.files import refused
 
 LAST = "last_model.pth"
@@ -45,41 +45,41 @@ def names(folder: Path) -> list[str]:
 
 @pytest.fixture
 def saved(tmp_path) -> Path:
-    save_checkpoint(tmp_path, [LAST], content())
+    write_pth(tmp_path, [LAST], content())
     return tmp_path / LAST
 
 
 # --- saving ----------------------------------------------------------------------------------------------------------
 
 def test_what_was_saved_comes_back(saved):
-    assert equal(load_checkpoint(saved), content())
+    assert equal(read_pth(saved), content())
     assert equal(torch.load(saved, weights_only=True), content()), "torch alone reads it too"
 
 
 def test_all_names_of_a_save_hold_the_same_state_and_nothing_else_is_left(tmp_path):
-    save_checkpoint(tmp_path, ["best_model.pth", epoch_name(5), LAST], content())
+    write_pth(tmp_path, ["best_model.pth", epoch_name(5), LAST], content())
     assert names(tmp_path) == ["best_model.pth", "checkpoint_epoch_5.pth", LAST]
-    assert all(equal(load_checkpoint(p), content()) for p in tmp_path.iterdir())
+    assert all(equal(read_pth(p), content()) for p in tmp_path.iterdir())
 
 
 def test_a_later_save_under_fewer_names_leaves_the_other_files_as_they_are(tmp_path):
-    save_checkpoint(tmp_path, ["best_model.pth", LAST], content(0))
-    save_checkpoint(tmp_path, [LAST], content(1))
-    assert equal(load_checkpoint(tmp_path / "best_model.pth"), content(0))
-    assert equal(load_checkpoint(tmp_path / LAST), content(1))
+    write_pth(tmp_path, ["best_model.pth", LAST], content(0))
+    write_pth(tmp_path, [LAST], content(1))
+    assert equal(read_pth(tmp_path / "best_model.pth"), content(0))
+    assert equal(read_pth(tmp_path / LAST), content(1))
 
 
 def test_the_last_name_is_the_commit_record_and_is_replaced_last(tmp_path, monkeypatch):
     replaced = []
 
     def note(source, target):
-        assert Path(source).suffix == ".tmp" and equal(load_checkpoint(source), content(1))
+        assert Path(source).suffix == ".tmp" and equal(read_pth(source), content(1))
         replaced.append(Path(target).name)
         os.rename(source, target)
 
-    save_checkpoint(tmp_path, [LAST], content(0))
+    write_pth(tmp_path, [LAST], content(0))
     monkeypatch.setattr(checkpoint.os, "replace", note)
-    save_checkpoint(tmp_path, ["best_model.pth", epoch_name(9), LAST], content(1))
+    write_pth(tmp_path, ["best_model.pth", epoch_name(9), LAST], content(1))
     assert replaced == ["best_model.pth", "checkpoint_epoch_9.pth", LAST]
 
 
@@ -88,9 +88,9 @@ def test_a_file_system_without_hard_links_gets_copies(tmp_path, monkeypatch):
         raise OSError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(checkpoint.os, "link", no_links)
-    save_checkpoint(tmp_path, ["best_model.pth", LAST], content())
+    write_pth(tmp_path, ["best_model.pth", LAST], content())
     assert names(tmp_path) == ["best_model.pth", LAST]
-    assert all(equal(load_checkpoint(p), content()) and p.stat().st_nlink == 1 for p in tmp_path.iterdir())
+    assert all(equal(read_pth(p), content()) and p.stat().st_nlink == 1 for p in tmp_path.iterdir())
 
 
 def test_the_file_is_synced_before_it_gets_its_name_and_the_folder_after(tmp_path, monkeypatch):
@@ -98,15 +98,15 @@ def test_the_file_is_synced_before_it_gets_its_name_and_the_folder_after(tmp_pat
     monkeypatch.setattr(checkpoint.os, "fsync",
                         lambda fd: events.append(os.readlink(f"/proc/self/fd/{fd}")) or fsync(fd))
     monkeypatch.setattr(checkpoint.os, "replace", lambda a, b: events.append(Path(b).name) or replace(a, b))
-    save_checkpoint(tmp_path, [LAST], content())
+    write_pth(tmp_path, [LAST], content())
     assert events == [str(tmp_path / (LAST + ".tmp")), LAST, str(tmp_path)]
 
 
 def test_K16_a_stale_temporary_file_is_written_over(tmp_path):
     for name in (LAST, "best_model.pth"):
         (tmp_path / (name + ".tmp")).write_bytes(b"half a checkpoint")
-    save_checkpoint(tmp_path, ["best_model.pth", LAST], content())
-    assert names(tmp_path) == ["best_model.pth", LAST] and equal(load_checkpoint(tmp_path / LAST), content())
+    write_pth(tmp_path, ["best_model.pth", LAST], content())
+    assert names(tmp_path) == ["best_model.pth", LAST] and equal(read_pth(tmp_path / LAST), content())
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs setrlimit")
@@ -117,12 +117,12 @@ def test_K15_a_full_disk_leaves_the_old_file_intact(saved):
     resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, hard))
     try:
         with refused(saved, "could not be saved", "free some space", "--resume auto"):
-            save_checkpoint(saved.parent, ["best_model.pth", LAST], content(1, size=100_000))
+            write_pth(saved.parent, ["best_model.pth", LAST], content(1, size=100_000))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert saved.read_bytes() == before and names(saved.parent) == [LAST]
-    save_checkpoint(saved.parent, [LAST], content(1, size=100_000))
-    assert equal(load_checkpoint(saved), content(1, size=100_000))
+    write_pth(saved.parent, [LAST], content(1, size=100_000))
+    assert equal(read_pth(saved), content(1, size=100_000))
 
 
 @pytest.mark.parametrize("function", ["fsync", "replace"])
@@ -133,7 +133,7 @@ def test_K15_an_error_at_any_step_leaves_the_old_file_intact(saved, monkeypatch,
     before = saved.read_bytes()
     monkeypatch.setattr(checkpoint.os, function, full)
     with refused(saved, "No space left on device"):
-        save_checkpoint(saved.parent, ["best_model.pth", LAST], content(1))
+        write_pth(saved.parent, ["best_model.pth", LAST], content(1))
     assert saved.read_bytes() == before and names(saved.parent) == [LAST]
 
 
@@ -147,16 +147,16 @@ def test_a_file_that_does_not_read_back_is_not_kept(saved, monkeypatch):
     before = saved.read_bytes()
     monkeypatch.setattr(checkpoint.torch, "save", bad_disk)
     with refused(saved, "could not be saved"):
-        save_checkpoint(saved.parent, [LAST], content(1))
+        write_pth(saved.parent, [LAST], content(1))
     assert saved.read_bytes() == before and names(saved.parent) == [LAST]
 
 
 def test_C11_a_folder_that_is_none_is_a_user_error(tmp_path):
     with refused("gone", "No such file"):
-        save_checkpoint(tmp_path / "gone", [LAST], content())
+        write_pth(tmp_path / "gone", [LAST], content())
     (tmp_path / "file").write_text("x", encoding="utf-8")
     with refused("file", "Not a directory"):
-        save_checkpoint(tmp_path / "file", ["best_model.pth", LAST], content())
+        write_pth(tmp_path / "file", ["best_model.pth", LAST], content())
     assert names(tmp_path) == ["file"]
 
 
@@ -167,8 +167,8 @@ def test_C11_a_folder_that_is_none_is_a_user_error(tmp_path):
 def test_K04_what_would_not_load_again_is_never_saved(saved, value):
     for place in ({"a": [value]}, {"a": {"b": (1, value)}}):
         with pytest.raises(AssertionError, match=r"checkpoint\.a"):
-            save_checkpoint(saved.parent, [LAST], {"format_version": 1, **place})
-    assert equal(load_checkpoint(saved), content())
+            write_pth(saved.parent, [LAST], {"format_version": 1, **place})
+    assert equal(read_pth(saved), content())
 
 
 def test_K04_state_dicts_of_torch_are_plain_enough(tmp_path):
@@ -176,22 +176,22 @@ def test_K04_state_dicts_of_torch_are_plain_enough(tmp_path):
     optimizer = torch.optim.AdamW(model.parameters())
     model(torch.ones(1, 2)).sum().backward()
     optimizer.step()
-    save_checkpoint(tmp_path, [LAST], {"format_version": 1, "model": model.state_dict(), "opt": optimizer.state_dict()})
-    back = load_checkpoint(tmp_path / LAST)
+    write_pth(tmp_path, [LAST], {"format_version": 1, "model": model.state_dict(), "opt": optimizer.state_dict()})
+    back = read_pth(tmp_path / LAST)
     assert equal(back["opt"], optimizer.state_dict()) and equal(back["model"], dict(model.state_dict()))
 
 
 def test_K19_a_view_is_saved_without_the_storage_behind_it(tmp_path):
     big = torch.randn(1000, 500)
     views = {"row": big[3], "column": big[:, 7], "block": big[10:12, 5:9], "turned": big[:3].T}
-    save_checkpoint(tmp_path, [LAST], {"format_version": 1, "model": views})
+    write_pth(tmp_path, [LAST], {"format_version": 1, "model": views})
     assert (tmp_path / LAST).stat().st_size < 4 * sum(v.numel() for v in views.values()) + 6000
-    assert equal(load_checkpoint(tmp_path / LAST)["model"], views)
+    assert equal(read_pth(tmp_path / LAST)["model"], views)
 
 
 def test_K19_tied_weights_are_saved_once(tmp_path):
     tied = torch.randn(200, 100)
-    save_checkpoint(tmp_path, [LAST], {"format_version": 1, "model": {"a": tied, "b": tied}})
+    write_pth(tmp_path, [LAST], {"format_version": 1, "model": {"a": tied, "b": tied}})
     assert (tmp_path / LAST).stat().st_size < 1.1 * 4 * tied.numel()
 
 
@@ -220,9 +220,9 @@ def test_K03_a_pickle_bomb_does_not_go_off(tmp_path, form):
     else:
         torch.save(bomb, path, _use_new_zipfile_serialization=form == "zip")
     with refused(path, "use another checkpoint"):
-        load_checkpoint(path)
+        read_pth(path)
     with pytest.raises(Exception) as caught:
-        load_checkpoint(path)
+        read_pth(path)
     harmless(caught)
     assert not canary.exists()
     if form == "bare":
@@ -236,7 +236,7 @@ def test_K01_a_cut_file_is_refused_with_its_size(saved, keep):
     raw = raw[:int(len(raw) * keep) if isinstance(keep, float) else keep]
     saved.write_bytes(raw)
     with refused(saved, "truncated", f"{len(raw)} bytes"):
-        load_checkpoint(saved)
+        read_pth(saved)
 
 
 @pytest.mark.parametrize("raw", [b"<!DOCTYPE html></html>", b"version https://git-lfs.github.com/spec/v1\noid x\n",
@@ -245,18 +245,18 @@ def test_K01_a_cut_file_is_refused_with_its_size(saved, keep):
 def test_K01_another_kind_of_file_is_refused(tmp_path, raw):
     (tmp_path / LAST).write_bytes(raw)
     with refused(LAST, "truncated or no checkpoint", f"{len(raw)} bytes"):
-        load_checkpoint(tmp_path / LAST)
+        read_pth(tmp_path / LAST)
 
 
 def test_K01_a_folder_a_missing_file_and_a_strange_zip_are_refused(tmp_path):
     with refused(tmp_path, "is a folder"):
-        load_checkpoint(tmp_path)
+        read_pth(tmp_path)
     with refused("no.pth", "not found"):
-        load_checkpoint(tmp_path / "no.pth")
+        read_pth(tmp_path / "no.pth")
     with zipfile.ZipFile(tmp_path / LAST, "w") as archive:
         archive.writestr("a.txt", "x")
     with refused(LAST, "not a checkpoint of this project"):
-        load_checkpoint(tmp_path / LAST)
+        read_pth(tmp_path / LAST)
 
 
 def test_K02_one_flipped_bit_in_a_tensor_is_noticed(saved):
@@ -265,18 +265,18 @@ def test_K02_one_flipped_bit_in_a_tensor_is_noticed(saved):
     saved.write_bytes(raw)
     assert not equal(torch.load(saved, weights_only=True), content()), "torch itself loads it without a word"
     with refused(saved, "damaged", "data/0", "wrong checksum", "use another checkpoint"):
-        load_checkpoint(saved)
+        read_pth(saved)
 
 
 def test_K02_a_flipped_byte_anywhere_is_noticed_or_harmless(tmp_path):
-    save_checkpoint(tmp_path, [LAST], content(size=40))
+    write_pth(tmp_path, [LAST], content(size=40))
     raw, path = (tmp_path / LAST).read_bytes(), tmp_path / "flipped.pth"
     rng = random.Random(0)
     for _ in range(150):
         at = rng.randrange(len(raw))
         path.write_bytes(raw[:at] + bytes([raw[at] ^ (1 << rng.randrange(8))]) + raw[at + 1:])
         try:
-            got = load_checkpoint(path)
+            got = read_pth(path)
         except Exception as error:
             assert isinstance(error, UserError), f"byte {at}: {error!r}"
         else:
@@ -289,40 +289,40 @@ def test_K02_a_flipped_byte_anywhere_is_noticed_or_harmless(tmp_path):
 def test_K09_another_format_is_refused_with_both_versions(tmp_path, data, version):
     torch.save(data, tmp_path / LAST)
     with refused(LAST, f"checkpoint format {version}, this version reads 1 to 2"):
-        load_checkpoint(tmp_path / LAST)
+        read_pth(tmp_path / LAST)
 
 
 # --- which file to go on from ----------------------------------------------------------------------------------------
 
 def test_auto_is_the_last_model_of_the_folder_if_there_is_one(tmp_path):
-    assert find_resume("auto", tmp_path) is None and find_resume("auto", tmp_path / "new") is None
+    assert find_path("auto", tmp_path) is None and find_path("auto", tmp_path / "new") is None
     (tmp_path / "best_model.pth").touch()
-    assert find_resume("auto", tmp_path) is None
+    assert find_path("auto", tmp_path) is None
     (tmp_path / LAST).touch()
-    assert find_resume("auto", tmp_path) == tmp_path / LAST
+    assert find_path("auto", tmp_path) == tmp_path / LAST
 
 
 def test_a_path_must_lie_in_the_run_folder(tmp_path, monkeypatch):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "checkpoint_epoch_3.pth").touch()
     monkeypatch.chdir(tmp_path)
-    assert find_resume("run/checkpoint_epoch_3.pth", tmp_path / "run") == tmp_path / "run/checkpoint_epoch_3.pth"
+    assert find_path("run/checkpoint_epoch_3.pth", tmp_path / "run") == tmp_path / "run/checkpoint_epoch_3.pth"
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert find_resume("~/run/checkpoint_epoch_3.pth", tmp_path / "run") == tmp_path / "run/checkpoint_epoch_3.pth"
+    assert find_path("~/run/checkpoint_epoch_3.pth", tmp_path / "run") == tmp_path / "run/checkpoint_epoch_3.pth"
     with refused("checkpoint_epoch_3.pth", "not in the run folder", f"--output_dir {tmp_path / 'run'}"):
-        find_resume("run/checkpoint_epoch_3.pth", tmp_path / "other")
+        find_path("run/checkpoint_epoch_3.pth", tmp_path / "other")
 
 
 @pytest.mark.parametrize("name", [LAST, "best_model.pth", "checkpoint_epoch_1.pth", "metrics.jsonl"])
 def test_C12_a_folder_with_a_run_is_not_written_over(tmp_path, name):
     (tmp_path / name).touch()
     with refused(tmp_path, "holds another run", "--resume auto", "--output_dir"):
-        find_resume(None, tmp_path)
+        find_path(None, tmp_path)
 
 
 def test_C12_a_new_or_unrelated_folder_is_fine(tmp_path):
     (tmp_path / "notes.txt").touch()
-    assert find_resume(None, tmp_path) is None and find_resume(None, tmp_path / "new") is None
+    assert find_path(None, tmp_path) is None and find_path(None, tmp_path / "new") is None
 
 
 # --- random states ---------------------------------------------------------------------------------------------------
@@ -337,13 +337,13 @@ def test_random_generators_go_on_where_they_were_after_a_save_and_a_load(tmp_pat
     np.random.seed(2)
     torch.manual_seed(3)
     random.gauss(0, 1), np.random.standard_normal()  # both keep half of a pair
-    save_checkpoint(tmp_path, [LAST], {"format_version": 1, "random": random_states()})
+    write_pth(tmp_path, [LAST], {"format_version": 1, "random": random_states()})
     wanted = [draws() for _ in range(3)]
     random.seed(7)
     np.random.seed(7)
     torch.manual_seed(7)
     assert draws() != wanted[0]
-    set_random_states(load_checkpoint(tmp_path / LAST)["random"])
+    set_random_states(read_pth(tmp_path / LAST)["random"])
     assert [draws() for _ in range(3)] == wanted
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from finetune.checkpoints.format import FORMAT_VERSION, load_run, save_checkpoint
+from finetune.checkpoints.format import FORMAT_VERSION, Checkpoint
 from finetune.config.schema import Config, GenerationOptions, apply_overrides
 from finetune.data.slides import inspect_slide
 from finetune.training import run
@@ -43,19 +43,19 @@ def test_K09_a_golden_file_is_resumed_or_refused_in_words(version, accum_freq, t
     kill_runs.make_data(tmp_path)
     last = tmp_path / "here" / "run" / "last_model.pth"
     last.parent.mkdir(parents=True)
-    before = load_run(FOLDER / f"checkpoint_v{version}.pth")
-    before["config"]["training"]["accum_freq"] = accum_freq
-    save_checkpoint(last.parent, [last.name], before)
+    before = Checkpoint.load(FOLDER / f"checkpoint_v{version}.pth")
+    before.config["training"]["accum_freq"] = accum_freq
+    before.save(last.parent, [last.name])
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setattr("finetune.models.build.load_prism", kill_runs.tiny_prism)
-    epochs = before["progress"]["epoch"] + 1
+    epochs = before.progress["epoch"] + 1
     config = apply_overrides(Config(), [*SETTINGS, f"training.epochs={epochs}", f"training.accum_freq={accum_freq}"])
     if version == 1 and accum_freq > 1:
         with refused("of an older version", "accum_freq"):
             run.train(config, str(last))
         return
     assert run.train(config, str(last)) == 0
-    after = load_run(last)
-    assert after["progress"] | {"epoch": epochs, "micro_batches": accum_freq} == after["progress"]
-    assert after["progress"]["step"] > before["progress"]["step"] and after["format_version"] == FORMAT_VERSION
-    assert any(not torch.equal(t, before["model"][name]) for name, t in after["model"].items())
+    after = Checkpoint.load(last)
+    assert after.progress | {"epoch": epochs, "micro_batches": accum_freq} == after.progress
+    assert after.progress["step"] > before.progress["step"] and after.format_version == FORMAT_VERSION
+    assert any(not torch.equal(t, before.model[name]) for name, t in after.model.items())

@@ -14,7 +14,7 @@ from finetune.evaluation.findings import FindingDictionary
 from finetune.evaluation.scoring import CAPTIONS, Answers, evaluate
 from finetune.training.caption_validation import check_monitor, not_in_log_line
 from finetune.training.custom_loss import LossInputs, parts_of
-from tests.conftest import refused
+from tests.helpers.files import refused
 
 REFERENCES = [["胃癌，高分化"], ["乳腺癌"], ["胃癌，高分化"], ["肺癌"]]
 ALL = Answers(["胃癌，高分化", "胃癌", "乳腺癌", "肺癌"], REFERENCES, texts=["胃癌，高分化", "乳腺癌", "肺癌"],

@@ -21,10 +21,11 @@ import numpy as np
 import torch
 import torch._dynamo  # an optimizer imports it, which takes a second: better once in the server than in each run
 
-from finetune.checkpoints import format as checkpoint
+from finetune.checkpoints.format import Checkpoint, read_pth
+from finetune.common import device
 from finetune.config.schema import Config, apply_overrides
 from finetune.models import build as model
-from finetune.training import loop, optim, run
+from finetune.training import loop, run
 from finetune.training.run_log import RunLog
 from prism import PerceiverConfig, PrismSlideEncoder
 from tests.helpers.files import write_json, write_slides
@@ -59,8 +60,8 @@ def train_in(folder: Path, kill: str = "", mutation: str = "", *more: str) -> in
 
 def fingerprint(folder: Path) -> dict[str, str]:
     """{file: hash of what it holds} of a run folder: tensors, not the bytes of the .pth around them."""
-    files = {p.name: _hash(checkpoint.load_run(p)) for p in sorted((folder / "run").glob("*.pth"))}
-    files["nearest.pt"] = _hash(checkpoint.load_checkpoint(folder / "run" / "nearest.pt"))
+    files = {p.name: _hash(read_pth(p)) for p in sorted((folder / "run").glob("*.pth"))}
+    files["nearest.pt"] = _hash(read_pth(folder / "run" / "nearest.pt"))
     return files | {name: hashlib.sha256((folder / "run" / name).read_bytes()).hexdigest()
                     for name in ("metrics.jsonl", "validation_captions.jsonl")} | {
                     "others": " ".join(sorted(p.name for p in (folder / "run").iterdir() if p.suffix != ".pth"))}
@@ -132,7 +133,7 @@ def _shrink() -> None:
     loop.validate = lowest_at_half_rate
     model.load_prism = tiny_prism
     model.SlideCaptioner.forward = noisy
-    optim.Precision.scaler = lambda self: torch.amp.GradScaler("cpu", init_scale=2.0**8, growth_interval=3)
+    device.Precision.scaler = lambda self: torch.amp.GradScaler("cpu", init_scale=2.0**8, growth_interval=3)
 
 
 def _before(owner: object, name: str, do: Callable, when: Callable[..., bool] = lambda *a, **k: True) -> None:
@@ -191,17 +192,18 @@ def _install(point: str, count: str, signal_name: str = "SIGKILL") -> None:
 
 
 def _forget_on_restore(**fields: object) -> None:
-    restore = checkpoint.Saver.restore
-    checkpoint.Saver.restore = lambda *args: restore(*args) | fields
+    saved_state = run.saved_state
+    run.saved_state = lambda checkpoint: dataclasses.replace(saved_state(checkpoint), **fields)
 
 
 def _write_in_place() -> None:
-    def save(folder, names, content):
+    def save(checkpoint, folder, names):
+        content = {name: value for name, value in vars(checkpoint).items() if name not in ("calibration", "path")}
         for name in names:
             with open(folder / name, "wb") as file:
                 torch.save(content, file)
 
-    checkpoint.save_checkpoint = save
+    Checkpoint.save = save
 
 
 def _ignore(owner: object, name: str) -> Callable[[], None]:

@@ -39,19 +39,19 @@ def test_a_caption_below_the_threshold_is_withheld(confidence, caption):
 
 
 @pytest.mark.parametrize(("about", "index", "words"), [
-    ({"data": {"fingerprint": "f"}, "progress": {"step": 4}}, INDEX, "of these weights"),
-    ({"data": {"fingerprint": "f"}, "progress": {"step": 3}}, INDEX | {"embeddings": None}, "contrastive"),
-    ({"data": {"fingerprint": "g"}, "progress": {"step": 3}}, INDEX, "of these weights")])
+    (SimpleNamespace(data={"fingerprint": "f"}, progress={"step": 4}), INDEX, "of these weights"),
+    (SimpleNamespace(data={"fingerprint": "f"}, progress={"step": 3}), INDEX | {"embeddings": None}, "contrastive"),
+    (SimpleNamespace(data={"fingerprint": "g"}, progress={"step": 3}), INDEX, "of these weights")])
 def test_nearest_slides_need_an_index_of_the_very_weights(tmp_path, about, index, words):
-    from finetune.checkpoints.format import save_checkpoint
+    from finetune.checkpoints.format import write_pth
 
-    save_checkpoint(tmp_path, ["nearest.pt"], {"format_version": 1, **index})
+    write_pth(tmp_path, ["nearest.pt"], {"format_version": 1, **index})
     args = SimpleNamespace(checkpoint=str(tmp_path / "best_model.pth"), nearest=1, abstain_below=0.0)
     with refused("--nearest", words):
         RecordExtras.load(args, SimpleNamespace(about=about, temperature=1.0), None)
     args.nearest = 0
     assert (RecordExtras.load(args, SimpleNamespace(about=about, temperature=1.0), None).index is None) == (
-        about["data"]["fingerprint"] == "g")
+        about.data["fingerprint"] == "g")
 
 
 @pytest.mark.parametrize("text", ["a: [x]", "[x, y]", "a: [x]\nb: []", "a: x\nb: y"])

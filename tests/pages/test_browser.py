@@ -21,7 +21,7 @@ from tests.helpers.pages import HOSTILE, explain, make_run
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium")
+pytestmark = [pytest.mark.full, pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium")]
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,7 @@ import torch
 from huggingface_hub import errors
 from safetensors.torch import save_file
 
-from prism import PrismWeightsError, hub, load_prism
-from prism.prism import fingerprint
+from prism import PrismWeightsError, fingerprint, hub, load_prism
 from tests.helpers.files import ROOT
 from tests.helpers.prism import play_hub
 from tests.parity.prism_weights import SMALL_CONFIG, small_state
@@ -343,6 +342,7 @@ def test_a_hub_that_never_answers_is_given_up(tmp_path, monkeypatch):
     assert time.monotonic() - start < 5
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("env", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": ""}])
 def test_R08_really_offline_fails_within_five_seconds(tmp_path, env):
     code = """if True:

@@ -9,6 +9,8 @@ from benchmarks.__main__ import PARTS, with_part
 from benchmarks.peers import install
 from tests.helpers.files import ROOT
 
+pytestmark = pytest.mark.full
+
 
 def test_every_case_runs_in_the_small_mode_and_leaves_the_results_alone():
     results = ROOT / "benchmarks" / "RESULTS.md"

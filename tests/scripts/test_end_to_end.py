@@ -63,6 +63,7 @@ def test_inference_captions_and_scores_a_slide_from_the_checkpoint_alone(data, t
     assert all(-1 <= c <= 1 for c in record["similarity"].values())
 
 
+@pytest.mark.full
 def test_K21_all_files_of_equal_weights_caption_alike(data, trained, tmp_path):
     captions = {name: run("inference.py", "--checkpoint", trained / "run" / name, "--embeddings_file",
                           data / "embeddings" / "s04.h5", cwd=tmp_path).stdout
@@ -70,6 +71,7 @@ def test_K21_all_files_of_equal_weights_caption_alike(data, trained, tmp_path):
     assert len(set(captions.values())) == 1 and "caption: " in captions["last_model.pth"]
 
 
+@pytest.mark.full
 def test_a_bad_slide_in_a_folder_does_not_stop_the_others(data, trained, tmp_path):
     folder = tmp_path / "slides"
     folder.mkdir()
@@ -92,6 +94,7 @@ def test_a_bad_slide_in_a_folder_does_not_stop_the_others(data, trained, tmp_pat
     assert "not an HDF5 file" in rows["broken"]["error"] and "NaN" in rows["poisoned"]["error"]
 
 
+@pytest.mark.full
 def test_findings_and_classes_are_scored_beside_the_texts(data, trained, tmp_path):
     (tmp_path / "prompts.yaml").write_text("".join(f"class{i}: ['{t}']\n" for i, t in enumerate(TEXTS)), encoding="utf-8")
     classes = {f"s{i:02d}": f"class{i % 3}" for i in range(11)}  # one slide has none
@@ -114,6 +117,7 @@ def test_findings_and_classes_are_scored_beside_the_texts(data, trained, tmp_pat
         assert_one_error(run("inference.py", "--checkpoint", "no.pth", "--embeddings_dir", data, *flag, cwd=tmp_path), word)
 
 
+@pytest.mark.full
 def test_yaml_and_flags_train_the_same_weights(data, tmp_path):
     (tmp_path / "config.yaml").write_text(f"""
 data: {{embeddings_dir: "{data}/embeddings", labels_file: "{data}/labels.json", val_split: 0.25}}
@@ -127,6 +131,7 @@ training: {{batch_size: 3, epochs: 2, learning_rate: 3e-3, output_dir: yaml}}
     assert_equal_state(tmp_path / "yaml" / "last_model.pth", tmp_path / "run" / "last_model.pth")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM])
 def test_a_stopped_and_resumed_run_ends_bit_equal_to_an_undisturbed_one(data, tmp_path, stop):
     args = [*flags(data, "--epochs", 6, "--save_every", 2, "--resume", "auto"), "--set", *TINY,
@@ -165,6 +170,7 @@ def test_resume_from_each_kind_of_checkpoint_goes_on(data, trained, tmp_path):
         assert [r["epoch"] for r in rows] == list(range(1, 32)), f"resumed after epoch {epoch}"
 
 
+@pytest.mark.full
 def test_a_trained_prism_moves_and_travels_in_the_checkpoint(data, tmp_path):
     result = run("train_finetune.py", *flags(data, "--epochs", 1), "--set", *TINY, "prism.freeze=false",
                  "training.save_every=0", cwd=tmp_path)
@@ -191,6 +197,7 @@ BAD = {
 }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_clear_line_and_writes_nothing(data, trained, tmp_path, case):
     more, words = BAD[case]
@@ -218,6 +225,7 @@ def test_C12_a_second_run_does_not_overwrite_the_first(data, trained):
     assert (trained / "run" / "last_model.pth").stat().st_mtime_ns == before
 
 
+@pytest.mark.full
 def test_check_looks_at_every_tile_and_writes_nothing(data, tmp_path):
     config = f'data: {{embeddings_dir: "{data}/embeddings", labels_file: "{data}/labels.json", val_split: 0.25}}'
     (tmp_path / "c.yaml").write_text(config, encoding="utf-8")
@@ -246,6 +254,7 @@ def losses(folder: Path) -> list[float]:
             for name, value in json.loads(line).items() if name.endswith("loss")]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 5e-2)])
 def test_a_run_from_the_slide_cache_equals_one_that_encodes_in_each_epoch(data, tmp_path, precision, tolerance):
     # a small learning rate: Adam turns rounding noise of tiny gradients into whole steps
@@ -263,6 +272,7 @@ def test_a_run_from_the_slide_cache_equals_one_that_encodes_in_each_epoch(data, 
     assert_equal_state(tmp_path / "cached" / "run" / "last_model.pth", tmp_path / "cached" / "second" / "last_model.pth")
 
 
+@pytest.mark.full
 def test_resume_from_an_older_checkpoint_drops_what_came_after_also_if_it_is_killed(data, tmp_path):
     args = [*flags(data, "--epochs", 4, "--save_every", 1), "--set", *TINY, "training.precision=fp32"]
     for name in ("whole", "back"):
@@ -281,6 +291,7 @@ def test_resume_from_an_older_checkpoint_drops_what_came_after_also_if_it_is_kil
     assert logs[0] == logs[1]
 
 
+@pytest.mark.full
 def test_a_signal_to_the_whole_group_stops_the_run_not_its_loaders(data, tmp_path):
     args = [*flags(data, "--epochs", 100), "--set", *TINY[:-1], "training.workers=1", "data.latents_cache=null"]
     with subprocess.Popen([sys.executable, str(ROOT / "train_finetune.py"), *map(str, args)], cwd=tmp_path,
@@ -293,6 +304,7 @@ def test_a_signal_to_the_whole_group_stops_the_run_not_its_loaders(data, tmp_pat
     assert (tmp_path / "run" / "last_model.pth").exists()
 
 
+@pytest.mark.full
 def test_inference_refuses_what_cannot_be_answered_before_the_work(trained, data, tmp_path):
     common = ["--checkpoint", trained / "run" / "best_model.pth", "--embeddings_dir", data / "embeddings"]
     (tmp_path / "folder.json").mkdir()
@@ -300,6 +312,7 @@ def test_inference_refuses_what_cannot_be_answered_before_the_work(trained, data
     assert_one_error(run("inference.py", *common, "--text", " ", cwd=tmp_path), "--text", "is empty")
 
 
+@pytest.mark.full
 def test_two_files_of_one_name_are_an_error_record_and_unknown_words_a_warning(trained, data, tmp_path):
     for place in ("a", "b"):
         (tmp_path / "h5" / place).mkdir(parents=True)

@@ -10,7 +10,7 @@ import pytest
 
 from tests import fuzz
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs fork and alarm")
+pytestmark = [pytest.mark.full, pytest.mark.skipif(os.name != "posix", reason="needs fork and alarm")]
 _SERVER = multiprocessing.get_context("forkserver")
 
 

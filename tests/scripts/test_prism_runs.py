@@ -28,6 +28,8 @@ from tests.helpers.files import ROOT, refused, write_h5, write_json
 from tests.helpers.prism import put
 from tests.parity.prism_weights import small_state
 
+pytestmark = pytest.mark.full
+
 TEXTS = ["breast: ductal carcinoma", "stomach: adenocarcinoma", "colon: no tumor"]
 
 

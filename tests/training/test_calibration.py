@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from finetune.checkpoints.format import BEST, load_run, save_checkpoint
+from finetune.checkpoints.format import BEST, Checkpoint, write_pth
 from finetune.checkpoints.nearest_index import NEAREST, read_nearest, same_weights, temperature_of
 from finetune.common.device import Precision
 from finetune.config.schema import GenerationOptions
@@ -24,10 +24,10 @@ from tests.helpers.training import CPU, a_batch, tiny_model
 FP32 = Precision("fp32", CPU, "test")
 
 
-def content_of(model, step: int = 1) -> dict:
+def checkpoint_of(model=None, step: int = 1, fingerprint: str = "f", calibration: dict | None = None) -> Checkpoint:
     sections = ("config", "tokenizer", "prism", "versions", "random_states", "optimizer", "scaler")
-    return {"format_version": 1, "data": {"fingerprint": "f"}, "progress": {"step": step}, "model": model.saved_state(),
-            **{s: {} for s in sections}}
+    return Checkpoint(data={"fingerprint": fingerprint}, progress={"step": step}, calibration=calibration,
+                      model=model.saved_state() if model else {}, **{name: {} for name in sections})
 
 
 def samples_of(batches) -> list[Sample]:
@@ -60,9 +60,9 @@ def test_the_temperature_makes_the_validation_words_most_probable(scale):
 
 def test_without_validation_nothing_is_calibrated():
     assert calibrate(tiny_model(), FP32, []) == {"temperature": 1.0, "words": 0}
-    assert temperature_of({"calibration": {"temperature": 1.0, "words": 0}}) is None
-    assert temperature_of({}) is None and temperature_of({"calibration": {"temperature": math.nan, "words": 3}}) is None
-    assert temperature_of({"calibration": {"temperature": 1.5, "words": 3}}) == 1.5
+    for calibration, temperature in (({"temperature": 1.0, "words": 0}, None), (None, None),
+                                     ({"temperature": math.nan, "words": 3}, None), ({"temperature": 1.5, "words": 3}, 1.5)):
+        assert temperature_of(checkpoint_of(calibration=calibration)) == temperature
 
 
 @torch.no_grad()
@@ -84,12 +84,12 @@ def test_confidence_is_the_mean_probability_word_by_word(options):
 
 def test_a_finished_run_has_its_calibration_and_its_training_slides_once(tmp_path):
     model, train, validation = tiny_model(), [a_batch(1, 3), a_batch(2, 2)], [a_batch(3, 2)]
-    save_checkpoint(tmp_path, [BEST], content_of(model))
+    checkpoint_of(model).save(tmp_path, [BEST])
     with torch.no_grad():
         model.decoder.img_queries.add_(1)  # training went on: the index must be of the best weights
     finish(tmp_path, model, FP32, samples_of(train), lambda side: {"train": train, "validation": validation}[side])
-    best, index = load_run(tmp_path / BEST), read_nearest(tmp_path / BEST, content_of(model))
-    assert best["calibration"]["words"] == 10 and is_finished(tmp_path) and same_weights(index, best)
+    best, index = Checkpoint.load(tmp_path / BEST), read_nearest(tmp_path / BEST, checkpoint_of(model))
+    assert best.calibration["words"] == 10 and is_finished(tmp_path) and same_weights(index, best)
     fresh = tiny_model().eval()
     expected = embed_slides(fresh.decoder, fresh.image_tokens(train[0].tile_embeddings, train[0].tile_mask))
     assert torch.allclose(index["embeddings"][:3], torch.from_numpy(expected), atol=1e-6)
@@ -98,21 +98,21 @@ def test_a_finished_run_has_its_calibration_and_its_training_slides_once(tmp_pat
     before = (tmp_path / BEST).stat().st_mtime_ns
     finish(tmp_path, model, FP32, samples_of(train), lambda side: pytest.fail("nothing is left to do"))
     assert (tmp_path / BEST).stat().st_mtime_ns == before
-    assert not same_weights(index, content_of(model, step=2)), "of other weights of the same run"
-    assert read_nearest(tmp_path / BEST, content_of(model) | {"data": {"fingerprint": "other"}}) is None
+    assert not same_weights(index, checkpoint_of(model, step=2)), "of other weights of the same run"
+    assert read_nearest(tmp_path / BEST, checkpoint_of(model, fingerprint="other")) is None
 
 
 def test_without_the_contrastive_loss_there_are_texts_but_no_places(tmp_path):
     model, train = tiny_model(contrastive_weight=0.0), [a_batch(1, 2)]
-    save_checkpoint(tmp_path, [BEST], content_of(model))
+    checkpoint_of(model).save(tmp_path, [BEST])
     finish(tmp_path, model, FP32, samples_of(train), lambda side: [] if side == "validation" else train)
-    index = read_nearest(tmp_path / BEST, load_run(tmp_path / BEST))
+    index = read_nearest(tmp_path / BEST, Checkpoint.load(tmp_path / BEST))
     assert index["embeddings"] is None and index["texts"] == [[TEXTS[0]], [TEXTS[1]]]
 
 
 @pytest.mark.parametrize("change", [{"ids": ["a"]}, {"texts": "abc"}, {"texts": [["a"], []]}, {"embeddings": torch.zeros(3)}], ids=str)
 def test_an_index_that_is_not_one_is_refused(tmp_path, change):
     good = {"format_version": 1, "ids": ["a", "b"], "texts": [["x"], ["y"]], "embeddings": torch.zeros(2, 4)}
-    save_checkpoint(tmp_path, [NEAREST], good | change)
+    write_pth(tmp_path, [NEAREST], good | change)
     with refused(NEAREST, "no index"):
-        read_nearest(tmp_path / BEST, {"data": {}, "progress": {}})
+        read_nearest(tmp_path / BEST, checkpoint_of())

@@ -29,6 +29,8 @@ from tests.helpers.training import (
     tiny_model,
 )
 
+pytestmark = pytest.mark.full
+
 # the slides of each rank, step by step: even, uneven, several micro-batches, ranks without any
 STEPS = {"even": [[3], [3], [3], [3]], "uneven": [[3], [1], [2], [3]], "micro-batches": [[2, 3], [3, 1], [2], [1, 1, 2]],
          "empty ranks": [[2], [], [2, 1], []]}

@@ -17,41 +17,48 @@ from pathlib import Path
 import pytest
 import torch
 
-from finetune.checkpoints.format import LAST, load_run, save_checkpoint
+from finetune.checkpoints.format import LAST, Checkpoint, RunDescription, read_pth, write_pth
 from finetune.common import run_lock as runlock
 from finetune.common.device import Precision, resolve_device, resolve_precision
 from finetune.common.errors import UserError
+from finetune.common.log import log_to_console, log_to_file
 from finetune.common.run_lock import RunLock
 from finetune.config.schema import Config, apply_overrides
-from finetune.training import loop, resume, run
-from finetune.training import run_log as runlog
+from finetune.training import loop, resume, run, run_files
 from finetune.training.loop import train_step
 from finetune.training.optim import build_optimizer
+from finetune.training.random_states import random_states, set_random_states
 from finetune.training.run_log import RunLog
-from finetune.training.saver import Saver, random_states, set_random_states
+from finetune.training.saver import Saver
 from finetune.training.state import TrainState
 from tests.helpers import kill_runs
 from tests.helpers.files import ROOT, refused
 from tests.helpers.training import CPU, a_batch, parts_of, tiny_model
 
-ABOUT = {"config": Config().to_dict(), "tokenizer": {"type": "vocab", "version": 1, "pieces": ["胃"]},
-         "prism": {"source": "tiny", "revision": None, "sha256": "0" * 64, "architecture": {}},
-         "data": {"fingerprint": "f", "validation_ids": []}, "versions": {"torch": "2.13.0", "threads": 2}}
+RUN = RunDescription(
+    config=Config().to_dict(), tokenizer={"type": "vocab", "version": 1, "pieces": ["胃"]},
+    prism={"source": "tiny", "revision": None, "sha256": "0" * 64, "architecture": {}},
+    data={"fingerprint": "f", "validation_ids": []}, versions={"torch": "2.13.0", "threads": 2})
+BEFORE = Checkpoint(**vars(RUN), progress={}, random_states={}, model={}, optimizer={}, scaler={}, path=Path("c.pth"))
 
 
 def saver_of(folder: Path, model=None, *, fp16: bool = False) -> Saver:
     model = model or tiny_model()
-    return Saver(folder, 0, model, build_optimizer(model.named_parameters(), 1e-2, 0.1), torch.amp.GradScaler("cpu", enabled=fp16), ABOUT)
+    return Saver(folder, 0, model, build_optimizer(model.named_parameters(), 1e-2, 0.1), torch.amp.GradScaler("cpu", enabled=fp16), RUN)
+
+
+def restore(checkpoint: Checkpoint, saver: Saver) -> None:
+    resume.restore(checkpoint, saver.model, saver.optimizer, saver.scaler)
 
 
 @pytest.fixture
-def saved(tmp_path) -> tuple[Saver, dict]:
+def saved(tmp_path) -> tuple[Saver, Checkpoint]:
     """A saver after one step, and what it has saved."""
     saver = saver_of(tmp_path)
     parts = dataclasses.replace(parts_of(saver.model, tmp_path), optimizer=saver.optimizer)
     train_step(parts, [a_batch(1, 2)], 1e-2, TrainState())
     saver.save(TrainState(epoch=1, step=3), True)
-    return saver, load_run(tmp_path / LAST)
+    return saver, Checkpoint.load(tmp_path / LAST)
 
 
 # --- checkpoints -----------------------------------------------------------------------------------------------------
@@ -60,39 +67,39 @@ def saved(tmp_path) -> tuple[Saver, dict]:
 def test_K05_weights_of_a_wrapped_model_load_with_a_warning(saved, prefix, log_lines):
     _, content = saved
     other = tiny_model()
-    other.load_saved_state({f"coca.{prefix}{k[5:]}": v for k, v in content["model"].items()}, "x.pth")
-    assert all(torch.equal(v, content["model"][k]) for k, v in other.saved_state().items())
+    other.load_saved_state({f"coca.{prefix}{k[5:]}": v for k, v in content.model.items()}, "x.pth")
+    assert all(torch.equal(v, content.model[k]) for k, v in other.saved_state().items())
     assert any("of a wrapped model" in line for line in log_lines)
 
 
 def test_K05_K06_another_architecture_or_vocabulary_is_refused_with_the_first_differences(saved):
     saver, content = saved
-    state = {k.replace("text_", "word_"): v for k, v in content["model"].items()}
-    key = next(k for k in content["model"] if "token_emb" in k)
+    state = {k.replace("text_", "word_"): v for k, v in content.model.items()}
+    key = next(k for k in content.model if "token_emb" in k)
     with refused("x.pth", "weights do not fit this model", "missing coca.", "use the config"):
         saver.model.load_saved_state(state, "x.pth")
     with refused("x.pth", "1 weights do not fit", key, "(12, 16)", "(11, 16)"):
-        saver.model.load_saved_state(content["model"] | {key: torch.zeros(12, 16)}, "x.pth")
+        saver.model.load_saved_state(content.model | {key: torch.zeros(12, 16)}, "x.pth")
 
 
 def test_K06_the_tokenizer_travels_in_the_checkpoint_and_has_the_size_of_its_model(saved):
-    assert saved[1]["tokenizer"] == ABOUT["tokenizer"]
+    assert saved[1].tokenizer == RUN.tokenizer
 
 
 def test_K07_an_optimizer_of_other_parameters_is_refused_at_once(saved, tmp_path):
     _, content = saved
     renamed = copy.deepcopy(content)
-    renamed["optimizer"]["param_groups"][0]["param_names"][0] = "other"
+    renamed.optimizer["param_groups"][0]["param_names"][0] = "other"
     swapped = copy.deepcopy(content)
-    state = swapped["optimizer"]["state"]
+    state = swapped.optimizer["state"]
     first = next(i for i, s in state.items() if s["exp_avg"].shape != state[0]["exp_avg"].shape)
     state[0], state[first] = state[first], state[0]
     fewer = copy.deepcopy(content)
-    fewer["optimizer"]["param_groups"].pop()
+    fewer.optimizer["param_groups"].pop()
     for bad, words in ((renamed, "other parameters"), (swapped, "exp_avg of number 0"), (fewer, "not usable")):
-        with refused("c.pth", words):
-            saver_of(tmp_path).restore(bad, Path("c.pth"))
-    saver_of(tmp_path).restore(content, Path("c.pth"))
+        with refused(LAST, words):
+            restore(bad, saver_of(tmp_path))
+    restore(content, saver_of(tmp_path))
 
 
 @pytest.mark.parametrize(("value", "words"), [(torch.full((1,), math.nan), "not finite"), (torch.ones(1).half(), "float16"),
@@ -102,7 +109,7 @@ def test_weights_of_another_kind_are_refused(saved, value, words):
     saver, content = saved
     key = "coca.temperature"
     with refused("x.pth", key, words):
-        saver.model.load_saved_state(content["model"] | {key: value.reshape(content["model"][key].shape)}, "x.pth")
+        saver.model.load_saved_state(content.model | {key: value.reshape(content.model[key].shape)}, "x.pth")
 
 
 @pytest.mark.parametrize(("content", "fix"), [
@@ -113,21 +120,19 @@ def test_weights_of_another_kind_are_refused(saved, value, words):
 def test_a_checkpoint_of_another_format_says_what_to_do(tmp_path, content, fix):
     torch.save(content, tmp_path / LAST)
     with refused(LAST, "checkpoint format", fix):
-        resume.open_checkpoint("auto", tmp_path)
+        resume.choose_checkpoint("auto", tmp_path)
 
 
 def test_K09_a_checkpoint_without_its_parts_is_refused(tmp_path):
-    save_checkpoint(tmp_path, [LAST], {"format_version": 1, "model": {}, "config": {}})
+    write_pth(tmp_path, [LAST], {"format_version": 1, "model": {}, "config": {}})
     with refused(LAST, "has no tokenizer, prism, data, versions, progress"):
-        load_run(tmp_path / LAST)
+        Checkpoint.load(tmp_path / LAST)
 
 
 def test_K10_random_states_of_a_gpu_machine_load_without_a_gpu_and_stay_on_the_cpu(tmp_path):
     states = random_states() | {"cuda": [torch.get_rng_state()[:16].clone()]}
-    save_checkpoint(tmp_path, [LAST], {"format_version": 1, "states": states})
-    from finetune.checkpoints.format import load_checkpoint
-
-    loaded = load_checkpoint(tmp_path / LAST)["states"]
+    write_pth(tmp_path, [LAST], {"format_version": 1, "states": states})
+    loaded = read_pth(tmp_path / LAST)["states"]
     assert loaded["torch"].device.type == "cpu" and loaded["torch"].dtype is torch.uint8
     if not torch.cuda.is_available():
         set_random_states(loaded)
@@ -137,13 +142,13 @@ def test_K10_random_states_of_a_gpu_machine_load_without_a_gpu_and_stay_on_the_c
 def test_K10_a_checkpoint_goes_from_cpu_to_gpu_and_back(saved, tmp_path):
     _, content = saved
     other = saver_of(tmp_path, tiny_model().cuda())
-    other.restore(content, Path("c.pth"))
+    restore(content, other)
     other.save(TrainState(), False)
-    assert all(torch.equal(v, content["model"][k]) for k, v in load_run(tmp_path / LAST)["model"].items())
+    assert all(torch.equal(v, content.model[k]) for k, v in Checkpoint.load(tmp_path / LAST).model.items())
 
 
 def test_K11_another_machine_is_told_and_goes_on(log_lines):
-    run._check_same_run(ABOUT, ABOUT | {"versions": {"torch": "2.14.0", "threads": 8}}, "c.pth")
+    resume.check_same_run(BEFORE, dataclasses.replace(RUN, versions={"torch": "2.14.0", "threads": 8}))
     assert [line for line in log_lines if "torch was 2.13.0, now 2.14.0" in line and "last bits" in line]
     assert any("threads was 2, now 8" in line for line in log_lines)
 
@@ -154,32 +159,32 @@ def test_K11_another_machine_is_told_and_goes_on(log_lines):
     ("training.epochs=99", True), ("training.workers=7", True), ("training.save_every_steps=5", True),
     ("data.embeddings_dir=/elsewhere", True)])
 def test_K12_what_changes_the_result_may_not_change(pair, allowed):
-    about = ABOUT | {"config": apply_overrides(Config(), [pair]).to_dict()}
+    now = dataclasses.replace(RUN, config=apply_overrides(Config(), [pair]).to_dict())
     if allowed:
-        run._check_same_run(ABOUT, about, "c.pth")
+        resume.check_same_run(BEFORE, now)
         return
     with refused("c.pth", "was trained with", pair.split("=")[0], "another --output_dir"):
-        run._check_same_run(ABOUT, about, "c.pth")
+        resume.check_same_run(BEFORE, now)
 
 
 def test_K13_other_data_and_other_prism_weights_are_refused():
     with refused("c.pth", "other data"):
-        run._check_same_run(ABOUT, ABOUT | {"data": {"fingerprint": "g"}}, "c.pth")
+        resume.check_same_run(BEFORE, dataclasses.replace(RUN, data={"fingerprint": "g"}))
     with refused("c.pth", "other Prism weights"):
-        run._check_same_run(ABOUT, ABOUT | {"prism": {"sha256": "1" * 64}}, "c.pth")
+        resume.check_same_run(BEFORE, dataclasses.replace(RUN, prism={"sha256": "1" * 64}))
 
 
 @pytest.mark.parametrize("fp16", [True, False])
 def test_K14_another_precision_is_refused(tmp_path, fp16):
     saver_of(tmp_path, fp16=fp16).save(TrainState(), False)
     with refused(LAST, "the precision changed from or to fp16", "resume with the same precision"):
-        saver_of(tmp_path, fp16=not fp16).restore(load_run(tmp_path / LAST), tmp_path / LAST)
+        restore(Checkpoint.load(tmp_path / LAST), saver_of(tmp_path, fp16=not fp16))
 
 
 def test_K18_there_must_be_a_checkpoint_where_one_is_named(tmp_path):
     with refused("no.pth", "not found"):
-        resume.open_checkpoint(str(tmp_path / "no.pth"), tmp_path)
-    assert resume.open_checkpoint("auto", tmp_path) == (None, None)
+        resume.choose_checkpoint(str(tmp_path / "no.pth"), tmp_path)
+    assert resume.choose_checkpoint("auto", tmp_path) is None
 
 
 def test_K18_K01_the_newest_is_the_furthest_in_training_not_in_the_alphabet(tmp_path, log_lines):
@@ -189,9 +194,9 @@ def test_K18_K01_the_newest_is_the_furthest_in_training_not_in_the_alphabet(tmp_
         (tmp_path / LAST).rename(tmp_path / f"checkpoint_epoch_{epoch}.pth")
     (tmp_path / LAST).write_bytes(b"PK\x03\x04 cut")
     with refused(LAST, "truncated", "newest good one: checkpoint_epoch_10.pth"):
-        resume.open_checkpoint(str(tmp_path / LAST), tmp_path)
-    path, content = resume.open_checkpoint("auto", tmp_path)
-    assert path.name == "checkpoint_epoch_10.pth" and content["progress"]["epoch"] == 10
+        resume.choose_checkpoint(str(tmp_path / LAST), tmp_path)
+    chosen = resume.choose_checkpoint("auto", tmp_path)
+    assert chosen.path.name == "checkpoint_epoch_10.pth" and chosen.progress["epoch"] == 10
     assert any("going on from checkpoint_epoch_10.pth instead" in line for line in log_lines)
 
 
@@ -201,10 +206,10 @@ def test_K20_a_validation_loss_of_nan_is_told(tmp_path, log_lines):
     assert any("epoch 3 is not a number" in line for line in log_lines)
 
 
-@pytest.mark.parametrize("fields", [{"epoch": "1"}, {"epoch": 1.0}, {"unknown": 1}, {"sums": []}, {"best_loss": 1}])
+@pytest.mark.parametrize("fields", [{"epoch": "1"}, {"epoch": 1.0}, {"unknown": 1}, {"unknown": None}, {"sums": []}, {"best_loss": 1}])
 def test_progress_of_another_kind_is_refused(fields):
     with refused("c.pth", "progress", next(iter(fields))):
-        TrainState.of(fields, "c.pth")
+        resume.saved_state(dataclasses.replace(BEFORE, progress=fields))
 
 
 # --- the run folder --------------------------------------------------------------------------------------------------
@@ -272,12 +277,12 @@ def test_C11_too_little_space_is_told_before_the_first_step(tmp_path, monkeypatc
     model = tiny_model()
     size = sum(t.nbytes for t in model.saved_state().values()) + 2 * sum(p.nbytes for p in model.trained_parameters())
     for free, enough in ((3 * size, True), (3 * size - 1, False)):
-        monkeypatch.setattr(run.shutil, "disk_usage", lambda _, free=free: type("U", (), {"free": free}))
+        monkeypatch.setattr(run_files.shutil, "disk_usage", lambda _, free=free: type("U", (), {"free": free}))
         if enough:
-            run._check_space(tmp_path, model)
+            run_files.check_disk_space(tmp_path, model)
         else:
             with refused(tmp_path, "GB are free", "3 checkpoints need"):
-                run._check_space(tmp_path, model)
+                run_files.check_disk_space(tmp_path, model)
 
 
 def test_C07_a_training_set_without_a_step_is_refused(tmp_path, monkeypatch):
@@ -334,7 +339,7 @@ class Gone:
 
 def test_R07_a_closed_terminal_does_not_end_a_run(monkeypatch):
     monkeypatch.setattr(sys, "stderr", Gone())
-    runlog.log_to_console()
+    log_to_console()
     logging.getLogger("prism_coca").warning("nobody reads this")
 
 
@@ -348,15 +353,15 @@ def test_R07_a_closed_pipe_does_not_end_captioning():
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
 def test_R07_a_full_disk_for_logs_is_one_line_for_metrics_and_nothing_for_the_log(tmp_path, capsys):
-    memory = runlog.log_to_console()
+    memory = log_to_console()
     for name in ("training.log", "metrics.jsonl"):
         (tmp_path / name).symlink_to("/dev/full")
-    runlog.log_to_file(memory, tmp_path)
+    log_to_file(memory, tmp_path)
     logging.getLogger("prism_coca").warning("lost")
     assert "Traceback" not in capsys.readouterr().err
     with refused(tmp_path / "metrics.jsonl", "No space left", "--resume auto"):
         RunLog(tmp_path).epoch(TrainState(), {"loss": 1.0}, 0.1, False)
-    runlog.log_to_console()
+    log_to_console()
 
 
 def test_a_run_opens_no_socket(tmp_path, monkeypatch):

@@ -197,6 +197,7 @@ def test_grad_checkpointing_keeps_a_fraction_and_gives_the_same_gradients():
     assert all(torch.equal(found[name], gradient) for name, gradient in wanted.items())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_the_captioner_compiles_without_a_graph_break_and_keeps_its_keys(backend):
     """`fullgraph` raises at the first break."""

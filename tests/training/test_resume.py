@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from finetune.checkpoints.format import load_run
+from finetune.checkpoints.format import Checkpoint
 from finetune.common.errors import UserError
 from tests.helpers.kill_runs import MUTATIONS, fingerprint, make_data, train_in
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs fork and SIGKILL")
+pytestmark = [pytest.mark.full, pytest.mark.skipif(os.name != "posix", reason="needs fork and SIGKILL")]
 KILLED, INTERRUPTED, TERMINATED = -9, 130, 143
 # how often each point is passed in a whole run
 PASSED = {"step": 12, "before_write": 10, "mid_write": 10, "before_replace": 14, "after_replace": 14, "before_log": 4,
@@ -39,7 +39,7 @@ def kill_twice(whole: Path, folder: Path, kill: str, again: str = "step:2") -> N
     """Killed, resumed and killed again; every file that has its name by then is whole."""
     assert train_in(folder, kill) == KILLED, f"{kill} was not reached"
     for path in (folder / "run").glob("*.pth"):
-        load_run(path)
+        Checkpoint.load(path)
     assert train_in(folder, again) in (KILLED, 0)
     assert_same_end(whole, folder)
 
@@ -52,10 +52,10 @@ def random_kill(seed: int) -> tuple[str, str]:
 
 def test_the_undisturbed_run_is_the_same_twice_and_has_what_makes_resuming_hard(whole):
     assert_same_end(whole, whole.parent / "again")
-    last, best = (load_run(whole / "run" / n) for n in ("last_model.pth", "best_model.pth"))
-    assert last["progress"]["step"] == 12 and len(list((whole / "run").glob("*.pth"))) == 4
-    assert best["progress"]["epoch"] == 2, "later epochs must be worse, else a forgotten best value changes nothing"
-    assert last["scaler"]["scale"] > 2.0**8, "the loss scale has moved"
+    last, best = (Checkpoint.load(whole / "run" / n) for n in ("last_model.pth", "best_model.pth"))
+    assert last.progress["step"] == 12 and len(list((whole / "run").glob("*.pth"))) == 4
+    assert best.progress["epoch"] == 2, "later epochs must be worse, else a forgotten best value changes nothing"
+    assert last.scaler["scale"] > 2.0**8, "the loss scale has moved"
 
 
 @pytest.mark.parametrize("kill", ["step:8", "before_write:5", "mid_write:6", "before_replace:6", "after_replace:9",
@@ -89,7 +89,7 @@ def test_K17_a_signal_saves_and_exits_in_time_and_the_run_goes_on_bit_equal(whol
     folder, started = whole.parent / kill.replace(":", "_"), time.monotonic()
     assert train_in(folder, kill) == (INTERRUPTED if kill.endswith("INT") else TERMINATED)
     assert time.monotonic() - started < 30
-    load_run(folder / "run" / "last_model.pth")
+    Checkpoint.load(folder / "run" / "last_model.pth")
     assert_same_end(whole, folder)
 
 
@@ -117,7 +117,7 @@ def test_the_comparison_bites(whole, mutation):
         assert train_in(folder, "mid_write:6", mutation) == KILLED
         with pytest.raises(UserError, match="truncated"):
             for path in (folder / "run").glob("*.pth"):
-                load_run(path)
+                Checkpoint.load(path)
         return
     kill = {"log truncation": "after_log:3", "scaler": "step:11", "best": "step:8"}.get(mutation, "step:5")
     assert train_in(folder, kill) == KILLED

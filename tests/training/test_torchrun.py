@@ -21,7 +21,7 @@ from tests.helpers.files import ROOT
 from tests.helpers.scripts import TINY, assert_equal_state
 from tests.helpers.training import free_port
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs signals")
+pytestmark = [pytest.mark.full, pytest.mark.skipif(os.name != "posix", reason="needs signals")]
 
 EPOCHS = 20
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -1,0 +1,198 @@
+"""Builds the parts of a run from its config, each in a function of its own: data, model, slide cache, batches, loop."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import zlib
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from ..checkpoints.format import Checkpoint
+from ..common.device import Precision, resolve_device
+from ..common.distributed import ALONE, World, local_rank
+from ..common.errors import UserError
+from ..common.files import expand
+from ..common.log import logger
+from ..config.schema import Config
+from ..data.batch import Batch, Sample
+from ..data.header_cache import write_manifest
+from ..data.loader import BatchLoader
+from ..data.prepare import Data, prepare_data
+from ..data.sampler import BatchOrder
+from ..data.slide_cache import SlideCache
+from ..data.tile_reader import TileReader
+from ..data.tokenizer import tokenizer_from_dict
+from ..models.build import build_model, initialise, prism_tokenizer
+from ..models.captioner import SlideCaptioner
+from .batch_size_finder import largest_batch
+from .caption_validation import CaptionEvaluation, choose
+from .collapse_check import CollapseCheck
+from .objective import Objective
+from .state import TrainState
+
+
+def select_device(config: Config) -> torch.device:
+    """The device of this process, which is CUDA's current one from here on. Raises UserError."""
+    device = resolve_device(config.training.device, local_rank())
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+    return device
+
+
+def load_data(config: Config, checkpoint: Checkpoint | None, world: World) -> Data:
+    """The samples, read on rank 0; a resumed run keeps its tokenizer. Raises UserError."""
+    tokenizer = None
+    if checkpoint:
+        tokenizer = tokenizer_from_dict(checkpoint.tokenizer, str(checkpoint.path))
+    elif config.model.decoder == "prism":
+        tokenizer = prism_tokenizer(config)
+    header_cache = _header_cache_path(config) if config.data.latents_cache else None
+    return world.broadcast_object(lambda: prepare_data(config.data, config.training.seed, tokenizer, header_cache))
+
+
+def make_model(config: Config, data: Data, device: torch.device, world: World, *, fresh: bool) -> SlideCaptioner:
+    """The model on its device. fresh: not to be overwritten by a checkpoint, hence initialised. Raises UserError."""
+    model = build_model(config, data.tokenizer)
+    if fresh:
+        initialise(model, config, data.tokenizer)
+    model = model.to(device)
+    world.broadcast_parameters(model.trained_parameters())  # alike on all ranks, whatever generator has drawn them
+    if config.training.grad_checkpointing:
+        model.decoder.grad_checkpointing = True
+    if config.training.compile:
+        _require_compiler()
+        model.decoder.compile()
+    return model
+
+
+def _require_compiler() -> None:
+    compilers = (os.environ.get("CXX", "g++"), "clang++", "cl")
+    if not any(shutil.which(compiler) for compiler in compilers):
+        raise UserError("training.compile", "torch.compile needs a C++ compiler, and there is none",
+                        "install g++, or set training.compile=false")
+
+
+# --- caches ----------------------------------------------------------------------------------------------------------
+
+def open_slide_cache(config: Config, data: Data, model: SlideCaptioner, precision: Precision) -> SlideCache | None:
+    """The cache of this run, or None where the encoder's output changes from epoch to epoch, or none is wanted."""
+    if config.data.latents_cache is None or not config.prism.freeze:
+        return None
+    max_tiles = config.data.max_tiles
+    if max_tiles is not None and any(slide.num_tiles > max_tiles for slide in data.slides):
+        return None  # each epoch samples other tiles
+    return SlideCache.of(_cache_folder(config), model.prism.sha256, precision.name, *model.image_tokens_shape)
+
+
+def fill_caches(config: Config, data: Data, model: SlideCaptioner, precision: Precision, cache: SlideCache | None,
+                world: World) -> None:
+    """Write the headers of all slides for the next run, and encode what the slide cache lacks. Raises UserError."""
+    if config.data.latents_cache and world.is_main:
+        write_manifest(_header_cache_path(config), config.data.h5_key, config.data.image_dim,
+                       config.data.wanted_encoder, data.slides)
+    if cache:
+        cache.fill(data.slides, partial(encode, model, precision), config.training.workers, world)
+
+
+@torch.no_grad()
+def encode(model: SlideCaptioner, precision: Precision, tiles: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Image tokens (B, n, D) of tiles (B, N, C) and mask (B, N), as training computes them."""
+    with precision.autocast():
+        return model.image_tokens(tiles.to(precision.device), mask.to(precision.device))
+
+
+def _cache_folder(config: Config) -> Path:
+    setting = config.data.latents_cache
+    if setting is None or setting == "auto":
+        return expand(config.training.output_dir).parent / "prism_latents"
+    return expand(setting)
+
+
+def _header_cache_path(config: Config) -> Path:
+    """One file per folder of embeddings: several may share a slide cache."""
+    name = str(expand(config.data.embeddings_dir))
+    return _cache_folder(config) / f"index_{zlib.crc32(name.encode()):08x}.json"
+
+
+# --- batches ---------------------------------------------------------------------------------------------------------
+
+def set_batch_size(state: TrainState, config: Config, objective: Objective, data: Data,
+                   cache: SlideCache | None, checkpoint: Checkpoint | None) -> None:
+    """Give a new run its batch size; a resumed one has its own, also if it goes on with other processes."""
+    if not state.batch_size:
+        state.batch_size = _micro_batch_size(config, objective, data, cache)
+    if state.micro_batches:
+        return
+    state.micro_batches = config.training.accum_freq * objective.world.size
+    if checkpoint:  # of format 1, whose steps were one micro-batch of one process
+        state.micro_batches = 1
+
+
+def _micro_batch_size(config: Config, objective: Objective, data: Data, cache: SlideCache | None) -> int:
+    if config.training.max_batch_tokens is not None:
+        return 1  # not used
+    if config.training.batch_size == "auto":
+        return largest_batch(objective, data.train, config.data.max_tiles, cache is not None)
+    return int(config.training.batch_size)
+
+
+class LoaderFactory:
+    """Makes the batch loaders of a run."""
+
+    def __init__(self, config: Config, data: Data, cache: SlideCache | None, world: World, state: TrainState) -> None:
+        self.config, self.data, self.cache, self.world, self.state = config, data, cache, world, state
+
+    def training(self) -> BatchLoader:
+        """Shuffled. Raises UserError if an epoch would have no step."""
+        samples = self.data.train
+        contrastive = self.config.model.contrastive_loss_weight > 0
+        loader = self._make(samples, shuffle=True, drop_single=contrastive)
+        if not loader.count(0):
+            raise UserError("training.batch_size", f"0 steps per epoch with {len(samples)} training slides",
+                            "the contrastive loss needs 2 slides in a batch; add slides or lower data.val_split")
+        left_out = len(samples) - sum(len(batch) for batch in loader.order.epoch(0))
+        if left_out:
+            logger.warning("the last batch of an epoch would have %d slide, hence no contrastive loss: it is left out",
+                           left_out)
+        return loader
+
+    def validation(self) -> BatchLoader | None:
+        """In their order, on all ranks; None if there is no validation slide."""
+        return self._make(self.data.validation, shuffle=False) if self.data.validation else None
+
+    def in_order(self, samples: list[Sample]) -> Iterator[Batch]:
+        """The batches of `samples` in their order, all on this process: for what is done once after training."""
+        alone = LoaderFactory(self.config, self.data, self.cache, ALONE, replace(self.state, micro_batches=1))
+        return itertools.chain.from_iterable(alone._make(samples, shuffle=False).epoch(0))
+
+    def _make(self, samples: list[Sample], *, shuffle: bool, drop_single: bool = False) -> BatchLoader:
+        data, training = self.config.data, self.config.training
+        sizes = [(self._tiles_read(sample), sample.most_tokens) for sample in samples]
+        order = BatchOrder(sizes, self.state.batch_size, training.seed, shuffle=shuffle, drop_single=drop_single,
+                           max_tokens=training.max_batch_tokens, micro_batches=self.state.micro_batches)
+        return BatchLoader(samples, order, self.cache or TileReader(data.max_tiles, training.seed),
+                           self.data.tokenizer.pad_id, workers=training.workers, encoded=self.cache is not None,
+                           rank=self.world.rank, world_size=self.world.size)
+
+    def _tiles_read(self, sample: Sample) -> int:
+        if self.cache:
+            return 0
+        tiles = sample.slide.num_tiles
+        return min(tiles, self.config.data.max_tiles or tiles)
+
+
+def make_collapse_check(config: Config, data: Data, folder: Path) -> CollapseCheck | None:
+    """What watches the captions during validation, and with `training.eval_captions` writes and scores them."""
+    if not config.trains_captions:
+        return None
+    training, tokenizer, evaluation = config.training, data.tokenizer, None
+    if training.eval_captions and data.validation:
+        chosen = choose(data.validation, training.eval_captions, training.seed)
+        evaluation = CaptionEvaluation(chosen, tokenizer, config.data.max_seq_len, folder)
+    return CollapseCheck(tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, evaluation)
