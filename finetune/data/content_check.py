@@ -37,6 +37,7 @@ def bad_contents(slides: Sequence[SlideFile], sha256_file: str | None) -> dict[s
         {location: problem} of the slides whose contents cannot be used.
     """
     sums = None if sha256_file is None else read_sums(sha256_file)
+    # threads are enough: the time goes into the disk, numpy and hashing, which release Python's lock
     with ThreadPoolExecutor(_THREADS) as pool:
         results = pool.map(partial(_check_contents, sums=sums), slides)
         results = list(progress(results, "reading", len(slides), "slide"))
@@ -90,6 +91,7 @@ def _sum_problem(path: str, sums: dict[str, str]) -> BadSlide | None:
     expected = sums.get(Path(path).name)
     if expected is None:
         return BadSlide("not in data.sha256_file", "add it to that file")
+    # a second pass over the file, which by now is in the operating system's cache
     with open(path, "rb") as file:
         actual = hashlib.file_digest(file, "sha256").hexdigest()
     if actual != expected:

@@ -130,19 +130,20 @@ def _stamp_coords(xy: np.ndarray, attributes: h5py.AttributeManager) -> Coords:
 
 def _level0_coords(xy: np.ndarray, attributes: h5py.AttributeManager) -> Coords:
     """Coordinates of TRIDENT, CLAM and others: `patch_size` is in pixels of the level the tiles were read at."""
-    tile_size = _positive(attributes.get("patch_size_level0"))
+    tile_size = _positive(attributes.get("patch_size_level0"))  # of TRIDENT
     patch_size = _positive(attributes.get("patch_size"))
     magnification = _positive(attributes.get("target_magnification"))
+    if tile_size is None and patch_size is not None:
+        tile_size = patch_size * _downsample(attributes, magnification)
+    return Coords(xy, "px", tile_size, magnification=magnification)
+
+
+def _downsample(attributes: h5py.AttributeManager, magnification: float | None) -> float:
+    """Pixels of level 0 per pixel that was read; 1 if the file does not say."""
     full_magnification = _positive(attributes.get("level0_magnification"))
     if magnification and full_magnification:
-        downsample = full_magnification / magnification
-    else:
-        downsample = _positive(attributes.get("downsample")) or 1.0  # of CLAM's patch_level
-
-    # TRIDENT writes the size at level 0 too; for CLAM it follows from the level
-    if tile_size is None and patch_size is not None:
-        tile_size = patch_size * downsample
-    return Coords(xy, "px", tile_size, magnification=magnification)
+        return full_magnification / magnification
+    return _positive(attributes.get("downsample")) or 1.0  # of CLAM's patch_level
 
 
 def _positive(value: object) -> float | None:
@@ -157,6 +158,7 @@ def _positive(value: object) -> float | None:
 def slides_in(path: Path) -> list[str]:
     """Names of the datasets of a file that holds one per slide, the form HistoGPT trains from. Raises BadSlide."""
     with h5py.File(path, "r") as file:
+        # a name that is no UTF-8 comes as bytes: no label can have it
         names = [name for name in islice(file, _MAX_SLIDES) if isinstance(name, str)]
     if not names:
         raise BadSlide("is empty", "give the folder of the slides")
@@ -271,6 +273,7 @@ def _refuse_links(file: h5py.File, key: str) -> None:
 
 
 def _refuse_missing_filters(dataset: h5py.Dataset) -> None:
+    # HDF5 itself notices this only when the tiles are read
     properties = dataset.id.get_create_plist()
     for number in range(properties.get_nfilters()):
         code = properties.get_filter(number)[0]
@@ -347,16 +350,16 @@ def _check_chunks(dataset: h5py.Dataset, file_size: int) -> None:
     if dataset.chunks is None:
         return
     chunk_bytes = math.prod(dataset.chunks) * dataset.dtype.itemsize
-    has_filters = dataset.id.get_create_plist().get_nfilters() > 0
+    sizes = range(chunk_bytes, chunk_bytes + 1)
+    # zlib takes 8 bytes for no data at all; what a filter cannot shrink it may enlarge
+    if dataset.id.get_create_plist().get_nfilters() > 0:
+        sizes = range(9, 2 * chunk_bytes + _MAX_FILTER_BYTES + 1)
 
+    # a callback instead of a list of chunks: TRIDENT writes one chunk per tile
     def check(chunk: h5py.h5d.StoreInfo) -> None:
-        if has_filters:
-            has_right_size = 8 < chunk.size <= 2 * chunk_bytes + _MAX_FILTER_BYTES
-        else:
-            has_right_size = chunk.size == chunk_bytes
         in_dataset = all(0 <= at < end for at, end in zip(chunk.chunk_offset, dataset.shape, strict=True))
         in_file = 0 < chunk.byte_offset <= file_size - chunk.size
-        if not (has_right_size and in_dataset and in_file):
+        if not (in_dataset and in_file and chunk.size in sizes):
             raise OSError(f"its chunk at {chunk.chunk_offset} is broken")
 
     dataset.id.chunk_iter(check)

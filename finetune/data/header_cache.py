@@ -18,17 +18,19 @@ _VERSION = 1
 _FIELDS = [field.name for field in dataclasses.fields(SlideFile)]
 
 
-def read_headers(path: Path, h5_key: str | None, image_dim: int, encoder: str | None) -> dict[str, SlideFile]:
+def read_headers(path: Path | None, h5_key: str | None, image_dim: int, encoder: str | None) -> dict[str, SlideFile]:
     """Read the headers that an earlier run has written.
 
     Args:
-        path: the cache file.
+        path: the cache file; None if there is none.
         h5_key, image_dim, encoder: of the check, as in `slides.inspect_slide`.
 
     Returns:
         {location: header} of the files that are unchanged. Empty if there is no cache, or if it was made with other
         arguments; a damaged one is ignored with a warning, as nothing in it is lost.
     """
+    if path is None:
+        return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["made_for"] != [_VERSION, h5_key, image_dim, encoder]:
@@ -50,6 +52,7 @@ def write_headers(path: Path, h5_key: str | None, image_dim: int, encoder: str |
         h5_key, image_dim, encoder: of the check, as in `slides.inspect_slide`.
         slides: whose headers were checked.
     """
+    # rows without the names of the fields: there may be 100 000 of them
     files = [file for slide in slides for file in slide.parts]
     rows = [[getattr(file, name) for name in _FIELDS] for file in files]
     content = {"made_for": [_VERSION, h5_key, image_dim, encoder], "slides": rows}

@@ -88,10 +88,11 @@ def slide_name(key: str) -> str:
 def _read_object(path: Path) -> dict[str, Any]:
     """The JSON object in `path`. A byte order mark is accepted."""
     try:
+        # a features file given by mistake may have many gigabytes
         size = path.stat().st_size
         if size > _MAX_BYTES:
             raise UserError(path, f"{size / 1e9:.1f} GB is no labels file", _EXPECTED)
-        text = path.read_bytes().decode("utf-8-sig")
+        text = path.read_bytes().decode("utf-8-sig")  # editors on Windows write a byte order mark
     except OSError as error:
         raise UserError(path, f"cannot be read ({error.strerror})", "give the path of the labels JSON") from None
     except UnicodeDecodeError as error:
@@ -147,6 +148,7 @@ def _histgen_cases(data: dict[str, Any], path: Path) -> list[tuple[str, Any]]:
             case_id = record.get("id")
             if not isinstance(case_id, str):
                 raise UserError(path, f"{split}[{number}] has no id", "give each record {id, report, image_path}")
+            # `split` of the record itself is ignored: the list it is in counts
             value = {"text": record.get("report"), "split": split}
             images = record.get("image_path")
             if images:
@@ -186,6 +188,7 @@ def _parse_texts(value: Any) -> tuple[str, ...]:
         problem = _text_problem(text)
         if problem:
             raise ValueError(problem)
+    # a text that is given twice would be trained on twice as often
     return tuple(dict.fromkeys(text.strip() for text in texts))
 
 

@@ -56,6 +56,7 @@ class BatchLoader:
         ahead = _READ_AHEAD * self._workers
         pending: deque[list[tuple[list[Sample], list[Result]]]] = deque()
         for step in self.order.steps(epoch)[start:]:
+            # the oldest step is only waited for when enough others are being read
             pending.append(self._request_step(step, epoch))
             while pending and sum(map(len, pending)) - len(pending[0]) >= ahead:
                 yield [self._finish(*batch) for batch in pending.popleft()]

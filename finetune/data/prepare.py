@@ -74,6 +74,7 @@ def prepare_data(config: DataConfig, seed: int, tokenizer: Tokenizer | None = No
     _check_duplicate_files(slides, split)
     report_split(labels, split, config)
 
+    # held-out texts must not shape the vocabulary
     texts = [text for i in split.train for text in labels[i].texts]
     _warn_of_repeated_texts(texts)
     tokenizer = tokenizer or build_tokenizer(config.tokenizer, texts, config.normalize)
@@ -110,10 +111,12 @@ def _load_cases(config: DataConfig, header_cache: Path | None) -> tuple[dict[str
     slide_files, file_problems = _check_files(config, files, names, header_cache)
     slides, incomplete = _join_cases(labels, slide_files)
 
+    # labels and files in one list: a user corrects both in one go
     problems = {f"{case_id!r} in {config.labels_file}": BadSlide(what, "correct the label")
                 for case_id, what in label_problems.items()}
     _raise_or_skip(problems | file_problems, len(slides), config)
 
+    # nothing of this stops a run, but each is a common sign of a wrong folder or labels file
     _warn("%d cases are left out as one of their slides cannot be used: %s ...", incomplete)
     unlabelled = files.keys() - set(names) - label_problems.keys()
     _warn("%d H5 files have no label: %s ...", sorted(unlabelled))
@@ -145,7 +148,7 @@ def _check_files(config: DataConfig, files: dict[str, list[str]], names: list[st
                  ) -> tuple[dict[str, SlideFile], dict[str, BadSlide]]:
     """({slide name: file} of the usable slides, {name, path or location: problem} of the others)."""
     expected = config.h5_key, config.image_dim, config.wanted_encoder
-    cached = read_headers(header_cache, *expected) if header_cache else {}
+    cached = read_headers(header_cache, *expected)
     usable, problems = index_slides(files, names, *expected, cached)
     problems |= _suggestions(problems, files)
 
@@ -159,17 +162,18 @@ def _check_files(config: DataConfig, files: dict[str, list[str]], names: list[st
 
 def _suggestions(problems: Mapping[str, BadSlide], files: Mapping[str, list[str]]) -> dict[str, BadSlide]:
     """A better problem for ids without a file where a file name differs in case, white space or Unicode form only."""
-    def simplify(name: str) -> str:
-        return "".join(unicodedata.normalize("NFKC", name).casefold().split())
-
-    by_simple_name = {simplify(name): name for name in files}
+    by_simple_name = {_simplify_name(name): name for name in files}
     suggestions = {}
     for name in problems:
-        similar = by_simple_name.get(simplify(name))
+        similar = by_simple_name.get(_simplify_name(name))
         if name not in files and similar is not None:
             suggestions[name] = BadSlide(f"no H5 file of this name, did you mean {similar!r}?",
                                          "correct the label's id or the file name")
     return suggestions
+
+
+def _simplify_name(name: str) -> str:
+    return "".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
 def _warn(message: str, ids: list[str]) -> None:
@@ -198,6 +202,7 @@ def _raise_or_skip(problems: dict[str, BadSlide], num_usable: int, config: DataC
     if len(problems) > config.max_bad_fraction * total:
         raise UserError(config.embeddings_dir, f"{count}, more than data.max_bad_fraction {config.max_bad_fraction:g}",
                         "repair the files or raise it", lines)
+    # one line each, so that a log shows later what a model was not trained on
     for line in lines:
         logger.warning("skipped %s", line)
     logger.warning("%s and are skipped", count)
@@ -214,10 +219,12 @@ def _check_duplicate_files(slides: dict[str, Slide], split: Split) -> None:
     On two sides of the split they are an error: the scores would be on training data.
     """
     duplicates = _duplicate_files(slides)
+
     side_of = split.side_of
     for ids in duplicates:
         sides = sorted({side_of[case_id] for case_id in ids})
         if len(sides) > 1:
+            # quoted, as an id may contain a comma
             names = ", ".join(map(repr, ids))
             raise UserError(slides[ids[0]].path, f"is one file with the ids {names}, in {' and in '.join(sides)}",
                             "keep one of these labels")
@@ -246,6 +253,7 @@ def _warn_of_repeated_texts(texts: list[str]) -> None:
 
 def _warn_of_lossy_tokenizer(tokenizer: Tokenizer, texts: list[str]) -> None:
     """Some tokenizers lose case or white space, and captions will lack them too."""
+    # 1000 texts show it, and 100 000 would take minutes
     compared = texts[:_MAX_COMPARED]
     num_changed = 0
     for text in compared:

@@ -84,8 +84,8 @@ def _load(path: Path, key: str | None) -> tuple[torch.Tensor, str, bool]:
         raise BadSlide("declares more numbers than it holds", "extract its features again")
 
     # torch writes each storage as an entry NAME/data/NUMBER
-    num_storages = len([name for name in entries if "/data/" in name])
-    is_alone = not found_key and num_storages == 1
+    storages = [entry for entry in entries if "/data/" in entry.filename]
+    is_alone = not found_key and len(storages) == 1
     return content.detach(), found_key, is_alone
 
 
@@ -98,8 +98,8 @@ def _find_key(content: dict, wanted: str | None) -> str:
     return keys[0]
 
 
-def _entries(path: Path) -> list[str]:
-    """Names of the archive's entries. Raises BadSlide for another file, or for one that would swell."""
+def _entries(path: Path) -> list[zipfile.ZipInfo]:
+    """The entries of the archive. Raises BadSlide for another file, or for one that would swell."""
     _refuse_other_files(path)
     file_size = path.stat().st_size
     try:
@@ -113,7 +113,7 @@ def _entries(path: Path) -> list[str]:
     declared = sum(entry.file_size for entry in entries)
     if methods - {zipfile.ZIP_STORED} or declared > file_size:
         raise BadSlide("declares more than it holds", "extract its features again")
-    return [entry.filename for entry in entries]
+    return entries
 
 
 def _refuse_other_files(path: Path) -> None:

@@ -196,6 +196,7 @@ class SlideCache:
     def _write(self, slide: Slide, tokens: np.ndarray) -> None:
         path = self.path(slide)
         temporary = path.with_name(f".{path.stem}.{_MACHINE}.{os.getpid()}.tmp")  # several may fill one folder
+        # synced to the disk before it is renamed: a crash of the machine then leaves the old name or the whole file
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary.unlink(missing_ok=True)  # of a dead process with this number

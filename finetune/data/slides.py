@@ -190,6 +190,8 @@ def index_slides(files: dict[str, list[str]], ids: Sequence[str], h5_key: str | 
     """
     problems = _matching_problems(files, ids)
     paths = [files[i][0] for i in ids if i not in problems]
+
+    # problems come back as values: the others must be read all the same, and an exception would end the pool's map
     inspect = partial(_try_inspect, h5_key=h5_key, image_dim=image_dim, encoder=encoder)
     headers = _read_headers(inspect, paths, cached)
     slides: list[SlideFile] = []

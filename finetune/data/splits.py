@@ -130,6 +130,7 @@ def split_ids(ids: Sequence[str], val_split: float, seed: int, groups: Mapping[s
     Raises:
         UserError: a side that should have cases would have none.
     """
+    # from the front of the shuffled patients: with a larger share the same ones stay in validation
     order = _shuffled_patients(ids, seed, groups)
     wanted = round(len(ids) * val_split)
     num_ids = 0
@@ -164,25 +165,24 @@ def report_split(labels: Mapping[str, Label], split: Split, config: DataConfig) 
     for name, ids in split.sides.items():
         if ids:
             num_groups = len({groups[i] for i in ids})
-            _report_size(name, f"{num_groups} {unit}", [labels[i] for i in ids])
-
-    training_texts = [text for i in split.train for text in labels[i].texts]
-    for name in ("validation", "test"):
-        texts = [labels[i].text for i in split.sides[name]]
-        if texts:
-            _report_overlap(name, texts, training_texts)
-
+            logger.info("%s: %d %s, %s", name, num_groups, unit, _contents([labels[i] for i in ids]))
+    _report_overlap(labels, split, "validation")
+    _report_overlap(labels, split, "test")
     if config.group_pattern is None:
         _warn_of_leaking_patients(split)
 
 
-def _report_size(name: str, size: str, labels: list[Label]) -> None:
+def _contents(labels: list[Label]) -> str:
     num_slides = sum(len(label.slides) for label in labels)
     num_texts = len({label.text for label in labels})
-    logger.info("%s: %s, %d slides, %d different texts", name, size, num_slides, num_texts)
+    return f"{num_slides} slides, {num_texts} different texts"
 
 
-def _report_overlap(name: str, texts: list[str], training_texts: list[str]) -> None:
+def _report_overlap(labels: Mapping[str, Label], split: Split, name: str) -> None:
+    texts = [labels[i].text for i in split.sides[name]]
+    if not texts:
+        return
+    training_texts = [text for i in split.train for text in labels[i].texts]
     num_exact, num_near = count_overlap(texts, training_texts)
     logger.info("%d of %d %s texts also occur in training, word for word", num_exact, len(texts), name)
     if num_near:
@@ -212,20 +212,19 @@ def _given_splits(labels: Mapping[str, Label], split_file: str | None) -> dict[s
     unused = sorted(splits.keys() - labels.keys())
     if unused:
         logger.warning("%d ids of %s have no label: %s ...", len(unused), source, ", ".join(unused[:5]))
-    if not splits:
-        return {}
 
     # a case that was forgotten must not end up in training by default
     missing = [i for i in labels if i not in splits]
-    if missing:
+    if splits and missing:
         raise UserError(source, f"gives no split for {len(missing)} of {len(labels)} cases, such as {missing[0]!r}",
                         "give each case train, val or test")
-    return {i: splits[i] for i in labels}
+    return splits
 
 
 def read_split_file(path: str) -> dict[str, str]:
     """{id: train, val or test} of a JSON object, or of a CSV with the columns id and split. Raises UserError."""
     file = expand(path)
+    # any other JSON ends in one of these errors when it is unpacked into pairs
     try:
         pairs = _read_csv(file) if file.suffix.lower() == ".csv" else _read_json(file)
     except (OSError, ValueError, KeyError, TypeError, RecursionError, csv.Error) as error:
@@ -257,6 +256,7 @@ def _read_json(file: Path) -> list[tuple[str, str]]:
 
 def _shuffled_patients(ids: Iterable[str], seed: int, groups: Mapping[str, str] | None) -> list[list[str]]:
     """The ids of each patient; the patients shuffled, the ids of one sorted."""
+    # sorted first: the shuffle must not depend on the order in the file
     ids_of: dict[str, list[str]] = defaultdict(list)
     for i in sorted(ids):
         ids_of[groups[i] if groups else i].append(i)

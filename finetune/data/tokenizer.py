@@ -82,6 +82,7 @@ def tokenizer_from_dict(data: dict[str, Any], where: str) -> Tokenizer:
     if kind not in ("vocab", "bpe", "hf", "biogpt") or version != _VERSION:
         raise UserError(where, f"tokenizer {kind!r} version {version!r} is unknown",
                         "use the version of this project that wrote it")
+    # a checkpoint may come from anywhere: whatever is wrong with it is one line for the user
     try:
         if kind == "vocab":
             return VocabTokenizer.from_dict(data)
