@@ -9,7 +9,7 @@ from finetune.config.yaml_file import load_yaml
 def main() -> int:
     parser = Parser(description=__doc__)
     parser.add_argument("--config", default="config.yaml", help="YAML file; config.yaml lists all keys")
-    parser.add_argument("--check", action="store_true", help="look at all data, train nothing")
+    parser.add_argument("--check", action="store_true", help="check all data without training")
     add_common_flags(parser)
     args = parser.parse_args()
     config = apply_overrides(load_yaml(args.config, Config()), args.set)

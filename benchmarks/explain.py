@@ -13,10 +13,10 @@ import json
 import math
 from pathlib import Path
 
-from finetune.config.schema import GenerationOptions
 from finetune.data.slides import find_files
 from finetune.inference.captioner import Captioner
 from finetune.inference.explain import explain_slide, open_slide
+from prism import GenerationOptions
 
 _WAYS = {"gradient": "without_top", "attention rollout": "without_top_by_attention"}
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from finetune.data.header_cache import read_manifest, write_manifest
+from finetune.data.header_cache import read_headers, write_headers
 from finetune.data.sampler import BatchOrder
 from finetune.data.slides import find_files, index_slides, inspect_slide
 from finetune.data.tile_reader import read_tiles
@@ -51,8 +51,8 @@ def indexing(small: bool = False) -> list[Row]:
         files = find_files(folder)
         wanted, manifest, found = (None, 8, None), Path(folder) / "index.json", []
         first = seconds(lambda: found.extend(index_slides(files, list(files), *wanted)[0]))
-        write_manifest(manifest, *wanted, found)
-        again = seconds(lambda: index_slides(files, list(files), *wanted, read_manifest(manifest, *wanted)))
+        write_headers(manifest, *wanted, found)
+        again = seconds(lambda: index_slides(files, list(files), *wanted, read_headers(manifest, *wanted)))
     cores = os.cpu_count() or 1
     return [Row(f"index {count} headers", f"{count / first / cores:.0f} files/s per core of {cores}", wanted="2000"),
             Row("index again, nothing changed", f"{count / again:.0f} files/s")]

@@ -18,14 +18,13 @@ import torch
 from coca_pytorch import CoCa
 from finetune.common.device import Precision, keep_freed_memory, resolve_device, resolve_precision
 from finetune.common.distributed import World
-from finetune.config.schema import GenerationOptions
 from finetune.data.batch import Batch
 from finetune.models.captioner import SlideCaptioner
 from finetune.models.generation import generate
 from finetune.models.prism_decoder import PrismCoCa
 from finetune.training.objective import Objective
 from finetune.training.optim import build_optimizer
-from prism import Prism, load_prism
+from prism import GenerationOptions, Prism, load_prism
 
 _SLIDES, _TOKENS, _WORDS, _PAD, _BOS = 4, 128, 42384, 0, 1
 _NO_END = -1  # never generated: the caption has its full length

@@ -16,7 +16,6 @@ from safetensors.torch import save_file, save_model
 from coca_pytorch import CoCa
 from finetune.common.device import keep_freed_memory, resolve_device, resolve_precision
 from finetune.common.distributed import World
-from finetune.config.schema import GenerationOptions
 from finetune.data.batch import Sample
 from finetune.data.loader import BatchLoader
 from finetune.data.sampler import BatchOrder
@@ -30,7 +29,7 @@ from finetune.training.optim import build_optimizer
 from finetune.training.run_log import RunLog
 from finetune.training.setup import encode as encode_slides
 from finetune.training.state import TrainState
-from prism import load_prism
+from prism import GenerationOptions, load_prism
 
 from .common import gemm_rate, peak_bytes, read_rate, timed
 

@@ -15,11 +15,12 @@ Histopathology" (https://arxiv.org/abs/2405.10254): a Perceiver (https://arxiv.o
 from .biogpt import TextDecoder
 from .config import BioGptConfig, PerceiverConfig, PrismConfig
 from .errors import PrismWeightsError
-from .generation import search
+from .generation import GenerationOptions, search
 from .prism import Prism
 from .slide_encoder import PrismSlideEncoder, fingerprint
 from .tokenizer import BioGptTokenizer
 from .weights import load_prism, load_tokenizer
 
-__all__ = ["BioGptConfig", "BioGptTokenizer", "PerceiverConfig", "Prism", "PrismConfig", "PrismSlideEncoder",
-           "PrismWeightsError", "TextDecoder", "fingerprint", "load_prism", "load_tokenizer", "search"]
+__all__ = ["BioGptConfig", "BioGptTokenizer", "GenerationOptions", "PerceiverConfig", "Prism", "PrismConfig",
+           "PrismSlideEncoder", "PrismWeightsError", "TextDecoder", "fingerprint", "load_prism", "load_tokenizer",
+           "search"]

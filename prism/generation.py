@@ -18,14 +18,17 @@ Step = Callable[[torch.Tensor, Any], torch.Tensor]
 
 
 @dataclass
-class SearchOptions:
-    """Names, meanings and defaults as in Hugging Face's GenerationConfig; `seed` is of sampling."""
+class GenerationOptions:
+    """How to decode; names and meanings as in Hugging Face's GenerationConfig, and the seed of sampling.
 
-    max_length: int = 20
+    max_length counts the prompt and the end token. top_k=0: all tokens.
+    """
+
+    max_length: int = 100
     num_beams: int = 1
     do_sample: bool = False
     temperature: float = 1.0
-    top_k: int = 50
+    top_k: int = 0
     top_p: float = 1.0
     repetition_penalty: float = 1.0
     no_repeat_ngram_size: int = 0
@@ -34,7 +37,7 @@ class SearchOptions:
 
 
 @torch.no_grad()
-def search(step: Step, cache: Any, prompt: torch.Tensor, options: SearchOptions, *, eos_id: int, pad_id: int,
+def search(step: Step, cache: Any, prompt: torch.Tensor, options: GenerationOptions, *, eos_id: int, pad_id: int,
            banned: tuple[int, ...] = ()) -> list[list[int]]:
     """The continuation of each prompt, without the end token; shorter than `max_length` - T if it ended.
 
@@ -50,7 +53,7 @@ def search(step: Step, cache: Any, prompt: torch.Tensor, options: SearchOptions,
     return _one_by_one(step, cache, prompt, options, eos_id, pad_id, banned)
 
 
-def _one_by_one(step: Step, cache: Any, ids: torch.Tensor, options: SearchOptions, eos_id: int, pad_id: int,
+def _one_by_one(step: Step, cache: Any, ids: torch.Tensor, options: GenerationOptions, eos_id: int, pad_id: int,
                 banned: tuple[int, ...]) -> list[list[int]]:
     """Greedy search or sampling: one token after another, until every row has its end token."""
     generator = torch.Generator(ids.device).manual_seed(options.seed)
@@ -91,7 +94,7 @@ class _Hypotheses:
         self.done = len(self.ranked) == self.size and self.ranked[-1][0] >= best_running
 
 
-def _beam_search(step: Step, cache: Any, ids: torch.Tensor, options: SearchOptions, eos_id: int,
+def _beam_search(step: Step, cache: Any, ids: torch.Tensor, options: GenerationOptions, eos_id: int,
                  banned: tuple[int, ...]) -> list[list[int]]:
     """Beam search, one cache for all beams of all slides: the sequence of highest log-probability / length ** penalty.
 
@@ -136,7 +139,7 @@ def _beam_search(step: Step, cache: Any, ids: torch.Tensor, options: SearchOptio
     return [result.ranked[0][1] for result in results]
 
 
-def process_logits(logits: torch.Tensor, ids: torch.Tensor, options: SearchOptions, banned: tuple[int, ...],
+def process_logits(logits: torch.Tensor, ids: torch.Tensor, options: GenerationOptions, banned: tuple[int, ...],
                    eos_id: int) -> torch.Tensor:
     """Rules on the next token, as in Hugging Face's logits processors. logits (B, V), ids so far (B, T)."""
     if options.repetition_penalty != 1.0:
@@ -154,7 +157,7 @@ def process_logits(logits: torch.Tensor, ids: torch.Tensor, options: SearchOptio
     return logits
 
 
-def warp_logits(logits: torch.Tensor, options: SearchOptions) -> torch.Tensor:
+def warp_logits(logits: torch.Tensor, options: GenerationOptions) -> torch.Tensor:
     """Temperature, then top-k, then top-p (nucleus, arXiv 1904.09751), as in Hugging Face. logits (B, V)."""
     logits = logits / options.temperature
     if 0 < options.top_k < logits.shape[1]:

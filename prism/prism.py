@@ -16,7 +16,7 @@ from .biogpt import TextDecoder
 from .config import BioGptConfig, PrismConfig
 from .errors import PrismWeightsError
 from .files import ENCODER, read_weights, read_whole_config
-from .generation import SearchOptions, search
+from .generation import GenerationOptions, search
 from .slide_encoder import PrismSlideEncoder
 from .tokenizer import BioGptTokenizer, letters_tokenizer
 from .weights import RANDOM, complete_state, empty_model, load_state, locate, random_state, tokenizer_beside
@@ -140,7 +140,7 @@ class Prism(PrismSlideEncoder):
             inputs: prompt (B, T), all of one length and without `</s>` at the end; None = `</s>`, as in training.
             key_value_states: image latents (B, L, D).
             max_length: of the result, prompt included.
-            options: as in `SearchOptions` (temperature, top_k, top_p, repetition_penalty, ...).
+            options: as in `GenerationOptions` (temperature, top_k, top_p, repetition_penalty, ...).
 
         Returns:
             ids (B, at most max_length): the prompt, the report, `</s>` where it came to its end, padding.
@@ -154,7 +154,8 @@ class Prism(PrismSlideEncoder):
             raise ValueError("image latents (key_value_states) are required for generation")
         if num_beam_groups != 1 or (do_sample and num_beams > 1):
             raise ValueError("groups of beams and sampling over beams are not supported")
-        search_options = SearchOptions(max_length=max_length, do_sample=do_sample, num_beams=num_beams, **options)
+        options = {"top_k": 50} | options  # Hugging Face's default
+        search_options = GenerationOptions(max_length=max_length, do_sample=do_sample, num_beams=num_beams, **options)
         if inputs is None:
             inputs = torch.full((len(key_value_states), 1), eos_id, device=key_value_states.device)
         if (inputs == pad_id).any():

@@ -143,7 +143,7 @@ def test_no_files_import_each_other_in_a_circle():
 
 
 def test_flags_and_bad_configs_are_judged_without_torch():
-    code = "import sys, finetune.common.errors, finetune.config.yaml_file, finetune.data.labels, finetune.config.flags\nprint(*sys.modules)"
+    code = "import sys, finetune.common.errors, finetune.config.yaml_file, finetune.data.labels, finetune.config.flags, finetune.inference.options\nprint(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert not {"torch", "numpy", "h5py", "tqdm"} & set(loaded.split())
 
@@ -236,7 +236,7 @@ def test_a_script_parses_and_calls_and_has_no_logic_of_its_own(script):
 
 @pytest.mark.parametrize("name", [n for n in SHIPPED if n.startswith("finetune/")])
 def test_nothing_happens_at_import(name):
-    allowed = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign, ast.If)
+    allowed = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign, ast.If)
     for node in FILES[name].body:
         docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
         assert docstring or isinstance(node, allowed), f"{name}:{node.lineno}"

@@ -1,69 +1,127 @@
-"""Text -> the value of a config field: parsed by the type of the field, checked against its range."""
+"""Settings: a field with default, help and range; and how the text of a flag or YAML scalar becomes its value."""
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import math
 import re
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..common.errors import UserError
 
-
-def _known(name: str, known: Iterable[str], where: str, kind: str) -> str:
-    known = list(known)
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        raise UserError(where, f"unknown {kind}: {name}",
-                        f"did you mean {near[0]}?" if near else f"one of: {', '.join(known)}")
-    return name
+# No leading zero and no `1:30`: YAML reads them as octal and sexagesimal, people do not.
+_INTEGER = re.compile(r"[+-]?(0|[1-9]\d{0,17})")
+_FLOAT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?\.?(inf|nan)")
+_EXPECTED = {bool: "true or false", int: "a whole number such as 8", float: "a number such as 1e-4"}
 
 
-def _set_field(owner: Any, name: str, key: str, text: str | None, where: str) -> None:
-    """Parse `text` by the type of the dataclass field, check its range and set it; `key` is its name in messages."""
+def setting(default: Any, help: str, low: float | None = None, high: float | None = None, *, open_low: bool = False,
+            choices: tuple[str, ...] = ()) -> Any:
+    """A dataclass field with what its flag and its YAML key need.
+
+    Args:
+        default: its default value.
+        help: one line with meaning, unit and the value that turns it off.
+        low: smallest allowed number.
+        high: largest allowed number.
+        open_low: `low` itself is excluded.
+        choices: the allowed texts; in a field of type `int | str` they are allowed besides numbers.
+    """
+    metadata = {"help": help, "low": low, "high": high, "open_low": open_low, "choices": choices}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def check_known(name: str, known: Iterable[str], where: str, kind: str) -> None:
+    """Raise UserError with the nearest known name if `name` is not a known one. kind: such as "section"."""
+    names = list(known)
+    if name in names:
+        return
+    near = difflib.get_close_matches(name, names, n=1)
+    fix = f"did you mean {near[0]}?" if near else f"one of: {', '.join(names)}"
+    raise UserError(where, f"unknown {kind}: {name}", fix)
+
+
+def set_field(owner: Any, name: str, key: str, text: str | None, where: str) -> None:
+    """Parse a text by the type of a dataclass field, check its range and set the field.
+
+    Args:
+        owner: instance of a dataclass whose fields are made by `setting`.
+        name: the field.
+        key: its name in messages.
+        text: the value as text, None for null.
+        where: file and line, or flag, for messages.
+
+    Raises:
+        UserError: a text that does not fit the type, or a value out of range.
+    """
+    kind = typing.get_type_hints(type(owner))[name]
     limits = type(owner).__dataclass_fields__[name].metadata
-    value = _parse(key, text, typing.get_type_hints(type(owner))[name], limits["choices"], where)
-    _check_range(key, value, limits, where)
+    value = _parse(key, text, kind, limits["choices"], where)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        _check_range(key, value, limits, where)
     setattr(owner, name, value)
 
 
 def _parse(key: str, text: str | None, kind: Any, choices: tuple[str, ...], where: str) -> Any:
     if typing.get_origin(kind) is tuple:  # tuple[str, ...]
-        names = [name.strip() for name in (text or "").strip("[]").split(",") if name.strip()]
-        return tuple(dict.fromkeys(_parse(key, name, str, choices, where) for name in names))
+        return _parse_list(key, text or "", choices, where)
     if isinstance(kind, types.UnionType):  # X | None, or a number | str
         if text is None and types.NoneType in typing.get_args(kind):
             return None
         if text in choices:
             return text
-        kind = next(k for k in typing.get_args(kind) if k is not types.NoneType)
+        kind = typing.get_args(kind)[0]
     if text is None:
         raise UserError(where, f"{key} is empty", "give a value or leave the key out")
-    try:
-        if kind is bool:
-            return {"true": True, "false": False}[text.lower()]
-        if kind is int:
-            # no leading zero, no `1:30`: YAML would read them as octal and sexagesimal, people would not
-            return int(re.fullmatch(r"[+-]?(0|[1-9]\d{0,17})", text)[0])  # type: ignore[index]
-        if kind is float:
-            return float(re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?\.?(inf|nan)", text)[0])  # type: ignore[index]
-    except (KeyError, TypeError, ValueError):
-        wanted = {bool: "true or false", int: "a whole number such as 8", float: "a number such as 1e-4"}[kind]
-        raise UserError(where, f"{key} is {text!r}", f"it must be {' or '.join((wanted, *choices))}") from None
+    if kind is str:
+        _check_choice(key, text, choices, where)
+        return text
+    value = _parse_scalar(text, kind)
+    if value is None:
+        expected = " or ".join((_EXPECTED[kind], *choices))
+        raise UserError(where, f"{key} is {text!r}", f"it must be {expected}")
+    return value
+
+
+def _parse_list(key: str, text: str, choices: tuple[str, ...], where: str) -> tuple[str, ...]:
+    """`[a, b]` or `a,b` without repeats."""
+    names = []
+    for part in text.strip("[]").split(","):
+        name = part.strip()
+        if name and name not in names:
+            _check_choice(key, name, choices, where)
+            names.append(name)
+    return tuple(names)
+
+
+def _check_choice(key: str, text: str, choices: tuple[str, ...], where: str) -> None:
     if choices and text not in choices:
         raise UserError(where, f"{key} is {text!r}", f"it must be one of {', '.join(choices)}")
-    return text
 
 
-def _check_range(key: str, value: Any, limits: Any, where: str) -> None:
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        return
+def _parse_scalar(text: str, kind: type) -> bool | int | float | None:
+    """The value of a bool, int or float; None if the text is none."""
+    if kind is bool:
+        return {"true": True, "false": False}.get(text.lower())
+    pattern = _INTEGER if kind is int else _FLOAT
+    if not pattern.fullmatch(text):
+        return None
+    try:
+        return kind(text)
+    except ValueError:  # `.inf` and `.nan`, as YAML writes them
+        return None
+
+
+def _check_range(key: str, value: float, limits: Mapping[str, Any], where: str) -> None:
     low, high = limits["low"], limits["high"]
-    too_low = low is not None and (value <= low if limits["open_low"] else value < low)
-    if not math.isfinite(value) or too_low or (high is not None and value > high):
-        sign = "above" if limits["open_low"] else "at least"
-        upper = f" and at most {high:g}" if high is not None else ""
-        raise UserError(where, f"{key} is {value}", f"it must be {sign} {low:g}{upper}")
+    too_low = value <= low if limits["open_low"] else value < low
+    too_high = high is not None and value > high
+    if math.isfinite(value) and not too_low and not too_high:
+        return
+    bound = "above" if limits["open_low"] else "at least"
+    upper = f" and at most {high:g}" if high is not None else ""
+    raise UserError(where, f"{key} is {value}", f"it must be {bound} {low:g}{upper}")

@@ -1,4 +1,7 @@
-"""Samples, and the padded batches that are made of them."""
+"""Samples, and the padded batches made from them.
+
+Shapes: B slides, N tiles, n image tokens, T text tokens, D dimension.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,11 @@ from .tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Sample:
-    """One slide, or the slides of a case, and the ids of its text: [bos, ..., eos].
+    """A slide, or the joined slides of a case, with its text.
 
-    references: all its texts as they stand in the labels. choices: the ids of each of them, where training takes
-    another one each epoch.
+    token_ids: [bos, ..., eos] of its text.
+    references: all its texts, as in the labels.
+    choices: token ids of each text, if training uses them in turn.
     """
 
     slide: Slide
@@ -27,7 +31,7 @@ class Sample:
     choices: tuple[list[int], ...] = ()
 
     def at(self, epoch: int, seed: int) -> Sample:
-        """This sample in an epoch: its texts take turns, from a first one that depends on the seed and the id."""
+        """This sample in an epoch: its texts take turns; which is first depends on the seed and the id."""
         if len(self.choices) < 2:
             return self
         turn = zlib.crc32(f"{seed} {self.slide.slide_id}".encode()) + epoch
@@ -35,17 +39,18 @@ class Sample:
 
     @property
     def most_tokens(self) -> int:
-        """Length of its longest text, the begin token not counted."""
+        """Number of input tokens of its longest text: one less than its ids, as the last one is only a label."""
         return max(map(len, self.choices or (self.token_ids,))) - 1
 
 
 @dataclass
 class Batch:
-    """B slides, padded to N tiles and T tokens.
+    """B slides, padded to N tiles and T text tokens.
 
-    tile_embeddings (B, N, D) float16 or float32 and tile_mask (B, N) true = a tile; or, from the slide cache,
-    image_tokens (B, n, D) and neither. text (B, T) = [bos .. last word]; labels (B, T) = [first word .. eos];
-    text_mask (B, T) true = a token.
+    tile_embeddings: (B, N, D) float16 or float32, with tile_mask: (B, N), true for a tile; or None for both and
+    image_tokens: (B, n, D), from the slide cache.
+    text: (B, T) = [bos, ..., last token]. labels: (B, T) = [first token, ..., eos]. text_mask: (B, T), true for a
+    token.
     """
 
     ids: list[str]
@@ -64,38 +69,53 @@ class Batch:
                 for i in range(0, len(self.ids), size)]
 
     def to(self, device: torch.device) -> Batch:
+        """The batch on a device."""
         return Batch(self.ids, *(None if v is None else v.to(device, non_blocking=True)
                                  for k, v in vars(self).items() if k != "ids"))
 
 
 def encode_text(tokenizer: Tokenizer, text: str, max_seq_len: int) -> tuple[list[int], bool]:
-    """([bos, ..., eos], was it cut?): at most `max_seq_len` ids, the end token always among them."""
+    """([bos, ..., eos], whether it was cut): at most `max_seq_len` ids, the end token always among them."""
     ids = tokenizer.encode(text)
     return [tokenizer.bos_id, *ids[: max_seq_len - 2], tokenizer.eos_id], len(ids) > max_seq_len - 2
 
 
 class Collate:
-    """Pads samples and what was read of their slides, tiles or (`encoded`) image tokens, to one Batch."""
+    """Pads samples and the arrays read for their slides to one Batch."""
 
     def __init__(self, pad_id: int, *, encoded: bool = False) -> None:
+        """
+        Args:
+            pad_id: padding of the texts.
+            encoded: the arrays are image tokens (n, D) of the slide cache, not tiles (N_i, D).
+        """
         self.pad_id, self.encoded = pad_id, encoded
 
     def __call__(self, items: list[tuple[Sample, np.ndarray]]) -> Batch:
-        samples, images = zip(*items, strict=True)
-        length = max(len(s.token_ids) for s in samples) - 1
-        ids = torch.tensor([s.token_ids + [self.pad_id] * (length + 1 - len(s.token_ids)) for s in samples])
-        text_mask = torch.arange(length) < torch.tensor([[len(s.token_ids) - 1] for s in samples])
+        samples, arrays = zip(*items, strict=True)
+        lengths = torch.tensor([[len(s.token_ids) - 1] for s in samples])  # (B, 1) input tokens
+        longest = int(lengths.max())
+        ids = torch.tensor([s.token_ids + [self.pad_id] * (longest + 1 - len(s.token_ids)) for s in samples])
+        text_mask = torch.arange(longest) < lengths  # (B, T)
         # the end token is a label but never an input, so that a text's embedding is the same in every batch
         text = ids[:, :-1].masked_fill(~text_mask, self.pad_id)
         slide_ids = [s.slide.slide_id for s in samples]
         if self.encoded:
-            return Batch(slide_ids, None, None, text, ids[:, 1:], text_mask, torch.from_numpy(np.stack(images)))
-        return Batch(slide_ids, *pad_tiles(images), text, ids[:, 1:], text_mask)
+            image_tokens = torch.from_numpy(np.stack(arrays))
+            return Batch(slide_ids, None, None, text, ids[:, 1:], text_mask, image_tokens)
+        return Batch(slide_ids, *pad_tiles(arrays), text, ids[:, 1:], text_mask)
 
 
 def pad_tiles(tiles: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Slides of (N_i, D) -> (B, max N, D) zero-padded in the widest of their types, and the mask (B, max N)."""
-    counts = torch.tensor([[len(t)] for t in tiles])
+    """Stack slides of different numbers of tiles.
+
+    Args:
+        tiles: B arrays (N_i, D).
+
+    Returns:
+        (B, N, D), zero-padded, in the widest of their types; the mask (B, N), true for a tile.
+    """
+    counts = torch.tensor([[len(t)] for t in tiles])  # (B, 1)
     dtype = np.result_type(*tiles)
     padded = np.zeros((len(tiles), int(counts.max()), tiles[0].shape[1]), dtype)
     for row, t in zip(padded, tiles, strict=True):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -19,59 +18,82 @@ from ..common.progress import progress
 from .slides import SlideFile
 from .tile_reader import read_tiles
 
-_THREADS = 4  # so many slides are in memory at a time
-_WARNINGS = {
-    "overflow": "%d slides have values beyond 65504, which are infinite in fp16: use training.precision bf16 or fp32",
-    "constant": "%d slides have the same numbers in all tiles: were their features extracted?",
-}
+_THREADS = 4  # each holds a slide in memory
+_SUMS_FIX = "make it with: sha256sum *.h5 > SHA256SUMS"
+_CONSTANT = "%d slides have the same numbers in all tiles: were their features extracted?"
+_OVERFLOW = "%d slides have values beyond 65504, which are infinite in fp16: use training.precision bf16 or fp32"
+_WARNINGS = (_CONSTANT, _OVERFLOW)
 
 
 def bad_contents(slides: Sequence[SlideFile], sha256_file: str | None) -> dict[str, BadSlide]:
-    """{place: problem} of the slides whose contents cannot be used; warns of those that look odd.
+    """Read every tile of the slides, and warn of contents that can be used but look wrong.
 
-    sha256_file: sums to hold the files against, as `sha256sum` writes them; None looks at no sums. A flipped bit in an
-    uncompressed file shows in no other way.
+    Args:
+        slides: with checked headers.
+        sha256_file: checksums as `sha256sum` writes them; None checks none. In an uncompressed file nothing else
+            shows a flipped bit.
+
+    Returns:
+        {location: problem} of the slides whose contents cannot be used.
     """
     sums = None if sha256_file is None else read_sums(sha256_file)
+    # threads are enough: the time goes into the disk, numpy and hashing, which release Python's lock
     with ThreadPoolExecutor(_THREADS) as pool:
-        results = pool.map(partial(_look, sums=sums), slides)
-        found = list(progress(results, "reading", len(slides), "slide"))
-    for oddity, count in sorted(Counter(f for f in found if isinstance(f, str)).items()):
-        logger.warning(_WARNINGS[oddity], count)
-    return {s.place: f for s, f in zip(slides, found, strict=True) if isinstance(f, BadSlide)}
+        results = pool.map(partial(_check_contents, sums=sums), slides)
+        results = list(progress(results, "reading", len(slides), "slide"))
+    for warning in _WARNINGS:
+        if warning in results:
+            logger.warning(warning, results.count(warning))
+    return {slide.location: result for slide, result in zip(slides, results, strict=True)
+            if isinstance(result, BadSlide)}
 
 
 def read_sums(path: str) -> dict[str, str]:
-    """{file name: SHA-256} of a file of `sha256sum`; folders before a name do not count. Raises UserError."""
-    sums: dict[str, str] = {}
+    """{file name: SHA-256} of a file of `sha256sum`; folders before a name are ignored. Raises UserError."""
+    file = expand(path)
     try:
-        lines = expand(path).read_text(encoding="utf-8-sig").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(expand(path), f"cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'})",
-                        "give a file made by: sha256sum *.h5 > SHA256SUMS") from None
+        reason = getattr(error, "strerror", None) or "not UTF-8"
+        raise UserError(file, f"cannot be read ({reason})", _SUMS_FIX) from None
+    sums: dict[str, str] = {}
     for number, line in enumerate(filter(None, lines), start=1):
         match = re.fullmatch(r"([0-9a-fA-F]{64}) [ *](.+)", line)
         if match is None:
-            raise UserError(f"{expand(path)}:{number}", "no line of sha256sum",
-                            "make it with: sha256sum *.h5 > SHA256SUMS")
-        sums[re.split(r"[/\\]", match[2])[-1]] = match[1].lower()
+            raise UserError(f"{file}:{number}", "no line of sha256sum", _SUMS_FIX)
+        name = re.split(r"[/\\]", match[2])[-1]
+        sums[name] = match[1].lower()
     return sums
 
 
-def _look(slide: SlideFile, sums: dict[str, str] | None) -> BadSlide | str | None:
-    """What is wrong with a slide, or the name of what is odd about it, or None."""
-    name = Path(slide.path).name
+def _check_contents(slide: SlideFile, sums: dict[str, str] | None) -> BadSlide | str | None:
+    """The problem of a slide, or a warning, or None."""
     try:
         tiles = read_tiles(slide)
-        if sums is not None:
-            with open(slide.path, "rb") as file:
-                if sums.get(name) != hashlib.file_digest(file, "sha256").hexdigest():
-                    return BadSlide("another SHA-256 than in data.sha256_file" if name in sums else
-                                    "not in data.sha256_file", "copy it again, or make that file anew")
+        problem = None if sums is None else _sum_problem(slide.path, sums)
     except UserError as error:
         return BadSlide(error.what, error.fix)
     except OSError as error:
         return BadSlide(f"cannot be read ({error.strerror})", "copy it again")
+    return problem or _warning(tiles)
+
+
+def _warning(tiles: np.ndarray) -> str | None:
     if tiles.dtype != np.float16 and max(tiles.max(), -tiles.min()) > np.finfo(np.float16).max:
-        return "overflow"
-    return "constant" if (len(tiles) > 1 or not tiles.any()) and (tiles == tiles[0]).all() else None
+        return _OVERFLOW
+    one_tile_with_values = len(tiles) == 1 and tiles.any()
+    if not one_tile_with_values and (tiles == tiles[0]).all():
+        return _CONSTANT
+    return None
+
+
+def _sum_problem(path: str, sums: dict[str, str]) -> BadSlide | None:
+    expected = sums.get(Path(path).name)
+    if expected is None:
+        return BadSlide("not in data.sha256_file", "add it to that file")
+    # a second pass over the file, which by now is in the operating system's cache
+    with open(path, "rb") as file:
+        actual = hashlib.file_digest(file, "sha256").hexdigest()
+    if actual != expected:
+        return BadSlide("another SHA-256 than in data.sha256_file", "copy it again, or update that file")
+    return None

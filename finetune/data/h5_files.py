@@ -1,14 +1,15 @@
-"""H5 files of tile embeddings as each tool of the field writes them: the dataset of the features, the tile encoder that
-made them, the coordinates. With `demo`, which only writes, the one user of h5py.
+"""H5 files of tile embeddings in the layout of each tool: features, name of the tile encoder, coordinates.
 
-| written by | features | says which encoder | coords |
+| written by | features | encoder named in | coords |
 | ours, own scripts | `embeddings` (N, D) | - | (N, 2) pixels |
 | CLAM | `features` (N, D), chunked | - | (N, 2) level-0 pixels |
 | TRIDENT | `features` (N, D), chunked | its attribute `encoder` | (N, 2) level-0 pixels, `patch_size_level0` |
 | STAMP | `feats` (N, D) float16 | attribute `extractor` of the file | (N, 2) micrometres, `tile_size_um` |
 | HistoGPT | `feats` (N, D); or one dataset a slide | dataset `model_name` | (N, 3) scene, x, y |
 | STAMP multiplex | `patch_embeddings` (N, D) | - | - |
-A leading 1 in the shape is dropped. Slide-level files of TRIDENT and STAMP carry the same names and are told apart.
+A leading 1 in the shape is dropped. Slide-level files of TRIDENT and STAMP use the same names and are refused.
+
+To read another layout, add its dataset to KEYS, its encoder to `_encoder_name` and its coordinates to `read_coords`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,14 +27,20 @@ import numpy as np
 from ..common.errors import BadSlide
 
 KEYS = ("embeddings", "features", "feats", "patch_embeddings")
-ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError)  # all of h5py's for broken objects
+ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError)  # what h5py raises for broken files
 _FILTER_FIX = "pip install hdf5plugin and set HDF5_PLUGIN_PATH to its plugins folder, or repack with gzip"
 _TILE_FOLDER = "give the folder of the tile features (TRIDENT: features_virchow; STAMP: what `preprocess` wrote)"
 _MAX_SLIDES = 10_000_000  # in one file
+_MAX_COMPRESSION = 2000  # deflate shrinks nothing by more than 1032
+_MAX_FILTER_BYTES = 4096  # that a filter may add to a chunk it cannot shrink
 
 
 class Header(NamedTuple):
-    """What `inspect` finds: (N, D) or (1, N, D) numbers under `key`; offset: of their first byte if in one piece."""
+    """Header of a dataset of tile embeddings, (N, D) or (1, N, D).
+
+    key: its name. num_tiles, width: N and D. dtype: in numpy's notation. offset: byte where its numbers start, None
+    if they are chunked or compressed.
+    """
 
     key: str
     num_tiles: int
@@ -43,11 +51,13 @@ class Header(NamedTuple):
 
 @dataclass(frozen=True)
 class Coords:
-    """Where the N tiles of one file lie.
+    """Positions of the N tiles of one file; None for what the file does not say.
 
-    xy: (N, 2) float64, corners of the tiles. unit: `px`, pixels of the slide at full size (level 0), or `um`,
-    micrometres. tile_size: side of a tile in that unit. mpp: micrometres per pixel the tiles were read at, and
-    magnification: the objective power. None for what the file does not say.
+    xy: (N, 2) float64, corners of the tiles in `unit`.
+    unit: `px`, pixels of the slide at full resolution (level 0), or `um`, micrometres.
+    tile_size: side of a tile in `unit`.
+    mpp: resolution the tiles were read at, in micrometres per pixel.
+    magnification: objective power the tiles were read at.
     """
 
     xy: np.ndarray
@@ -64,193 +74,292 @@ class Coords:
 
 
 def inspect(path: Path, key: str | None, width: int, encoder: str | None) -> Header:
-    """Header of the features in a file; reads no tile. Raises BadSlide, or one of ERRORS if the file is broken.
+    """Check the header of the features in a file; reads no tile.
 
-    key: of the dataset; None finds it. width: D of its tiles. encoder: who must have made them, None = anyone.
+    Args:
+        path: the H5 file.
+        key: name of the dataset; None looks for one of KEYS.
+        width: D, the dimension its tiles must have.
+        encoder: tile encoder the features must come from, if the file names one; None accepts any.
+
+    Raises:
+        BadSlide: the features cannot be used. One of ERRORS if the file is broken.
     """
     with h5py.File(path, "r") as file:
-        key, dataset, num_tiles = _features(file, key, width)
-        found = _encoder(file, dataset)
-        if encoder and found and not is_encoder(found, encoder):
-            raise BadSlide(f"tiles of the encoder {found!r}, expected {encoder!r}",
+        key, dataset, num_tiles = _find_features(file, key, width)
+        name = _encoder_name(file, dataset)
+        if encoder and name and not is_encoder(name, encoder):
+            raise BadSlide(f"tiles of the encoder {name!r}, expected {encoder!r}",
                            "use features of that encoder (Prism: Virchow, 2560 wide), or set data.tile_encoder=any")
         return Header(key, num_tiles, width, dataset.dtype.str, dataset.id.get_offset())
 
 
 def read(path: Path, key: str, file_size: int) -> np.ndarray:
-    """The whole of a dataset that `inspect` has found good."""
+    """All numbers of a dataset that `inspect` has accepted, in its own shape and type."""
     with h5py.File(path, "r") as file:
         _check_chunks(file[key], file_size)
         return file[key][()]
 
 
 def read_coords(path: Path, num_tiles: int) -> Coords | None:
-    """Coordinates of the tiles, None if the file has none for them."""
+    """Coordinates of the tiles of a file, None if it has none that fit them."""
     with h5py.File(path, "r") as file:
-        if not isinstance(file.get("coords", getlink=True), h5py.HardLink) or _outside(dataset := file["coords"]):
+        dataset = _inner_dataset(file, "coords")
+        if dataset is None or dataset.dtype.kind not in "iuf":
             return None
-        shape = dataset.shape[1:] if len(dataset.shape) == 3 and dataset.shape[0] == 1 else dataset.shape
-        if shape[:1] != (num_tiles,) or len(shape) != 2 or shape[1] not in (2, 3) or dataset.dtype.kind not in "iuf":
+        shape = _without_leading_one(dataset.shape)
+        if shape not in ((num_tiles, 2), (num_tiles, 3)):
             return None
-        xy = dataset[()].reshape(shape)[:, -2:].astype(np.float64)  # a third column, in front, is the scene
-        return Coords(xy, *_scale(file, dataset)) if np.isfinite(xy).all() else None
+
+        xy = dataset[()].reshape(shape)[:, -2:].astype(np.float64)  # HistoGPT's first of three columns is the scene
+        if not np.isfinite(xy).all():
+            return None
+
+        # only STAMP writes a unit, and it writes micrometres
+        if file.attrs.get("unit") == "um":
+            return _stamp_coords(xy, file.attrs)
+        return _level0_coords(xy, dataset.attrs)
+
+
+def _stamp_coords(xy: np.ndarray, attributes: h5py.AttributeManager) -> Coords:
+    tile_size = _positive(attributes.get("tile_size_um"))
+    pixels = _positive(attributes.get("tile_size_px"))
+    mpp = tile_size / pixels if tile_size and pixels else None
+    return Coords(xy, "um", tile_size, mpp)
+
+
+def _level0_coords(xy: np.ndarray, attributes: h5py.AttributeManager) -> Coords:
+    """Coordinates of TRIDENT, CLAM and others: `patch_size` is in pixels of the level the tiles were read at."""
+    tile_size = _positive(attributes.get("patch_size_level0"))  # of TRIDENT
+    patch_size = _positive(attributes.get("patch_size"))
+    magnification = _positive(attributes.get("target_magnification"))
+    if tile_size is None and patch_size is not None:
+        tile_size = patch_size * _downsample(attributes, magnification)
+    return Coords(xy, "px", tile_size, magnification=magnification)
+
+
+def _downsample(attributes: h5py.AttributeManager, magnification: float | None) -> float:
+    """Pixels of level 0 per pixel that was read; 1 if the file does not say."""
+    full_magnification = _positive(attributes.get("level0_magnification"))
+    if magnification and full_magnification:
+        return full_magnification / magnification
+    return _positive(attributes.get("downsample")) or 1.0  # of CLAM's patch_level
+
+
+def _positive(value: object) -> float | None:
+    """An attribute, or the first number of one, if it is positive and finite."""
+    try:
+        number = float(np.asarray(value).reshape(-1)[0])
+    except (TypeError, ValueError, IndexError):  # TRIDENT writes what it does not know as the text 'None'
+        return None
+    return number if 0 < number < math.inf else None
 
 
 def slides_in(path: Path) -> list[str]:
-    """Names of the datasets of a file that holds one for each slide, as HistoGPT trains from it."""
+    """Names of the datasets of a file that holds one per slide, the form HistoGPT trains from. Raises BadSlide."""
     with h5py.File(path, "r") as file:
-        names = [name for _, name in zip(range(_MAX_SLIDES), file, strict=False) if isinstance(name, str)]
-    if set(names) & {*KEYS, "coords"} or not names:
-        raise BadSlide("is the file of one slide" if names else "is empty", "give the folder of the slides")
+        # a name that is no UTF-8 comes as bytes: no label can have it
+        names = [name for name in islice(file, _MAX_SLIDES) if isinstance(name, str)]
+    if not names:
+        raise BadSlide("is empty", "give the folder of the slides")
+    if set(names) & {*KEYS, "coords"}:
+        raise BadSlide("is the file of one slide", "give the folder of the slides")
     return names
 
 
-def is_encoder(found: str, wanted: str) -> bool:
-    """Whether a tile encoder's name is the wanted one, but for owner, case, a `full`, `v1` or code hash at its end:
-    `paige-ai/Virchow` and STAMP's `virchow-full-3f2a9c1b` are virchow, `virchow2` is not."""
-    name, wanted = (text.strip().rsplit("/", 1)[-1].lower().replace("_", "-") for text in (found, wanted))
+def is_encoder(name: str, wanted: str) -> bool:
+    """Whether the name a file gives its tile encoder means the wanted one.
+
+    Owner and case do not matter, nor does `full`, `v1` or a code hash at the end: `paige-ai/Virchow` and STAMP's
+    `virchow-full-3f2a9c1b` are virchow, `virchow2` is not.
+    """
+    name, wanted = (text.strip().rsplit("/", 1)[-1].lower().replace("_", "-") for text in (name, wanted))
     return re.fullmatch(re.escape(wanted) + r"(-(full|v1|[0-9a-f]{6,64}))*", name) is not None
 
 
-def explain(path: Path, error: Exception) -> BadSlide:
-    """h5py's error in the words of somebody who can mend it."""
+def describe_error(path: Path, error: Exception) -> BadSlide:
+    """What h5py's error means for the user: the problem and how to fix it."""
     text = str(error)
     if isinstance(error, BlockingIOError) or "unable to lock file" in text:
         return BadSlide("locked: is another process still writing it?",
                         "wait, or set HDF5_USE_FILE_LOCKING=FALSE on file systems without locks")
     if "file signature not found" in text:
-        with open(path, "rb") as file:
-            head = file.read(40)
-        pull = "run git lfs pull" if head.startswith(b"version https://git-lfs") else "give an H5 file"
-        return BadSlide(f"not an HDF5 file (starts with {head[:24].decode('latin-1')!r})", pull)
+        return _not_hdf5(path)
     if "truncated file" in text:
-        return BadSlide(f"truncated ({path.stat().st_size} bytes): {text[text.find('eof'):][:60]}", "copy it again")
-    if "required filter" in text or "can't open directory" in text or "filter is not" in text:
+        details = text[text.find("eof"):][:60]
+        return BadSlide(f"truncated ({path.stat().st_size} bytes): {details}", "copy it again")
+
+    # HDF5 looks for a filter it lacks in its plugin folder, which may not exist
+    if re.search("required filter|can't open directory|filter is not", text):
         return BadSlide("compressed with a filter that is not installed", _FILTER_FIX)
     return BadSlide(f"cannot be read ({text[:120]})", "copy it again or extract its features again")
 
 
-def _features(file: h5py.File, wanted: str | None, width: int) -> tuple[str, h5py.Dataset, int]:
-    """(key, dataset, number of tiles) of the one that can be the features. Raises BadSlide."""
-    keys = [k for k in ((wanted,) if wanted else KEYS) if file.get(k, getlink=True) is not None]
-    if not keys:
-        names = ", ".join(map(str, list(file)[:8])) or "nothing"  # a name that is no UTF-8 comes as bytes
-        patches = set(file) <= {"coords", "imgs"} and len(file)
-        raise BadSlide(f"no dataset {wanted or ' / '.join(KEYS)}; the file has: {names}",
-                       "this looks like a patch file (coordinates only); features are in another folder (CLAM: "
-                       "h5_files, TRIDENT: features_virchow)" if patches else "name the dataset with data.h5_key")
-    if (kind := _attribute(file, "feat_type")) in ("slide", "patient"):
-        raise BadSlide(f"this is a {kind}-level file of STAMP", _TILE_FOLDER)
-    fitting: list[tuple[str, h5py.Dataset, int]] = []
+def _not_hdf5(path: Path) -> BadSlide:
+    with open(path, "rb") as file:
+        head = file.read(40)
+    fix = "run git lfs pull" if head.startswith(b"version https://git-lfs") else "give an H5 file"
+    return BadSlide(f"not an HDF5 file (starts with {head[:24].decode('latin-1')!r})", fix)
+
+
+def _find_features(file: h5py.File, key: str | None, width: int) -> tuple[str, h5py.Dataset, int]:
+    """(key, dataset, number of tiles) of the only dataset that can be the features. Raises BadSlide."""
+    candidates = (key,) if key else KEYS
+    present = [name for name in candidates if file.get(name, getlink=True) is not None]
+    if not present:
+        raise _no_features(file, candidates)
+
+    # STAMP stores slide-level features under the same name
+    level = _attribute(file, "feat_type")
+    if level in ("slide", "patient"):
+        raise BadSlide(f"this is a {level}-level file of STAMP", _TILE_FOLDER)
+
+    # a file may hold a dataset that has a usual name but is no matrix of features
+    matches: list[tuple[str, h5py.Dataset, int]] = []
     problems: list[BadSlide] = []
-    for key in keys:
+    for name in present:
         try:
-            fitting.append((key, *_check_header(file, key, width)))
+            dataset, num_tiles = _check_header(file, name, width)
+            matches.append((name, dataset, num_tiles))
         except BadSlide as problem:
             problems.append(problem)
-    if len(fitting) > 1:
-        raise BadSlide(f"has several matrices of features: {' and '.join(f[0] for f in fitting)}",
-                       "say which with data.h5_key")
-    if not fitting:
+
+    if not matches:
         raise problems[0]
-    return fitting[0]
+    if len(matches) > 1:
+        names = " and ".join(name for name, _, _ in matches)
+        raise BadSlide(f"has several matrices of features: {names}", "say which with data.h5_key")
+    return matches[0]
+
+
+def _no_features(file: h5py.File, candidates: tuple[str, ...]) -> BadSlide:
+    names = ", ".join(str(name) for name in list(file)[:8])  # a name that is no UTF-8 comes as bytes
+    fix = "name the dataset with data.h5_key"
+    if len(file) and set(file) <= {"coords", "imgs"}:
+        fix = ("this looks like a patch file (coordinates only); features are in another folder (CLAM: h5_files, "
+               "TRIDENT: features_virchow)")
+    return BadSlide(f"no dataset {' / '.join(candidates)}; the file has: {names or 'nothing'}", fix)
 
 
 def _check_header(file: h5py.File, key: str, width: int) -> tuple[h5py.Dataset, int]:
-    """The dataset and its number of tiles, from shape and type alone: a file that declares 20 TB is refused unread."""
-    parts = key.strip("/").split("/")
-    for end in range(1, len(parts) + 1):  # a link may lead to another file: anyone's, not only this slide's
-        if not isinstance(file.get("/".join(parts[:end]), getlink=True), h5py.HardLink):
-            raise BadSlide(f"{key!r} is a link that may point outside the file", "store the data in the file itself")
+    """(dataset, number of tiles), checked by its header alone: a file that declares 20 TB is refused unread."""
+    _refuse_links(file, key)
     dataset = file[key]
     if not isinstance(dataset, h5py.Dataset):
         raise BadSlide(f"{key!r} is a group", "name the dataset with data.h5_key")
-    full_shape, dtype, filters = dataset.shape, dataset.dtype, dataset.id.get_create_plist()
-    if full_shape is None or dtype.kind != "f" or dtype.itemsize not in (2, 4, 8):
+    dtype = dataset.dtype
+    if dataset.shape is None or dtype.kind != "f" or dtype.itemsize not in (2, 4, 8):
         raise BadSlide(f"{key!r} has type {dtype}, expected floats", "name the dataset with data.h5_key")
-    if _outside(dataset):
+    if _is_stored_outside(dataset):
         raise BadSlide(f"{key!r} points outside the file", "store the data in the file itself")
-    if missing := [c for c in (filters.get_filter(i)[0] for i in range(filters.get_nfilters()))
-                   if not h5py.h5z.filter_avail(c)]:
-        raise BadSlide(f"compressed with filter {missing[0]}, which is not installed", _FILTER_FIX)
-    num_tiles = check_shape(full_shape, width, repr(key))
-    stored, declared = dataset.id.get_storage_size(), math.prod(full_shape) * dtype.itemsize
-    if stored * 2000 < declared:  # gzip cannot shrink features like that: nothing or next to nothing was written
+    _refuse_missing_filters(dataset)
+    num_tiles = check_shape(dataset.shape, width, repr(key))
+
+    # HDF5 returns zeros for chunks that were never written: reading them would fill the memory
+    stored = dataset.id.get_storage_size()
+    declared = math.prod(dataset.shape) * dtype.itemsize
+    if stored * _MAX_COMPRESSION < declared:
         raise BadSlide(f"declares {declared / 1e9:.3g} GB, holds {stored} bytes", "extract its features again")
     return dataset, num_tiles
 
 
+def _refuse_links(file: h5py.File, key: str) -> None:
+    """A link on the way to a dataset may lead to another file, which may be anyone's."""
+    groups = key.strip("/").split("/")
+    for depth in range(1, len(groups) + 1):
+        link = file.get("/".join(groups[:depth]), getlink=True)
+        if not isinstance(link, h5py.HardLink):
+            raise BadSlide(f"{key!r} is a link that may point outside the file", "store the data in the file itself")
+
+
+def _refuse_missing_filters(dataset: h5py.Dataset) -> None:
+    # HDF5 itself notices this only when the tiles are read
+    properties = dataset.id.get_create_plist()
+    for number in range(properties.get_nfilters()):
+        code = properties.get_filter(number)[0]
+        if not h5py.h5z.filter_avail(code):
+            raise BadSlide(f"compressed with filter {code}, which is not installed", _FILTER_FIX)
+
+
 def check_shape(full_shape: tuple[int, ...], width: int, name: str) -> int:
-    """Number of tiles of a matrix (N, width) or (1, N, width). Raises BadSlide."""
-    shape = full_shape[1:] if len(full_shape) == 3 and full_shape[0] == 1 else full_shape
-    wrong = f"{name} is {tuple(full_shape)}, expected (N, {width})"
-    if 0 in shape:  # TRIDENT writes (0, D) or (0,)
+    """Number of tiles of a matrix (N, width) or (1, N, width).
+
+    Args:
+        full_shape: of the matrix.
+        width: D, the dimension its tiles must have.
+        name: of the matrix, for the message.
+
+    Raises:
+        BadSlide: it has another shape, or no tile.
+    """
+    shape = _without_leading_one(full_shape)
+    wrong_shape = f"{name} is {tuple(full_shape)}, expected (N, {width})"
+    if 0 in shape:  # TRIDENT writes (0, D) or (0,) for a slide without tissue
         raise BadSlide("0 tiles", "extract the features of this slide again")
-    if len(shape) == 2 and shape[0] == width != shape[1]:
-        raise BadSlide(wrong, "transposed? write tiles as rows")
     if len(shape) == 1:
-        raise BadSlide(wrong, f"this is a slide-level file: {_TILE_FOLDER}")
+        raise BadSlide(wrong_shape, f"this is a slide-level file: {_TILE_FOLDER}")
     if len(shape) != 2:
-        raise BadSlide(wrong, "store one (N, D) matrix")
-    if shape[1] != width:
-        raise BadSlide(f"tiles are {shape[1]} wide, data.image_dim is {width}",
-                       "use features of the right tile encoder (Prism: Virchow, 2560) or set data.image_dim")
-    return shape[0]
+        raise BadSlide(wrong_shape, "store one (N, D) matrix")
+    num_tiles, tile_width = shape
+    if tile_width == width:
+        return num_tiles
+    if num_tiles == width:
+        raise BadSlide(wrong_shape, "transposed? write tiles as rows")
+    raise BadSlide(f"tiles are {tile_width} wide, data.image_dim is {width}",
+                   "use features of the right tile encoder (Prism: Virchow, 2560) or set data.image_dim")
 
 
-def _outside(dataset: object) -> bool:
+def _without_leading_one(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape[1:] if len(shape) == 3 and shape[0] == 1 else shape
+
+
+def _is_stored_outside(dataset: object) -> bool:
     """Whether an object is anything but a dataset whose numbers lie in the file itself."""
     if not isinstance(dataset, h5py.Dataset) or dataset.shape is None:
         return True
-    plan = dataset.id.get_create_plist()
-    return bool(plan.get_external_count()) or plan.get_layout() == h5py.h5d.VIRTUAL
+    properties = dataset.id.get_create_plist()
+    return bool(properties.get_external_count()) or properties.get_layout() == h5py.h5d.VIRTUAL
 
 
-def _encoder(file: h5py.File, dataset: h5py.Dataset) -> str | None:
-    """The tile encoder as the file names it: TRIDENT, STAMP or HistoGPT."""
+def _inner_dataset(file: h5py.File, name: str) -> h5py.Dataset | None:
+    """A dataset that lies in the file itself, None if there is none of this name."""
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink) or _is_stored_outside(file[name]):
+        return None
+    return file[name]
+
+
+def _encoder_name(file: h5py.File, dataset: h5py.Dataset) -> str | None:
+    """The tile encoder as TRIDENT, STAMP or HistoGPT names it."""
     name = _attribute(dataset, "encoder") or _attribute(file, "extractor")
-    if name is None and isinstance(file.get("model_name", getlink=True), h5py.HardLink) and \
-            not _outside(file["model_name"]) and file["model_name"].size == 1:
-        name = np.asarray(file["model_name"][()]).reshape(-1)[0]
-    return name.decode("utf-8", "replace") if isinstance(name, bytes) else name if isinstance(name, str) else None
+    if name is None:
+        stored = _inner_dataset(file, "model_name")
+        if stored is not None and stored.size == 1:
+            name = np.asarray(stored[()]).reshape(-1)[0]
+    if isinstance(name, bytes):
+        return name.decode("utf-8", "replace")
+    return name if isinstance(name, str) else None
 
 
 def _attribute(owner: h5py.File | h5py.Dataset, name: str) -> object:
-    """An attribute, None if it is not there; several times as fast as `attrs.get` when it is not."""
+    """An attribute or None; where there is none, several times as fast as `attrs.get`."""
     return owner.attrs[name] if h5py.h5a.exists(owner.id, name.encode()) else None
-
-
-def _scale(file: h5py.File, coords: h5py.Dataset) -> tuple[str, float | None, float | None, float | None]:
-    """(unit, tile size, mpp, magnification) from the attributes of STAMP, TRIDENT or CLAM."""
-    def number(value: object) -> float | None:  # TRIDENT writes what it does not know as the text 'None'
-        try:
-            value = float(np.asarray(value).reshape(-1)[0])
-        except (TypeError, ValueError, IndexError):
-            return None
-        return value if 0 < value < math.inf else None
-
-    if file.attrs.get("unit") == "um":
-        size, pixels = number(file.attrs.get("tile_size_um")), number(file.attrs.get("tile_size_px"))
-        return "um", size, size / pixels if size and pixels else None, None
-    get = coords.attrs.get
-    size, read_at = number(get("patch_size")), number(get("target_magnification"))
-    scale = number(get("downsample")) or 1.0  # of CLAM's patch_level
-    if read_at and (full := number(get("level0_magnification"))):
-        scale = full / read_at
-    return "px", number(get("patch_size_level0")) or (size * scale if size else None), None, read_at
 
 
 def _check_chunks(dataset: h5py.Dataset, file_size: int) -> None:
     """Raises OSError for a broken index of chunks: HDF5's filters crash the process on chunks of impossible sizes."""
     if dataset.chunks is None:
         return
-    whole = math.prod(dataset.chunks) * dataset.dtype.itemsize
-    filters = dataset.id.get_create_plist().get_nfilters()
+    chunk_bytes = math.prod(dataset.chunks) * dataset.dtype.itemsize
+    sizes = range(chunk_bytes, chunk_bytes + 1)
+    # zlib takes 8 bytes for no data at all; what a filter cannot shrink it may enlarge
+    if dataset.id.get_create_plist().get_nfilters() > 0:
+        sizes = range(9, 2 * chunk_bytes + _MAX_FILTER_BYTES + 1)
 
+    # a callback instead of a list of chunks: TRIDENT writes one chunk per tile
     def check(chunk: h5py.h5d.StoreInfo) -> None:
-        fits = 8 < chunk.size <= 2 * whole + 4096 if filters else chunk.size == whole
-        inside = all(0 <= at < end for at, end in zip(chunk.chunk_offset, dataset.shape, strict=True))
-        if not (fits and inside and 0 < chunk.byte_offset <= file_size - chunk.size):
+        in_dataset = all(0 <= at < end for at, end in zip(chunk.chunk_offset, dataset.shape, strict=True))
+        in_file = 0 < chunk.byte_offset <= file_size - chunk.size
+        if not (in_dataset and in_file and chunk.size in sizes):
             raise OSError(f"its chunk at {chunk.chunk_offset} is broken")
 
     dataset.id.chunk_iter(check)

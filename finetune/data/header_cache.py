@@ -1,32 +1,41 @@
-"""The index of a folder of slides, kept so that headers are read again only where a file has changed."""
+"""The headers of a folder of slides, kept in a file so that they are read again only where a slide has changed."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+from ..common.files import write_atomically
 from ..common.log import logger
 from .slides import Slide, SlideFile
 
 _VERSION = 1
-_FIELDS = [f.name for f in dataclasses.fields(SlideFile)]
+_FIELDS = [field.name for field in dataclasses.fields(SlideFile)]
 
 
-def read_manifest(path: Path, h5_key: str | None, image_dim: int,
-                  encoder: str | None) -> dict[str, SlideFile]:
-    """{place: header} of the slides whose files are as they were. Empty if there is no manifest, or one made with
-    another `h5_key`, `image_dim` or `encoder`; one that cannot be read is told and ignored, as
-    everything in it can be had anew.
+def read_headers(path: Path | None, h5_key: str | None, image_dim: int, encoder: str | None) -> dict[str, SlideFile]:
+    """Read the headers that an earlier run has written.
+
+    Args:
+        path: the cache file; None if there is none.
+        h5_key, image_dim, encoder: of the check, as in `slides.inspect_slide`.
+
+    Returns:
+        {location: header} of the files that are unchanged. Empty if there is no cache, or if it was made with other
+        arguments; a damaged one is ignored with a warning, as nothing in it is lost.
     """
+    if path is None:
+        return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["made_for"] != [_VERSION, h5_key, image_dim, encoder]:
             return {}
-        slides = [SlideFile(**dict(zip(_FIELDS, row, strict=True))) for row in content["slides"]]
-        return {s.place: s for s in slides if _unchanged(s)}
+        return _unchanged(content["slides"])
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -34,24 +43,31 @@ def read_manifest(path: Path, h5_key: str | None, image_dim: int,
         return {}
 
 
-def write_manifest(path: Path, h5_key: str | None, image_dim: int, encoder: str | None,
-                   slides: Iterable[Slide]) -> None:
-    """Write the headers of `slides` for the next run; a folder that cannot be written costs it time only."""
-    rows = [[getattr(s, name) for name in _FIELDS] for slide in slides for s in slide.parts]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def write_headers(path: Path, h5_key: str | None, image_dim: int, encoder: str | None,
+                  slides: Iterable[Slide]) -> None:
+    """Write the headers of `slides` for the next run; a folder that cannot be written only costs that run time.
+
+    Args:
+        path: the cache file.
+        h5_key, image_dim, encoder: of the check, as in `slides.inspect_slide`.
+        slides: whose headers were checked.
+    """
+    # rows without the names of the fields: there may be 100 000 of them
+    files = [file for slide in slides for file in slide.parts]
+    rows = [[getattr(file, name) for name in _FIELDS] for file in files]
+    content = {"made_for": [_VERSION, h5_key, image_dim, encoder], "slides": rows}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.unlink(missing_ok=True)  # of a process of this number that died
-        with open(temporary, "x", encoding="utf-8") as file:
-            json.dump({"made_for": [_VERSION, h5_key, image_dim, encoder], "slides": rows}, file)
-        os.replace(temporary, path)
+        write_atomically(path, json.dumps(content))
     except OSError as error:
         logger.warning("%s cannot be written (%s): the next run reads all headers again", path, error.strerror)
 
 
-def _unchanged(slide: SlideFile) -> bool:
-    try:
-        stat = os.stat(slide.path)
-    except OSError:
-        return False
-    return (stat.st_size, stat.st_mtime_ns) == (slide.size, slide.mtime_ns)
+def _unchanged(rows: list[list[Any]]) -> dict[str, SlideFile]:
+    slides = {}
+    for row in rows:
+        slide = SlideFile(**dict(zip(_FIELDS, row, strict=True)))
+        with contextlib.suppress(OSError):
+            if slide.is_unchanged(os.stat(slide.path)):
+                slides[slide.location] = slide
+    return slides

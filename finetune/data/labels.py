@@ -1,4 +1,7 @@
-"""Labels: what is known of each case, read from JSON."""
+"""Labels: the reference texts, the slides and the split of each case, read from JSON.
+
+To read another form of labels, add its test and its reader beside `_is_histgen` and `_histgen_cases`.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +15,21 @@ from ..common.errors import UserError
 from ..common.files import expand
 
 SPLITS = ("train", "val", "test")
+_FIELDS = ("text", "slides", "split")
 _SUFFIXES = (".h5", ".hdf5", ".pt")
 _MAX_BYTES = 1 << 30  # a million reports of a kilobyte; parsed, they take several times as much memory
-_SHAPES = "expected an object {id: text}"
+_EXPECTED = "expected an object {id: text}"
+_NO_NAMES = "slides must be a list of names"
 
 
 @dataclass(frozen=True)
 class Label:
-    """What is known of one case: its reference texts, the one that counts first; the names of its slides, joined when
-    there are several; the side of the split it belongs to, if the labels say so."""
+    """The label of one case.
+
+    texts: its reference texts; where one text is needed, the first is used.
+    slides: names of its slides; the tiles of several are joined.
+    split: train, val or test; None if the labels do not say.
+    """
 
     texts: tuple[str, ...]
     slides: tuple[str, ...]
@@ -32,67 +41,176 @@ class Label:
 
 
 def load_labels(path: str | Path) -> tuple[dict[str, Label], dict[str, str]]:
-    """({case id: label} in file order, {case id: problem}); texts are stripped, one `.h5` at the end of an id dropped.
+    """Read a labels file.
 
     A value is a text, a list of reference texts, or {"text": either, "slides": [names], "split": train, val or test};
-    without `slides` the id is the slide's name. HistGen's {"train": [{"id", "report", "image_path"}], "val": ...} too.
-    A problem is a value that is none of these, or an empty text. Raises UserError naming file and place for what no
-    skipping mends: not UTF-8, not JSON, another shape, repeated ids, ids that are paths, no labels.
+    without `slides` the id is the name of the slide. HistGen's {"train": [{"id", "report", "image_path"}], "val": ...}
+    is read as well. Texts are stripped, and one file ending such as `.h5` is dropped from an id.
+
+    Returns:
+        ({case id: label} in file order, {case id: problem}); a value of none of these forms or an empty text is a
+        problem.
+
+    Raises:
+        UserError: naming file and position, for what skipping a case cannot solve: not UTF-8, not JSON, another
+            structure, repeated ids, ids that are paths, no labels.
     """
     path = expand(str(path))
     labels: dict[str, Label] = {}
     problems: dict[str, str] = {}
     for key, value in _cases(_read_object(path), path):
         case_id = slide_name(key)
-        if why := _id_problem(case_id):
-            raise UserError(path, f"id {key!r}: {why}", "an id is the file name of a slide without folder and .h5")
+        id_problem = _id_problem(case_id)
+        if id_problem:
+            raise UserError(path, f"id {key!r}: {id_problem}",
+                            "an id is the file name of a slide without folder and .h5")
         if case_id in labels or case_id in problems:
             raise UserError(path, f"two ids name the slide {case_id!r}", "keep one of them")
+
+        # a bad value concerns one case only: it may be skipped
         try:
-            labels[case_id] = _label(case_id, value)
-        except ValueError as problem:
-            problems[case_id] = str(problem)
+            labels[case_id] = _parse_label(case_id, value)
+        except ValueError as error:
+            problems[case_id] = str(error)
     if not labels and not problems:
-        raise UserError(path, "no labels", _SHAPES)
+        raise UserError(path, "no labels", _EXPECTED)
     return labels, problems
 
 
+def slide_name(key: str) -> str:
+    """The name of a slide or case: an id without the ending of a file."""
+    for suffix in _SUFFIXES:
+        if key.lower().endswith(suffix):
+            return key[: -len(suffix)]
+    return key
+
+
 def _read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`. Byte order marks are fine; repeated keys are not."""
+    """The JSON object in `path`. A byte order mark is accepted."""
     try:
-        if (size := path.stat().st_size) > _MAX_BYTES:
-            raise UserError(path, f"{size / 1e9:.1f} GB is no labels file", _SHAPES)
-        text = path.read_bytes().decode("utf-8-sig")
-        data = json.loads(text, object_pairs_hook=lambda pairs: _unique(pairs, path))
+        # a features file given by mistake may have many gigabytes
+        size = path.stat().st_size
+        if size > _MAX_BYTES:
+            raise UserError(path, f"{size / 1e9:.1f} GB is no labels file", _EXPECTED)
+        text = path.read_bytes().decode("utf-8-sig")  # editors on Windows write a byte order mark
     except OSError as error:
         raise UserError(path, f"cannot be read ({error.strerror})", "give the path of the labels JSON") from None
     except UnicodeDecodeError as error:
         raise UserError(path, f"not UTF-8 (byte {error.start})",
                         f"convert it: iconv -f GBK -t UTF-8 {path.name} > labels_utf8.json") from None
+    data = _parse_json(text, path)
+    if not isinstance(data, dict):
+        raise UserError(path, f"the top level is a {type(data).__name__}", _EXPECTED)
+    return data
+
+
+def _parse_json(text: str, path: Path) -> Any:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        """A JSON object; of a repeated key Python would silently keep the last value."""
+        result: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in result:
+                first, second = str(result[key])[:20], str(value)[:20]  # texts are private: 20 characters, no more
+                raise UserError(path, f"id {key!r} appears twice ({first!r} and {second!r})", "keep one of them")
+            result[key] = value
+        return result
+
+    try:
+        return json.loads(text, object_pairs_hook=unique)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}:{error.colno}", f"not valid JSON ({error.msg})",
                         "correct the file there") from None
     except (RecursionError, ValueError):  # ValueError: a number of thousands of digits
-        raise UserError(path, "not a labels file", _SHAPES) from None
-    if not isinstance(data, dict):
-        raise UserError(path, f"the top level is a {type(data).__name__}", _SHAPES)
-    return data
+        raise UserError(path, "not a labels file", _EXPECTED) from None
 
 
-def _unique(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in result:
-            raise UserError(path, f"id {key!r} stands twice ({str(result[key])[:20]!r} and {str(value)[:20]!r})",
-                            "keep one of them")
-        result[key] = value
-    return result
+def _cases(data: dict[str, Any], path: Path) -> list[tuple[str, Any]]:
+    """(id, value in our own form) of each case, whatever the form of the file."""
+    if _is_histgen(data):
+        return _histgen_cases(data, path)
+    return list(data.items())
 
 
-def slide_name(key: str) -> str:
-    """An id as the files have it: without the ending of one."""
-    suffix = next((s for s in _SUFFIXES if key.lower().endswith(s)), "")
-    return key[: len(key) - len(suffix)]
+def _is_histgen(data: dict[str, Any]) -> bool:
+    """Whether the object is HistGen's: lists of records under the names of splits. Slides may have these names too."""
+    if not data or not set(data) <= set(SPLITS):
+        return False
+    for records in data.values():
+        if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+            return False
+    return True
+
+
+def _histgen_cases(data: dict[str, Any], path: Path) -> list[tuple[str, Any]]:
+    cases = []
+    for split, records in data.items():
+        for number, record in enumerate(records):
+            case_id = record.get("id")
+            if not isinstance(case_id, str):
+                raise UserError(path, f"{split}[{number}] has no id", "give each record {id, report, image_path}")
+            # `split` of the record itself is ignored: the list it is in counts
+            value = {"text": record.get("report"), "split": split}
+            images = record.get("image_path")
+            if images:
+                value["slides"] = _file_names(images)
+            cases.append((case_id, value))
+    return cases
+
+
+def _file_names(paths: Any) -> Any:
+    """Paths without their folders. What is no path stays as it is, for `_parse_slides` to refuse."""
+    if isinstance(paths, str):
+        paths = [paths]
+    if not isinstance(paths, list):
+        return paths
+    return [re.split(r"[/\\]", path)[-1] if isinstance(path, str) else path for path in paths]
+
+
+def _parse_label(case_id: str, value: Any) -> Label:
+    """The label of a value in our own form. Raises ValueError saying what is wrong."""
+    fields = value if isinstance(value, dict) else {"text": value}
+    unknown = sorted(set(fields) - set(_FIELDS))
+    if unknown:
+        raise ValueError(f"unknown field {unknown[0]!r}, expected {', '.join(_FIELDS)}")
+    texts = _parse_texts(fields.get("text"))
+    slides = _parse_slides(fields.get("slides"), case_id)
+    split = fields.get("split")
+    if split is not None and split not in SPLITS:
+        raise ValueError(f"split {split!r}, expected {', '.join(SPLITS)}")
+    return Label(texts, slides, split)
+
+
+def _parse_texts(value: Any) -> tuple[str, ...]:
+    texts = value if isinstance(value, list) else [value]
+    if not texts:
+        raise ValueError("empty list of texts")
+    for text in texts:
+        problem = _text_problem(text)
+        if problem:
+            raise ValueError(problem)
+    # a text that is given twice would be trained on twice as often
+    return tuple(dict.fromkeys(text.strip() for text in texts))
+
+
+def _parse_slides(value: Any, case_id: str) -> tuple[str, ...]:
+    if value is None:
+        return (case_id,)
+    if not isinstance(value, list) or not value:
+        raise ValueError(_NO_NAMES)
+    names = tuple(_parse_slide(name) for name in value)
+    if len(set(names)) < len(names):
+        raise ValueError("a slide appears twice")
+    return names
+
+
+def _parse_slide(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(_NO_NAMES)
+    name = slide_name(value)
+    problem = _id_problem(name)
+    if problem:
+        raise ValueError(f"slide {name!r}: {problem}")
+    return name
 
 
 def _id_problem(slide_id: str) -> str | None:
@@ -102,58 +220,16 @@ def _id_problem(slide_id: str) -> str | None:
     return _surrogate_problem(slide_id)
 
 
-def _cases(data: dict[str, Any], path: Path) -> list[tuple[str, Any]]:
-    """(id, value) of each case; the records of HistGen's form become values of ours."""
-    if not data or not set(data) <= set(SPLITS) or not all(
-            isinstance(side, list) and all(isinstance(r, dict) for r in side) for side in data.values()):
-        return list(data.items())
-    cases = []
-    for split, records in data.items():
-        for number, record in enumerate(records):
-            if not isinstance(key := record.get("id"), str):
-                raise UserError(path, f"{split}[{number}] has no id", "give each record {id, report, image_path}")
-            value = {"text": record.get("report"), "split": split}
-            if images := record.get("image_path"):
-                names = [images] if isinstance(images, str) else images
-                value["slides"] = [re.split(r"[/\\]", n)[-1] if isinstance(n, str) else n for n in names] \
-                    if isinstance(names, list) else names
-            cases.append((key, value))
-    return cases
-
-
-def _label(case_id: str, value: Any) -> Label:
-    """Raises ValueError saying what is wrong."""
-    fields = value if isinstance(value, dict) else {"text": value}
-    if unknown := sorted(set(fields) - {"text", "slides", "split"}):
-        raise ValueError(f"unknown field {unknown[0]!r}, expected text, slides, split")
-    texts, slides, split = fields.get("text"), fields.get("slides"), fields.get("split")
-    texts = texts if isinstance(texts, list) else [texts]
-    if not texts:
-        raise ValueError("empty list of texts")
-    for text in texts:
-        if why := _text_problem(text):
-            raise ValueError(why)
-    if slides is None:
-        names = [case_id]
-    elif not isinstance(slides, list) or not slides or not all(isinstance(s, str) for s in slides):
-        raise ValueError("slides must be a list of names")
-    else:
-        names = [slide_name(name) for name in slides]
-    for name in names:
-        if why := _id_problem(name):
-            raise ValueError(f"slide {name!r}: {why}")
-    if len(set(names)) < len(names):
-        raise ValueError("a slide stands twice")
-    if split is not None and split not in SPLITS:
-        raise ValueError(f"split {split!r}, expected {', '.join(SPLITS)}")
-    return Label(tuple(dict.fromkeys(text.strip() for text in texts)), tuple(names), split)
-
-
 def _text_problem(text: Any) -> str | None:
     if not isinstance(text, str):
         return f"the text is a {type(text).__name__}, expected a string"
-    return "empty text" if not text.strip() else _surrogate_problem(text)
+    if not text.strip():
+        return "empty text"
+    return _surrogate_problem(text)
 
 
 def _surrogate_problem(text: str) -> str | None:
-    return "half of a UTF-16 pair (\\ud800-\\udfff)" if any("\ud800" <= c <= "\udfff" for c in text) else None
+    """JSON can hold half of a UTF-16 pair, which no file or terminal can."""
+    if any("\ud800" <= c <= "\udfff" for c in text):
+        return "half of a UTF-16 pair (\\ud800-\\udfff)"
+    return None

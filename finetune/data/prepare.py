@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import unicodedata
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from ..common.errors import BadSlide, UserError
@@ -14,20 +17,23 @@ from ..common.log import logger
 from ..config.schema import DataConfig
 from .batch import Sample, encode_text
 from .content_check import bad_contents
-from .header_cache import read_manifest
+from .header_cache import read_headers
 from .labels import Label, load_labels
-from .slides import Slide, find_files, index_slides, join_slides
+from .slides import Slide, SlideFile, find_files, index_slides, join_slides
 from .splits import Split, make_split, report_split
 from .tokenizer import Tokenizer, build_tokenizer, normalize_text
 
 _MAX_UNKNOWN = 0.3  # above this share of unknown tokens a vocabulary was made for other texts
+_MAX_LISTED = 20  # problems that an error lists
+_MAX_COMPARED = 1000  # texts that are decoded again to see whether a tokenizer loses something
 
 
 @dataclass
 class Data:
-    """What a run trains on. `fingerprint` covers ids, texts, tile counts and the split: equal data, equal value.
+    """What a run trains on.
 
-    test: cases that are kept for a test: they are checked like the others and used for nothing.
+    fingerprint: hash of ids, texts, tile counts and split: equal data have an equal one.
+    test: cases kept for a test; their files are checked like the others, and used for nothing.
     """
 
     train: list[Sample]
@@ -42,163 +48,268 @@ class Data:
 
     @property
     def slides(self) -> list[Slide]:
-        return [s.slide for s in self.train + self.validation]
+        """The slides of training and validation."""
+        return [sample.slide for sample in self.train + self.validation]
 
 
 def prepare_data(config: DataConfig, seed: int, tokenizer: Tokenizer | None = None,
-                 manifest: Path | None = None) -> Data:
+                 header_cache: Path | None = None) -> Data:
     """Match labels and files by id, join the slides of a case, split, and encode the texts.
 
-    tokenizer: of the run that is resumed; None builds one from the training texts. manifest: file of the headers that
-    an earlier run has read. Raises UserError listing all bad labels and files at once, unless `data.on_bad` is skip and
-    they are few.
+    Args:
+        config: of the data.
+        seed: of the split.
+        tokenizer: of the run that is resumed; None builds one from the training texts.
+        header_cache: file of the headers that an earlier run has read.
+
+    Raises:
+        UserError: listing all bad labels and files at once, unless `data.on_bad` is skip and they are few.
     """
-    labels, slides = _usable(config, manifest)
+    labels, slides = _load_cases(config, header_cache)
     split = make_split(labels, config, seed)
     if not split.train:
         raise UserError(config.embeddings_dir, "no slide to train on", "compare the ids with the file names")
     if not split.val:
         logger.warning("no validation slides (data.val_split is 0): best_model.pth is the last one")
-    _warn_duplicate_files(slides, split)
+    _check_duplicate_files(slides, split)
     report_split(labels, split, config)
+
+    # held-out texts must not shape the vocabulary
     texts = [text for i in split.train for text in labels[i].texts]
-    if repeated := len(texts) - len(set(texts)):
-        logger.warning("%d of %d training texts repeat another one: they are no negatives of each other",
-                       repeated, len(texts))
+    _warn_of_repeated_texts(texts)
     tokenizer = tokenizer or build_tokenizer(config.tokenizer, texts, config.normalize)
-    _warn_of_losses(tokenizer, texts)
-    return Data(_samples(split.train, slides, labels, tokenizer, config.max_seq_len, "training"),
-                _samples(split.val, slides, labels, tokenizer, config.max_seq_len, "validation"),
-                tokenizer, _fingerprint(slides, labels, split), [slides[i] for i in split.test])
+    _warn_of_lossy_tokenizer(tokenizer, texts)
+
+    # training uses the texts of a case in turn; validation only the first, so that epochs can be compared
+    train_texts = {i: labels[i].texts for i in split.train}
+    val_texts = {i: labels[i].texts[:1] for i in split.val}
+    train_ids = _encode_texts(train_texts, tokenizer, config.max_seq_len, "training")
+    val_ids = _encode_texts(val_texts, tokenizer, config.max_seq_len, "validation")
+    return Data(_samples(train_ids, slides, labels), _samples(val_ids, slides, labels), tokenizer,
+                _fingerprint(slides, labels, split), [slides[i] for i in split.test])
 
 
 def scan_contents(data: Data) -> None:
     """Read every tile of every slide. Raises one UserError that lists all unreadable or non-finite ones."""
-    bad = bad_contents([part for slide in data.slides + data.test for part in slide.parts], None)
-    if bad:
-        path, first = next(iter(bad.items()))
-        raise UserError(path, f"{first.what} ({len(bad)} bad files in all)", first.fix,
-                        [f"{p}: {b.what}; {b.fix}" for p, b in list(bad.items())[:20]])
+    files = [file for slide in data.slides + data.test for file in slide.parts]
+    problems = bad_contents(files, None)
+    if problems:
+        location, first = next(iter(problems.items()))
+        raise UserError(location, f"{first.what} ({len(problems)} bad files in all)", first.fix, _lines(problems))
 
 
-def scans_contents(config: DataConfig) -> bool:
-    """Whether `prepare_data` itself reads every tile: to know what to skip before the split, or to check sums."""
+def contents_are_checked(config: DataConfig) -> bool:
+    """Whether `prepare_data` itself reads every tile: to skip bad slides before the split, or to check their sums."""
     return config.on_bad == "skip" or config.sha256_file is not None
 
 
-def _usable(config: DataConfig, manifest: Path | None) -> tuple[dict[str, Label], dict[str, Slide]]:
-    """(labels, slides) by id of the cases that can be used; stops or skips what is bad, tells what has no partner."""
-    labels, bad_labels = load_labels(config.labels_file)
+def _load_cases(config: DataConfig, header_cache: Path | None) -> tuple[dict[str, Label], dict[str, Slide]]:
+    """(labels, slides) by id of the cases that can be used. Stops at the others or skips them."""
+    labels, label_problems = load_labels(config.labels_file)
     files = find_files(config.embeddings_dir)
     names = list(dict.fromkeys(name for label in labels.values() for name in label.slides))
-    wanted = config.h5_key, config.image_dim, config.wanted_encoder
-    found, bad_files = index_slides(files, names, *wanted, read_manifest(manifest, *wanted) if manifest else {})
-    bad_files |= _near_misses(bad_files, files)
-    if scans_contents(config):
-        bad_files |= (bad := bad_contents(found, config.sha256_file))
-        found = [s for s in found if s.place not in bad]
-    by_name = {s.slide_id: s for s in found}
-    slides = {i: join_slides(i, [by_name[n] for n in label.slides]) for i, label in labels.items()
-              if by_name.keys() >= set(label.slides)}
-    problems = {f"{i!r} in {config.labels_file}": BadSlide(why, "correct the label") for i, why in bad_labels.items()}
-    _raise_or_skip(problems | bad_files, len(slides), config)
-    if torn := [i for i, label in labels.items() if i not in slides and by_name.keys() & set(label.slides)]:
-        logger.warning("%d cases are left out as one of their slides cannot be used: %s ...", len(torn),
-                       ", ".join(torn[:5]))
-    if unlabelled := sorted(files.keys() - set(names) - bad_labels.keys()):
-        logger.warning("%d H5 files have no label: %s ...", len(unlabelled), ", ".join(unlabelled[:5]))
-    root = os.path.realpath(expand(config.embeddings_dir)) + os.sep
-    if outside := [s.slide_id for s in found if not os.path.realpath(s.place).startswith(root)]:
-        logger.warning("%d H5 files are links out of data.embeddings_dir: %s ...", len(outside), ", ".join(outside[:5]))
-    return {i: labels[i] for i in slides}, slides
+    slide_files, file_problems = _check_files(config, files, names, header_cache)
+    slides, incomplete = _join_cases(labels, slide_files)
+
+    # labels and files in one list: a user corrects both in one go
+    problems = {f"{case_id!r} in {config.labels_file}": BadSlide(what, "correct the label")
+                for case_id, what in label_problems.items()}
+    _raise_or_skip(problems | file_problems, len(slides), config)
+
+    # nothing of this stops a run, but each is a common sign of a wrong folder or labels file
+    _warn("%d cases are left out as one of their slides cannot be used: %s ...", incomplete)
+    unlabelled = files.keys() - set(names) - label_problems.keys()
+    _warn("%d H5 files have no label: %s ...", sorted(unlabelled))
+    outside = _links_out(config.embeddings_dir, slide_files)
+    _warn("%d H5 files are links out of data.embeddings_dir: %s ...", outside)
+    return {case_id: labels[case_id] for case_id in slides}, slides
 
 
-def _near_misses(bad: dict[str, BadSlide], files: dict[str, list[str]]) -> dict[str, BadSlide]:
-    """Ids without a file that has their name but for case, blanks or Unicode form, with the name that was meant."""
-    def folded(name: str) -> str:
-        return "".join(unicodedata.normalize("NFKC", name).casefold().split())
-
-    by_folded = {folded(name): name for name in files}
-    near = {i: by_folded[folded(i)] for i in bad if i not in files and folded(i) in by_folded}
-    return {i: BadSlide(f"no H5 file of this name, did you mean {name!r}?", "correct the label's id or the file name")
-            for i, name in near.items()}
-
-
-def _warn_duplicate_files(slides: dict[str, Slide], split: Split) -> None:
-    """A file in two cases (or linked) counts twice; across the split the scores would be on training data: an error."""
-    by_file: dict[tuple[int, int, str], list[str]] = {}
-    for case_id, slide in slides.items():
-        for part in slide.parts:
-            stat = os.stat(part.path)
-            if stat.st_ino:  # 0 on file systems that number no files
-                by_file.setdefault((stat.st_dev, stat.st_ino, part.key), []).append(case_id)
-    twins = [ids for ids in by_file.values() if len(ids) > 1]
-    side_of = {i: side for side, ids in zip(("training", "validation", "test"), (split.train, split.val, split.test),
-                                            strict=True) for i in ids}
-    for ids in twins:
-        if len(sides := sorted({side_of[i] for i in ids})) > 1:
-            raise UserError(slides[ids[0]].path, f"is one file with the ids {', '.join(map(repr, ids))}, in "
-                            f"{' and in '.join(sides)}", "keep one of these labels")
-    if twins:
-        logger.warning("%d H5 files have several ids, such as %s: they count more than once", len(twins),
-                       ", ".join(twins[0]))
+def _join_cases(labels: Mapping[str, Label], files: Mapping[str, SlideFile]) -> tuple[dict[str, Slide], list[str]]:
+    """({case id: its joined slides}, ids of the cases that lack some of their slides)."""
+    slides: dict[str, Slide] = {}
+    incomplete: list[str] = []
+    for case_id, label in labels.items():
+        parts = [files[name] for name in label.slides if name in files]
+        if len(parts) == len(label.slides):
+            slides[case_id] = join_slides(case_id, parts)
+        elif parts:
+            incomplete.append(case_id)
+    return slides, incomplete
 
 
-def _raise_or_skip(problems: dict[str, BadSlide], usable: int, config: DataConfig) -> None:
-    """Stop with the whole list, or with `on_bad: skip` warn and go on if the bad share is small."""
+def _links_out(folder: str, files: Mapping[str, SlideFile]) -> list[str]:
+    """Names of the slides whose files lie outside the folder in which they were found."""
+    root = os.path.realpath(expand(folder)) + os.sep
+    return [name for name, file in files.items() if not os.path.realpath(file.location).startswith(root)]
+
+
+def _check_files(config: DataConfig, files: dict[str, list[str]], names: list[str], header_cache: Path | None,
+                 ) -> tuple[dict[str, SlideFile], dict[str, BadSlide]]:
+    """({slide name: file} of the usable slides, {name, path or location: problem} of the others)."""
+    expected = config.h5_key, config.image_dim, config.wanted_encoder
+    cached = read_headers(header_cache, *expected)
+    usable, problems = index_slides(files, names, *expected, cached)
+    problems |= _suggestions(problems, files)
+
+    # before the split: whether a slide is skipped must not depend on its side
+    if contents_are_checked(config):
+        content_problems = bad_contents(usable, config.sha256_file)
+        problems |= content_problems
+        usable = [file for file in usable if file.location not in content_problems]
+    return {file.slide_id: file for file in usable}, problems
+
+
+def _suggestions(problems: Mapping[str, BadSlide], files: Mapping[str, list[str]]) -> dict[str, BadSlide]:
+    """A better problem for ids without a file where a file name differs in case, white space or Unicode form only."""
+    by_simple_name = {_simplify_name(name): name for name in files}
+    suggestions = {}
+    for name in problems:
+        similar = by_simple_name.get(_simplify_name(name))
+        if name not in files and similar is not None:
+            suggestions[name] = BadSlide(f"no H5 file of this name, did you mean {similar!r}?",
+                                         "correct the label's id or the file name")
+    return suggestions
+
+
+def _simplify_name(name: str) -> str:
+    return "".join(unicodedata.normalize("NFKC", name).casefold().split())
+
+
+def _warn(message: str, ids: list[str]) -> None:
+    """Log a message with the number of ids and five examples, if there are any."""
+    if ids:
+        logger.warning(message, len(ids), ", ".join(ids[:5]))
+
+
+def _raise_or_skip(problems: dict[str, BadSlide], num_usable: int, config: DataConfig) -> None:
+    """Stop with the list of problems, or with `on_bad: skip` go on with a warning if they are few."""
     if not problems:
         return
-    details = [f"{name}: {p.what}; {p.fix}" for name, p in list(problems.items())[:20]]
-    details += [f"... and {len(problems) - 20} more"] * (len(problems) > 20)
+    total = len(problems) + num_usable
     name, first = next(iter(problems.items()))
-    count = f"{len(problems)} of {len(problems) + usable} slides cannot be used"
-    if config.on_bad == "error" or not usable:
-        raise UserError(name, first.what + (f" ({count})" if len(problems) > 1 else ""),
-                        first.fix + ", or data.on_bad=skip", details if len(problems) > 1 else ())
-    if len(problems) > config.max_bad_fraction * (len(problems) + usable):
+    count = f"{len(problems)} of {total} slides cannot be used"
+    lines = _lines(problems)
+    if len(problems) > _MAX_LISTED:
+        lines.append(f"... and {len(problems) - _MAX_LISTED} more")
+
+    if config.on_bad == "error" or not num_usable:
+        fix = f"{first.fix}, or data.on_bad=skip"
+        if len(problems) == 1:
+            raise UserError(name, first.what, fix)
+        raise UserError(name, f"{first.what} ({count})", fix, lines)
+
+    if len(problems) > config.max_bad_fraction * total:
         raise UserError(config.embeddings_dir, f"{count}, more than data.max_bad_fraction {config.max_bad_fraction:g}",
-                        "mend the files or raise it", details)
-    for line in details:
+                        "repair the files or raise it", lines)
+    # one line each, so that a log shows later what a model was not trained on
+    for line in lines:
         logger.warning("skipped %s", line)
     logger.warning("%s and are skipped", count)
 
 
-def _samples(ids: list[str], slides: dict[str, Slide], labels: dict[str, Label], tokenizer: Tokenizer,
-             max_seq_len: int, split: str) -> list[Sample]:
-    """One per case. Training may take any of its texts, validation takes the first."""
-    texts = {i: labels[i].texts if split == "training" else labels[i].texts[:1] for i in ids}
-    encoded = {i: [encode_text(tokenizer, text, max_seq_len) for text in its] for i, its in texts.items()}
-    every = [e for several in encoded.values() for e in several]
-    if cut := sum(was_cut for _, was_cut in every):
-        longest = max(len(tokenizer.encode(text)) for its in texts.values() for text in its) + 2
+def _lines(problems: Mapping[str, BadSlide]) -> list[str]:
+    """The first problems as lines for an error."""
+    return [f"{name}: {problem.what}; {problem.fix}" for name, problem in list(problems.items())[:_MAX_LISTED]]
+
+
+def _check_duplicate_files(slides: dict[str, Slide], split: Split) -> None:
+    """Warn of files that have several ids, as they count more than once.
+
+    On two sides of the split they are an error: the scores would be on training data.
+    """
+    duplicates = _duplicate_files(slides)
+
+    side_of = split.side_of
+    for ids in duplicates:
+        sides = sorted({side_of[case_id] for case_id in ids})
+        if len(sides) > 1:
+            # quoted, as an id may contain a comma
+            names = ", ".join(map(repr, ids))
+            raise UserError(slides[ids[0]].path, f"is one file with the ids {names}, in {' and in '.join(sides)}",
+                            "keep one of these labels")
+    if duplicates:
+        logger.warning("%d H5 files have several ids, such as %s: they count more than once", len(duplicates),
+                       ", ".join(duplicates[0]))
+
+
+def _duplicate_files(slides: dict[str, Slide]) -> list[list[str]]:
+    """The case ids of each file that has several, by links or in the labels."""
+    cases_of: dict[tuple[int, int, str], list[str]] = defaultdict(list)
+    for case_id, slide in slides.items():
+        for file in slide.parts:
+            stat = os.stat(file.path)
+            if stat.st_ino:  # 0 on file systems that do not number their files
+                cases_of[stat.st_dev, stat.st_ino, file.key].append(case_id)
+    return [ids for ids in cases_of.values() if len(ids) > 1]
+
+
+def _warn_of_repeated_texts(texts: list[str]) -> None:
+    num_repeated = len(texts) - len(set(texts))
+    if num_repeated:
+        logger.warning("%d of %d training texts repeat another one: they are no negatives of each other",
+                       num_repeated, len(texts))
+
+
+def _warn_of_lossy_tokenizer(tokenizer: Tokenizer, texts: list[str]) -> None:
+    """Some tokenizers lose case or white space, and captions will lack them too."""
+    # 1000 texts show it, and 100 000 would take minutes
+    compared = texts[:_MAX_COMPARED]
+    num_changed = 0
+    for text in compared:
+        decoded = tokenizer.decode(tokenizer.encode(text))
+        num_changed += decoded not in (text, normalize_text(text))
+    if num_changed:
+        logger.warning("%d of %d training texts change when they are encoded and decoded by the tokenizer; so will "
+                       "captions", num_changed, len(compared))
+
+
+def _encode_texts(texts: dict[str, tuple[str, ...]], tokenizer: Tokenizer, max_seq_len: int, split: str,
+                  ) -> dict[str, list[list[int]]]:
+    """Token ids of each text of each case; warns of cut texts, refuses a vocabulary made for other texts."""
+    encoded: dict[str, list[list[int]]] = defaultdict(list)
+    cut: list[str] = []
+    for case_id, references in texts.items():
+        for text in references:
+            token_ids, was_cut = encode_text(tokenizer, text, max_seq_len)
+            encoded[case_id].append(token_ids)
+            if was_cut:
+                cut.append(text)
+    every = list(chain(*encoded.values()))
+    if cut:
+        longest = 2 + max(len(tokenizer.encode(text)) for text in cut)  # with begin and end token
         logger.warning("%d of %d %s texts are longer than data.max_seq_len %d and are cut (the longest has %d tokens)",
-                       cut, len(every), split, max_seq_len, longest)
-    words = sum(len(token_ids) for token_ids, _ in every)
-    unknown = sum(token_ids.count(tokenizer.unk_id) for token_ids, _ in every) / max(words, 1)
+                       len(cut), len(every), split, max_seq_len, longest)
+    _check_unknown_tokens(every, tokenizer, split)
+    return encoded
+
+
+def _check_unknown_tokens(texts: list[list[int]], tokenizer: Tokenizer, split: str) -> None:
+    num_tokens = sum(map(len, texts))
+    num_unknown = sum(token_ids.count(tokenizer.unk_id) for token_ids in texts)
+    unknown = num_unknown / max(num_tokens, 1)
     if unknown > _MAX_UNKNOWN:
         raise UserError("tokenizer", f"{unknown:.0%} of the {split} tokens are unknown to it",
                         "are these texts in another language? use more training texts, or another split seed")
     if unknown:
         logger.warning("%.2f %% of the %s tokens are unknown to the vocabulary", 100 * unknown, split)
-    return [Sample(slides[i], several[0][0], labels[i].texts, tuple(token_ids for token_ids, _ in several))
-            for i, several in encoded.items()]
 
 
-def _warn_of_losses(tokenizer: Tokenizer, texts: list[str]) -> None:
-    """Some tokenizers do not give back what they were given: lower case, lost blanks. Captions will look like that."""
-    looked_at = texts[:1000]
-    lost = sum(tokenizer.decode(tokenizer.encode(t)) not in (t, normalize_text(t)) for t in looked_at)
-    if lost:
-        logger.warning("%d of %d training texts do not come back from the tokenizer as they were; nor will captions",
-                       lost, len(looked_at))
+def _samples(encoded: Mapping[str, list[list[int]]], slides: Mapping[str, Slide], labels: Mapping[str, Label],
+             ) -> list[Sample]:
+    """One sample per case, with the first of its encoded texts and all of them as choices."""
+    return [Sample(slides[case_id], choices[0], labels[case_id].texts, tuple(choices))
+            for case_id, choices in encoded.items()]
 
 
 def _fingerprint(slides: dict[str, Slide], labels: dict[str, Label], split: Split) -> str:
-    """Of a case with one text and one slide the row is as it was when there were no others: old runs go on."""
-    digest = hashlib.sha256()
+    """Hash of the data: equal data, equal value."""
     sides = dict.fromkeys(split.train, False) | dict.fromkeys(split.val, True) | dict.fromkeys(split.test, "test")
+    digest = hashlib.sha256()
     for case_id in sorted(slides):
-        texts, tiles = labels[case_id].texts, [part.num_tiles for part in slides[case_id].parts]
+        texts = labels[case_id].texts
+        tiles = [file.num_tiles for file in slides[case_id].parts]
+        # one text and one slide are hashed as before there could be several, so that old runs can be resumed
         row = (case_id, texts[0] if len(texts) == 1 else texts, tiles[0] if len(tiles) == 1 else tiles, sides[case_id])
         digest.update(repr(row).encode("utf-8", "backslashreplace"))
     return digest.hexdigest()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -17,19 +17,21 @@ from typing import Any
 from ..common.errors import BadSlide, UserError
 from ..common.files import expand
 from ..common.progress import progress
-from . import h5_files as h5
-from . import pt_files as pt
+from . import h5_files, pt_files
 
 _H5, _PT = (".h5", ".hdf5"), ".pt"
-_PARALLEL_FROM = 512  # below so many files a process pool starts slower than the headers are read
+_PARALLEL_FROM = 512  # files; for fewer, starting a process pool takes longer than reading the headers
 
 
 @dataclass(frozen=True)
 class SlideFile:
-    """A checked file: `key` names a float dataset of `num_tiles` tiles, (N, D) or (1, N, D); '' is a `.pt`'s only one.
+    """The checked file of one slide.
 
-    dtype, width: of the dataset. offset: byte of the file where its numbers lie in one piece, None if chunked or
-    compressed. size (bytes) and mtime_ns: of the file when it was checked.
+    key: the dataset of its tiles, (N, D) or (1, N, D); '' if a `.pt` file holds a single tensor.
+    num_tiles, width: N and D.
+    dtype: of the dataset, in numpy's notation.
+    offset: byte where its numbers start; None if they are chunked or compressed.
+    size, mtime_ns: of the file when it was checked, in bytes and nanoseconds.
     """
 
     slide_id: str
@@ -44,23 +46,27 @@ class SlideFile:
 
     @property
     def parts(self) -> tuple[SlideFile, ...]:
-        """The files it is made of, as of a Case: itself."""
+        """The files of this slide, as a Case has them."""
         return (self,)
 
     @property
-    def in_one_file_of_many(self) -> bool:
-        """Whether the file holds a dataset for each of several slides, `key` being this one's."""
+    def in_shared_file(self) -> bool:
+        """Whether the file holds one dataset per slide, named after it."""
         return self.key == self.slide_id != Path(self.path).stem
 
     @property
-    def place(self) -> str:
-        """What `inspect_slide` took: the file, or FILE.h5/ID."""
-        return f"{self.path}/{self.key}" if self.in_one_file_of_many else self.path
+    def location(self) -> str:
+        """The argument of `inspect_slide`: the file, or FILE.h5/ID."""
+        return f"{self.path}/{self.key}" if self.in_shared_file else self.path
+
+    def is_unchanged(self, stat: os.stat_result) -> bool:
+        """Whether a file of this state is the one that was checked."""
+        return (stat.st_size, stat.st_mtime_ns) == (self.size, self.mtime_ns)
 
 
 @dataclass(frozen=True)
 class Case:
-    """Several slides that are encoded as one: their tiles one after the other. It stands in for a SlideFile."""
+    """Several slides that are encoded as one, their tiles concatenated. It can be used like a SlideFile."""
 
     slide_id: str
     parts: tuple[SlideFile, ...]
@@ -71,7 +77,7 @@ class Case:
 
     @property
     def path(self) -> str:
-        """Of its first file, for messages."""
+        """The first file, for messages."""
         return self.parts[0].path
 
 
@@ -79,18 +85,29 @@ Slide = SlideFile | Case
 
 
 def join_slides(case_id: str, parts: Sequence[SlideFile]) -> Slide:
-    """The slides of one case as one under its id."""
-    return parts[0] if [part.slide_id for part in parts] == [case_id] else Case(case_id, tuple(parts))
+    """The slides of a case as one slide with the id of the case."""
+    if len(parts) == 1 and parts[0].slide_id == case_id:
+        return parts[0]
+    return Case(case_id, tuple(parts))
 
 
 def open_case(case_id: str, slides: Sequence[Sequence[str]], h5_key: str | None, image_dim: int,
               encoder: str | None = None) -> Slide:
-    """The slides of one case, each given by the files of its name, checked and joined. Raises UserError."""
+    """Check and join the slides of one case.
+
+    Args:
+        case_id: id of the case.
+        slides: for each slide the files of its name.
+        h5_key, image_dim, encoder: as in `inspect_slide`.
+
+    Raises:
+        UserError: a slide cannot be used, or several files have its name.
+    """
     parts = []
     for path, *others in slides:
         try:
             if others:
-                raise BadSlide(f"{len(others)} other files have this name, {others[0]} among them", "keep one of them")
+                raise BadSlide(f"{len(others)} other files have this name, such as {others[0]}", "keep one of them")
             parts.append(inspect_slide(path, h5_key, image_dim, encoder))
         except BadSlide as bad:
             raise UserError(path, bad.what, bad.fix) from None
@@ -98,111 +115,129 @@ def open_case(case_id: str, slides: Sequence[Sequence[str]], h5_key: str | None,
 
 
 def find_files(embeddings_dir: str | Path) -> dict[str, list[str]]:
-    """{slide id: paths} of all H5 and .pt files below a folder, flat or nested, sorted; FILE.h5/ID for an H5 file that
-    has a dataset for each slide. A .pt counts only without an H5 of its name: CLAM writes both. Raises UserError if
-    there are none.
+    """Find the H5 and .pt files of slides below a folder, flat or nested.
+
+    Args:
+        embeddings_dir: the folder, or one H5 file that has a dataset per slide.
+
+    Returns:
+        {slide id: paths}, sorted; a path is FILE.h5/ID for a dataset of a shared file. A .pt file only counts if there
+        is no H5 file of its name: CLAM writes both.
+
+    Raises:
+        UserError: there are none.
     """
     root = expand(str(embeddings_dir))
     if root.is_file():
         return {name: [f"{root}/{name}"] for name in sorted(_slides_in(root))}
     if not root.is_dir():
         raise UserError(root, "no such folder", "give the folder of the H5 tile embeddings")
-    found: dict[str, list[str]] = {}
-    tensors: dict[str, list[str]] = {}
-    walked: set[str] = set()
+    paths = _paths_by_name(root)
+    if not paths:
+        raise UserError(root, "no .h5 file in it", "give the folder of the tile embeddings (.h5, or tensors as .pt)")
+    return {slide_id: sorted(paths[slide_id]) for slide_id in sorted(paths)}
+
+
+def _paths_by_name(root: Path) -> dict[str, list[str]]:
+    h5_paths: dict[str, list[str]] = defaultdict(list)
+    pt_paths: dict[str, list[str]] = defaultdict(list)
+    for path in _walk(root):
+        stem, suffix = os.path.splitext(os.path.basename(path))
+        if suffix.lower() in _H5:
+            h5_paths[stem].append(path)
+        elif suffix.lower() == _PT:
+            pt_paths[stem].append(path)
+    return {**pt_paths, **h5_paths}
+
+
+def _walk(root: Path) -> Iterator[str]:
+    """The paths of all files below a folder, links followed."""
+    visited: set[str] = set()
     for folder, subfolders, names in os.walk(root, followlinks=True):
-        if (real := os.path.realpath(folder)) in walked:  # a link back up would be followed for ever
+        real_path = os.path.realpath(folder)
+        if real_path in visited:  # a link to a parent folder would be followed for ever
             subfolders.clear()
             continue
-        walked.add(real)
+        visited.add(real_path)
         for name in names:
-            stem, suffix = os.path.splitext(name)
-            if suffix.lower() in (*_H5, _PT):
-                kind = tensors if suffix.lower() == _PT else found
-                kind.setdefault(stem, []).append(os.path.join(folder, name))
-    found = tensors | found
-    if not found:
-        raise UserError(root, "no .h5 file in it", "give the folder of the tile embeddings (.h5, or tensors as .pt)")
-    return {slide_id: sorted(found[slide_id]) for slide_id in sorted(found)}
-
-
-def index_slides(files: dict[str, list[str]], ids: Sequence[str], h5_key: str | None, image_dim: int,
-                 encoder: str | None = None, known: Mapping[str, SlideFile] = MappingProxyType({}),
-                 ) -> tuple[list[SlideFile], dict[str, BadSlide]]:
-    """Check the headers of the slides `ids`, in parallel when they are many; (usable, {path or id: problem}).
-
-    known: {path: header} of files that need not be looked at again.
-    If every file that could be read is wrong in the same way the config is at fault: one UserError, not one per file.
-    """
-    bad = {i: BadSlide("no H5 file of this name", "add the file or remove its label") for i in ids if i not in files}
-    for i in ids:
-        if len(files.get(i, ())) > 1:
-            bad[i] = BadSlide(f"{len(files[i])} files have this name: {', '.join(files[i][:3])}", "keep one of them")
-    paths = [files[i][0] for i in ids if i not in bad]
-    slides: list[SlideFile] = []
-    inspect = partial(_try_inspect, h5_key=h5_key, image_dim=image_dim, encoder=encoder)
-    new = [path for path in paths if path not in known]
-    bar = progress(_map(inspect, new), "indexing", len(new), "file")
-    found = dict(zip(new, bar, strict=True))
-    for path in paths:
-        result = known.get(path) or found[path]
-        if isinstance(result, BadSlide):
-            bad[path] = result
-        else:
-            slides.append(result)
-    kinds = Counter((bad[path].what, bad[path].fix) for path in paths if path in bad)
-    if not slides and len(paths) > 1 and len(kinds) == 1:
-        (what, fix), count = kinds.popitem()
-        raise UserError(f"{Path(paths[0]).parent}", f"all {count} files: {what}", fix)
-    return slides, bad
-
-
-def inspect_slide(path: str | Path, h5_key: str | None, image_dim: int, encoder: str | None = None) -> SlideFile:
-    """Check the header of one file, or FILE.h5/ID; reads no tile. encoder: the tile encoder it must be of, if it names
-    one; None = any. Raises BadSlide."""
-    path, slide_id = Path(path), Path(path).stem
-    if path.parent.suffix.lower() in _H5 and path.parent.is_file():
-        path, slide_id, h5_key = path.parent, path.name, path.name
-    opener = _opener(path)
-    try:
-        stat = os.stat(path)  # before the header is read: a later change is then sure to be noticed
-        header = opener.inspect(path, h5_key, image_dim, encoder)
-    except opener.ERRORS as error:
-        raise _explain(path, error) from None
-    return SlideFile(slide_id, str(path), *header, stat.st_size, stat.st_mtime_ns)
-
-
-def _opener(path: Path) -> ModuleType:
-    """The module that knows files of this ending."""
-    return pt if path.suffix.lower() == _PT else h5
-
-
-def _explain(path: Path, error: Exception) -> BadSlide:
-    """What a failed read means, in the words of somebody who can mend it."""
-    if path.is_symlink() and not path.exists():
-        return BadSlide(f"not found (symlink to {os.readlink(path)})", "mend the link or copy the file")
-    if not path.exists():
-        return BadSlide("not found", "check the path")
-    if path.is_dir():
-        return BadSlide("is a folder", "give an H5 file")
-    if getattr(error, "errno", None) in (errno.EACCES, errno.EPERM) and not os.access(path, os.R_OK):
-        return BadSlide("permission denied", "make it readable")
-    if path.stat().st_size == 0 and not isinstance(error, BlockingIOError):
-        return BadSlide("empty file", "copy it again")
-    return _opener(path).explain(path, error)
+            yield os.path.join(folder, name)
 
 
 def _slides_in(path: Path) -> list[str]:
     try:
-        return h5.slides_in(path)
-    except (*h5.ERRORS, BadSlide) as error:
-        bad = error if isinstance(error, BadSlide) else _explain(path, error)
+        return h5_files.slides_in(path)
+    except (*h5_files.ERRORS, BadSlide) as error:
+        bad = describe_error(path, error)
         raise UserError(path, bad.what, bad.fix) from None
 
 
-def _try_inspect(path: str, **wanted: Any) -> SlideFile | BadSlide:
+def index_slides(files: dict[str, list[str]], ids: Sequence[str], h5_key: str | None, image_dim: int,
+                 encoder: str | None = None, cached: Mapping[str, SlideFile] = MappingProxyType({}),
+                 ) -> tuple[list[SlideFile], dict[str, BadSlide]]:
+    """Check the headers of slides, in parallel when there are many.
+
+    Args:
+        files: {slide id: paths}, of `find_files`.
+        ids: the slides to check.
+        h5_key, image_dim, encoder: as in `inspect_slide`.
+        cached: {location: header} of files that need not be read again.
+
+    Returns:
+        (usable slides in the order of `ids`, {path or id: problem}).
+
+    Raises:
+        UserError: all files have the same problem, so the config is at fault and one error is enough.
+    """
+    problems = _matching_problems(files, ids)
+    paths = [files[i][0] for i in ids if i not in problems]
+
+    # problems come back as values: the others must be read all the same, and an exception would end the pool's map
+    inspect = partial(_try_inspect, h5_key=h5_key, image_dim=image_dim, encoder=encoder)
+    headers = _read_headers(inspect, paths, cached)
+    slides: list[SlideFile] = []
+    for path in paths:
+        header = headers[path]
+        if isinstance(header, BadSlide):
+            problems[path] = header
+        else:
+            slides.append(header)
+
+    # a single bad file says nothing about the config
+    if len(paths) > 1 and not slides:
+        _raise_if_all_alike(paths, problems)
+    return slides, problems
+
+
+def _matching_problems(files: dict[str, list[str]], ids: Sequence[str]) -> dict[str, BadSlide]:
+    """The ids that have no file, or more than one."""
+    problems = {}
+    for slide_id in ids:
+        paths = files.get(slide_id, [])
+        if not paths:
+            problems[slide_id] = BadSlide("no H5 file of this name", "add the file or remove its label")
+        elif len(paths) > 1:
+            problems[slide_id] = BadSlide(f"{len(paths)} files have this name: {', '.join(paths[:3])}",
+                                          "keep one of them")
+    return problems
+
+
+def _raise_if_all_alike(paths: list[str], problems: dict[str, BadSlide]) -> None:
+    different = {(problems[path].what, problems[path].fix) for path in paths}
+    if len(different) == 1:
+        what, fix = different.pop()
+        raise UserError(Path(paths[0]).parent, f"all {len(paths)} files: {what}", fix)
+
+
+def _read_headers(inspect: partial, paths: list[str], cached: Mapping[str, SlideFile],
+                  ) -> dict[str, SlideFile | BadSlide]:
+    missing = [path for path in paths if path not in cached]
+    results = progress(_map(inspect, missing), "indexing", len(missing), "file")
+    return {**cached, **dict(zip(missing, results, strict=True))}
+
+
+def _try_inspect(path: str, **options: Any) -> SlideFile | BadSlide:
     try:
-        return inspect_slide(path, **wanted)
+        return inspect_slide(path, **options)
     except BadSlide as problem:
         return problem
 
@@ -214,3 +249,56 @@ def _map(inspect: partial, paths: list[str]) -> Iterable[SlideFile | BadSlide]:
         return
     with ProcessPoolExecutor(min(8, os.cpu_count() or 1), multiprocessing.get_context("spawn")) as pool:
         yield from pool.map(inspect, paths, chunksize=64)
+
+
+def inspect_slide(path: str | Path, h5_key: str | None, image_dim: int, encoder: str | None = None) -> SlideFile:
+    """Check the header of one slide; reads no tile.
+
+    Args:
+        path: the file, or FILE.h5/ID for a dataset of a shared file.
+        h5_key: name of the dataset; None looks for the usual names.
+        image_dim: D, the dimension its tiles must have.
+        encoder: tile encoder its features must come from, if the file names one; None accepts any.
+
+    Raises:
+        BadSlide: the slide cannot be used.
+    """
+    path, slide_id = Path(path), Path(path).stem
+    if path.parent.suffix.lower() in _H5 and path.parent.is_file():
+        path, slide_id, h5_key = path.parent, path.name, path.name
+    file_format = format_of(path)
+    try:
+        stat = os.stat(path)  # before the header is read, so that a later change is certain to be noticed
+        header = file_format.inspect(path, h5_key, image_dim, encoder)
+    except file_format.ERRORS as error:
+        raise describe_error(path, error) from None
+    return SlideFile(slide_id, str(path), *header, stat.st_size, stat.st_mtime_ns)
+
+
+def format_of(path: Path) -> ModuleType:
+    """The module that reads files of this ending: it has ERRORS, `inspect`, `read` and `describe_error`."""
+    return pt_files if path.suffix.lower() == _PT else h5_files
+
+
+def describe_error(path: Path, error: Exception) -> BadSlide:
+    """What a failed read means for the user: the problem and how to fix it."""
+    if isinstance(error, BadSlide):
+        return error
+    problem = _path_problem(path)
+    if problem:
+        return problem
+    if getattr(error, "errno", None) in (errno.EACCES, errno.EPERM) and not os.access(path, os.R_OK):
+        return BadSlide("permission denied", "make it readable")
+    if path.stat().st_size == 0 and not isinstance(error, BlockingIOError):  # else another process is writing it
+        return BadSlide("empty file", "copy it again")
+    return format_of(path).describe_error(path, error)
+
+
+def _path_problem(path: Path) -> BadSlide | None:
+    if path.is_dir():
+        return BadSlide("is a folder", "give an H5 file")
+    if path.exists():
+        return None
+    if path.is_symlink():
+        return BadSlide(f"not found (symlink to {os.readlink(path)})", "repair the link or copy the file")
+    return BadSlide("not found", "check the path")

@@ -1,4 +1,4 @@
-"""Which cases train, which validate, which are kept for a test: by patient, so that none is on two sides."""
+"""Which cases train, which validate and which are kept for a test: by patient, so that no patient is on two sides."""
 
 from __future__ import annotations
 
@@ -6,182 +6,275 @@ import csv
 import json
 import random
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 
 from ..common.errors import UserError
 from ..common.files import expand
 from ..common.log import logger
 from ..config.schema import DataConfig
 from .labels import SPLITS, Label, slide_name
-from .near_duplicates import _NEAR, overlap
+from .near_duplicates import SIMILARITY_THRESHOLD, count_overlap
 
 _TCGA = re.compile(r"TCGA-\w\w-\w{4}")
+_SPLIT_FILE_FIX = "give a JSON object {id: train, val or test}, or a CSV with the columns id,split"
 
 
 @dataclass(frozen=True)
 class Split:
-    """Ids of each side, in the order in which the samples stand."""
+    """Case ids of each side, in the order of the samples."""
 
     train: list[str]
     val: list[str]
     test: list[str]
 
+    @property
+    def sides(self) -> dict[str, list[str]]:
+        """{name of the side in messages: its ids}."""
+        return {"training": self.train, "validation": self.val, "test": self.test}
+
+    @property
+    def side_of(self) -> dict[str, str]:
+        """{id: name of its side}."""
+        return {case_id: name for name, ids in self.sides.items() for case_id in ids}
+
 
 def make_split(labels: Mapping[str, Label], config: DataConfig, seed: int) -> Split:
-    """The split of these cases: what `data.split_file` or the labels say, else by patient.
+    """Split the cases as `data.split_file` or the labels say, otherwise by patient.
 
-    Of what is to train, `data.val_split` is held out, or fold `data.fold` of `data.folds`, unless validation cases are
-    named. Raises UserError for a patient on two sides, a case without a side, or an empty side.
+    Unless validation cases are given, `data.val_split` of the training cases, or fold `data.fold` of `data.folds`,
+    becomes validation.
+
+    Raises:
+        UserError: a patient is on two sides, a case has no side, or a side is empty.
     """
     groups = patients(labels, config.group_pattern)
-    named = _named_sides(labels, config.split_file)
-    rest, val, test = ([i for i in labels if named.get(i, "train") == side] for side in SPLITS)
-    if config.folds and val:
-        raise UserError("data.folds", f"{len(val)} validation cases are named already", "use one of the two")
-    if config.folds:
-        train, val = split_fold(rest, config.folds, config.fold, seed, groups)
-    elif val:
-        train, val = sorted(rest), sorted(val)
+    given = _given_splits(labels, config.split_file)
+    cases: dict[str, list[str]] = defaultdict(list)
+    for case_id in labels:
+        cases[given.get(case_id, "train")].append(case_id)
+    if not cases["val"]:
+        train, val = _draw_validation(cases["train"], config, seed, groups)
+    elif config.folds:
+        raise UserError("data.folds", f"{len(cases['val'])} validation cases are given already", "use one of the two")
     else:
-        train, val = split_ids(rest, config.val_split, seed, groups)
-    if config.group_pattern or named:  # slides of a patient stand side by side: batches of like slides tell little
+        train, val = sorted(cases["train"]), sorted(cases["val"])
+
+    # slides of a patient would be neighbours: a batch of them has few true negatives
+    if config.group_pattern or given:
         random.Random(seed).shuffle(val)
-    split = Split(train, val, sorted(test))
+    split = Split(train, val, sorted(cases["test"]))
     _refuse_shared_patients(split, groups)
     return split
 
 
+def _draw_validation(ids: list[str], config: DataConfig, seed: int, groups: Mapping[str, str],
+                     ) -> tuple[list[str], list[str]]:
+    if config.folds:
+        return split_fold(ids, config.folds, config.fold, seed, groups)
+    return split_ids(ids, config.val_split, seed, groups)
+
+
 def patients(ids: Iterable[str], pattern: str | None) -> dict[str, str]:
-    """{id: patient}: what the regular expression finds in the id (its first group, if it has one), else the id."""
+    """The patient of each id.
+
+    Args:
+        ids: of the cases.
+        pattern: regular expression whose first group, or match if it has none, is the patient; None takes the id.
+
+    Raises:
+        UserError: the pattern is no regular expression, or does not match an id.
+    """
     if pattern is None:
         return {i: i for i in ids}
     try:
-        find = re.compile(pattern)
+        regex = re.compile(pattern)
     except re.error as error:
         raise UserError("data.group_pattern", f"{pattern!r} is no regular expression ({error})",
                         r"for TCGA barcodes write ^TCGA-\w\w-\w{4}") from None
-    found = {i: find.search(i) for i in ids}
-    if missing := [i for i, match in found.items() if not (match and match[bool(find.groups)])]:
-        raise UserError("data.group_pattern", f"{pattern!r} finds no patient in {len(missing)} of {len(found)} ids, "
+
+    # group 0 is the whole match; an optional group 1 may match nothing
+    group = 1 if regex.groups else 0
+    result: dict[str, str] = {}
+    missing: list[str] = []
+    for i in ids:
+        match = regex.search(i)
+        if match and match[group]:
+            result[i] = match[group]
+        else:
+            missing.append(i)
+
+    if missing:
+        total = len(result) + len(missing)
+        raise UserError("data.group_pattern", f"{pattern!r} finds no patient in {len(missing)} of {total} ids, "
                         f"such as {missing[0]!r}", "correct it, or the ids")
-    return {i: match[bool(find.groups)] for i, match in found.items()}
+    return result
 
 
 def split_ids(ids: Sequence[str], val_split: float, seed: int, groups: Mapping[str, str] | None = None,
               ) -> tuple[list[str], list[str]]:
-    """(training ids, validation ids): a shuffle by `seed` of the sorted patients, so the file order does not matter.
+    """Split ids at random by patient; the order of `ids` does not matter.
 
-    groups: {id: patient}; without it each id is its own. Validation takes patients until it has `val_split` of the ids.
-    Raises UserError if a side that should have slides would have none.
+    Args:
+        ids: of the cases.
+        val_split: share of the ids for validation, which takes whole patients until it has so many.
+        seed: of the shuffle.
+        groups: {id: patient}; None makes each id a patient.
+
+    Returns:
+        (training ids, validation ids).
+
+    Raises:
+        UserError: a side that should have cases would have none.
     """
-    order = _shuffled(ids, seed, groups)
-    count, taken, held_out = round(len(ids) * val_split), 0, 0
-    while taken < count and held_out < len(order):
-        taken += len(order[held_out])
-        held_out += 1
-    if val_split > 0 and (taken == 0 or taken == len(ids)):
+    # from the front of the shuffled patients: with a larger share the same ones stay in validation
+    order = _shuffled_patients(ids, seed, groups)
+    wanted = round(len(ids) * val_split)
+    num_ids = 0
+    num_patients = 0
+    while num_ids < wanted and num_patients < len(order):
+        num_ids += len(order[num_patients])
+        num_patients += 1
+    if val_split > 0 and num_ids in (0, len(ids)):
         raise UserError("data.val_split", f"{val_split:g} of {len(ids)} slides leaves one side empty",
                         "use 0 for no validation or a share that gives each side a slide")
-    return [*chain(*order[held_out:])], [*chain(*order[:held_out])]
+    return [*chain(*order[num_patients:])], [*chain(*order[:num_patients])]
 
 
 def split_fold(ids: Sequence[str], folds: int, fold: int, seed: int, groups: Mapping[str, str] | None = None,
                ) -> tuple[list[str], list[str]]:
-    """(training ids, validation ids) of one of `folds` folds of like size; each patient is in exactly one."""
-    order = _shuffled(ids, seed, groups)
+    """(training ids, validation ids) for one of `folds` folds of similar size; a patient is in exactly one of them."""
+    order = _shuffled_patients(ids, seed, groups)
     if not fold < folds <= len(order):
         raise UserError("data.fold", f"fold {fold} of {folds} folds of {len(order)} patients",
                         "folds count from 0, and each needs a patient")
     members: list[list[str]] = [[] for _ in range(folds)]
-    for patient in sorted(order, key=len, reverse=True):  # the largest first: what is small then evens out
+    for patient in sorted(order, key=len, reverse=True):  # the largest first: the small ones then even out the sizes
         min(members, key=len).extend(patient)
-    return [i for n, side in enumerate(members) if n != fold for i in side], members[fold]
+    train = chain(*(members[number] for number in range(folds) if number != fold))
+    return list(train), members[fold]
 
 
 def report_split(labels: Mapping[str, Label], split: Split, config: DataConfig) -> None:
-    """Say what is on each side, and what of the held-out texts stands in training too."""
+    """Log the size of each side, and how many of the held-out texts are also training texts."""
     groups = patients(labels, config.group_pattern)
-    sides = {"training": split.train, "validation": split.val, "test": split.test}
     unit = "patients" if config.group_pattern else "cases"
-    for name, ids in sides.items():
+    for name, ids in split.sides.items():
         if ids:
-            logger.info("%s: %d %s, %d slides, %d different texts", name, len({groups[i] for i in ids}), unit,
-                        sum(len(labels[i].slides) for i in ids), len({labels[i].text for i in ids}))
-    trained = [t for i in split.train for t in labels[i].texts]
-    for name, ids in list(sides.items())[1:]:
-        if ids:
-            equal, near = overlap([labels[i].text for i in ids], trained)
-            logger.info("%d of %d %s texts stand in training too, word for word", equal, len(ids), name)
-            if near:
-                logger.warning("%d of %d %s texts are nearly one of training (%.0f %% of their trigrams or more): "
-                               "scores on them tell little of new cases", near, len(ids), name, 100 * _NEAR)
-    if config.group_pattern is None and (torn := _leaking_patients(split)):
-        logger.warning("%d TCGA patients have slides in training and held out: set data.group_pattern to '^%s'", torn,
-                       _TCGA.pattern)
+            num_groups = len({groups[i] for i in ids})
+            logger.info("%s: %d %s, %s", name, num_groups, unit, _contents([labels[i] for i in ids]))
+    _report_overlap(labels, split, "validation")
+    _report_overlap(labels, split, "test")
+    if config.group_pattern is None:
+        _warn_of_leaking_patients(split)
 
 
-def _named_sides(labels: Mapping[str, Label], split_file: str | None) -> dict[str, str]:
-    """{id: side} where sides are given, by file or in the labels; empty where they are not."""
+def _contents(labels: list[Label]) -> str:
+    num_slides = sum(len(label.slides) for label in labels)
+    num_texts = len({label.text for label in labels})
+    return f"{num_slides} slides, {num_texts} different texts"
+
+
+def _report_overlap(labels: Mapping[str, Label], split: Split, name: str) -> None:
+    texts = [labels[i].text for i in split.sides[name]]
+    if not texts:
+        return
+    training_texts = [text for i in split.train for text in labels[i].texts]
+    num_exact, num_near = count_overlap(texts, training_texts)
+    logger.info("%d of %d %s texts also occur in training, word for word", num_exact, len(texts), name)
+    if num_near:
+        logger.warning("%d of %d %s texts are near duplicates of training texts (%.0f %% of their trigrams or more): "
+                       "scores on them say little about new cases", num_near, len(texts), name,
+                       100 * SIMILARITY_THRESHOLD)
+
+
+def _warn_of_leaking_patients(split: Split) -> None:
+    """Without a pattern each case is a patient; names of TCGA show that this is wrong."""
+    num_leaking = len(_tcga_patients(split.train) & _tcga_patients(split.val + split.test))
+    if num_leaking:
+        logger.warning("%d TCGA patients have slides in training and held out: set data.group_pattern to '^%s'",
+                       num_leaking, _TCGA.pattern)
+
+
+def _given_splits(labels: Mapping[str, Label], split_file: str | None) -> dict[str, str]:
+    """{id: train, val or test} as the split file or the labels say; empty if neither does."""
     if split_file is None:
-        sides, where = {i: label.split for i, label in labels.items() if label.split}, "data.labels_file"
+        source = "data.labels_file"
+        splits = {i: label.split for i, label in labels.items() if label.split}
     else:
-        sides, where = read_split_file(split_file), split_file
-    if unused := sides.keys() - labels.keys():
-        logger.warning("%d ids of %s have no label: %s ...", len(unused), where, ", ".join(sorted(unused)[:5]))
-    if sides and (missing := [i for i in labels if i not in sides]):
-        raise UserError(where, f"gives no split for {len(missing)} of {len(labels)} cases, such as {missing[0]!r}",
+        source = split_file
+        splits = read_split_file(split_file)
+
+    # a split file may cover more cases than one data set
+    unused = sorted(splits.keys() - labels.keys())
+    if unused:
+        logger.warning("%d ids of %s have no label: %s ...", len(unused), source, ", ".join(unused[:5]))
+
+    # a case that was forgotten must not end up in training by default
+    missing = [i for i in labels if i not in splits]
+    if splits and missing:
+        raise UserError(source, f"gives no split for {len(missing)} of {len(labels)} cases, such as {missing[0]!r}",
                         "give each case train, val or test")
-    return {i: sides[i] for i in labels} if sides else {}
+    return splits
 
 
 def read_split_file(path: str) -> dict[str, str]:
     """{id: train, val or test} of a JSON object, or of a CSV with the columns id and split. Raises UserError."""
     file = expand(path)
-    fix = "give a JSON object {id: train, val or test}, or a CSV with the columns id,split"
+    # any other JSON ends in one of these errors when it is unpacked into pairs
     try:
-        text = file.read_text(encoding="utf-8-sig")
-        rows = _csv_rows(text) if file.suffix.lower() == ".csv" else json.loads(text, object_pairs_hook=list)
-        if not isinstance(rows, list):
-            raise ValueError("no object")
-        pairs = [(slide_name(str(key).strip()), str(side).strip()) for key, side in rows]
+        pairs = _read_csv(file) if file.suffix.lower() == ".csv" else _read_json(file)
     except (OSError, ValueError, KeyError, TypeError, RecursionError, csv.Error) as error:
-        raise UserError(file, f"cannot be read ({getattr(error, 'strerror', None) or error})", fix) from None
-    sides = dict(pairs)
-    if twice := [i for i, count in Counter(i for i, _ in pairs).items() if count > 1]:
-        raise UserError(file, f"id {twice[0]!r} stands twice", "keep one of them")
-    if wrong := [i for i, side in pairs if side not in SPLITS]:
-        raise UserError(file, f"{wrong[0]!r} is in {sides[wrong[0]]!r}", fix)
-    return sides
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(file, f"cannot be read ({reason})", _SPLIT_FILE_FIX) from None
+
+    splits: dict[str, str] = {}
+    for key, value in pairs:
+        case_id, split = slide_name(str(key).strip()), str(value).strip()
+        if case_id in splits:
+            raise UserError(file, f"id {case_id!r} appears twice", "keep one of them")
+        if split not in SPLITS:
+            raise UserError(file, f"{case_id!r} is in {split!r}", _SPLIT_FILE_FIX)
+        splits[case_id] = split
+    return splits
 
 
-def _csv_rows(text: str) -> list[tuple[str, str]]:
-    return [(row["id"], row["split"]) for row in csv.DictReader(text.splitlines())]
+def _read_csv(file: Path) -> list[tuple[str, str]]:
+    rows = csv.DictReader(file.read_text(encoding="utf-8-sig").splitlines())
+    return [(row["id"], row["split"]) for row in rows]
 
 
-def _shuffled(ids: Iterable[str], seed: int, groups: Mapping[str, str] | None) -> list[list[str]]:
-    """The ids of each patient, patients shuffled."""
-    members: dict[str, list[str]] = defaultdict(list)
+def _read_json(file: Path) -> list[tuple[str, str]]:
+    pairs = json.loads(file.read_text(encoding="utf-8-sig"), object_pairs_hook=list)
+    if not isinstance(pairs, list):
+        raise ValueError("no object")
+    return [(key, split) for key, split in pairs]
+
+
+def _shuffled_patients(ids: Iterable[str], seed: int, groups: Mapping[str, str] | None) -> list[list[str]]:
+    """The ids of each patient; the patients shuffled, the ids of one sorted."""
+    # sorted first: the shuffle must not depend on the order in the file
+    ids_of: dict[str, list[str]] = defaultdict(list)
     for i in sorted(ids):
-        members[groups[i] if groups else i].append(i)
-    order = sorted(members)
+        ids_of[groups[i] if groups else i].append(i)
+    order = sorted(ids_of)
     random.Random(seed).shuffle(order)
-    return [members[patient] for patient in order]
+    return [ids_of[patient] for patient in order]
 
 
 def _refuse_shared_patients(split: Split, groups: Mapping[str, str]) -> None:
-    side_of: dict[str, str] = {}
-    for name, ids in (("training", split.train), ("validation", split.val), ("test", split.test)):
-        for i in ids:
-            if side_of.setdefault(groups[i], name) != name:
-                raise UserError("data.group_pattern", f"patient {groups[i]!r} is in {side_of[groups[i]]} and in {name}",
-                                "put all cases of a patient on one side of the split")
+    first_side: dict[str, str] = {}
+    for case_id, side in split.side_of.items():
+        patient = groups[case_id]
+        first = first_side.setdefault(patient, side)
+        if first != side:
+            raise UserError("data.group_pattern", f"patient {patient!r} is in {first} and in {side}",
+                            "put all cases of a patient on one side of the split")
 
 
-def _leaking_patients(split: Split) -> int:
-    def found(ids: Iterable[str]) -> set[str]:
-        return {match[0] for i in ids if (match := _TCGA.match(i))}
-
-    return len(found(split.train) & found([*split.val, *split.test]))
+def _tcga_patients(ids: Iterable[str]) -> set[str]:
+    matches = (_TCGA.match(i) for i in ids)
+    return {match[0] for match in matches if match}

@@ -1,11 +1,11 @@
-"""Tokenizers: text <-> ids. A vocabulary of our own, byte-level BPE, or one of Hugging Face.
+"""Tokenizers: text <-> token ids. A vocabulary of our own, byte-level BPE, or one of Hugging Face.
 
 `vocab`: one token per Chinese character, word, number or sign of the training texts. Tokens are pieces of the text
-itself (a word keeps the space before it), so joining them gives the text back exactly. A word or number that the
-training texts do not have is spelled with their single characters; only a character never seen becomes <unk>.
+itself (a word keeps the space before it), so joining them gives the text back exactly. A word or number that is not in
+the training texts is spelled with their single characters; only a character never seen becomes <unk>.
 `bpe`, `bpe:SIZE`: byte-level byte-pair merges (https://arxiv.org/abs/1508.07909) of the training texts: any text can be
-written, and comes back exactly. `hf:NAME_OR_FOLDER`: what AutoTokenizer loads, as its `tokenizers` JSON.
-Each goes into the checkpoint whole, as plain JSON: inference needs neither the texts nor the hub.
+encoded, and is decoded exactly. `hf:NAME_OR_FOLDER`: what AutoTokenizer loads, as its `tokenizers` JSON.
+Each is stored whole in the checkpoint, as plain JSON: inference needs neither the texts nor the hub.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from ..common.errors import UserError
 from ..common.files import expand
 
+_VERSION = 1
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _PIECE = re.compile(rf" ?\d+(?:\.\d+)*| ?[^\W\d_{_CJK}]+| ?[{_CJK}]| ?[^\s\w]|\s|.", re.DOTALL)
 _WIDE = f"{_CJK}\u3000-\u303f\uff00-\uffef"
@@ -30,9 +31,9 @@ _TIMES = re.compile(r"(?<=\d)((?:[cmμ]m)?)\s*[x×*]\s*(?=\d)", re.I)
 
 
 class Tokenizer(Protocol):
-    """Text <-> ids. Special ids come from here and nowhere else; two of them may be one (GPT-2 ends and pads alike).
+    """Text <-> token ids. Special ids come from here and nowhere else; two may be equal (GPT-2 has one for all).
 
-    unk_id: of what cannot be written, None if everything can be.
+    unk_id: of what cannot be encoded, None if everything can.
     """
 
     pad_id: int
@@ -47,30 +48,49 @@ class Tokenizer(Protocol):
 
 
 def build_tokenizer(kind: str, texts: Sequence[str], normalize: bool) -> Tokenizer:
-    """The tokenizer that `data.tokenizer` names, from the training texts where it is made of them. Raises UserError.
+    """Load or train a tokenizer.
 
-    normalize: what it is given is first rewritten by `normalize_text`.
+    Args:
+        kind: value of `data.tokenizer`: vocab, bpe, bpe:SIZE or hf:NAME_OR_FOLDER.
+        texts: the training texts; ignored by hf.
+        normalize: rewrite every text with `normalize_text` first.
+
+    Raises:
+        UserError: it cannot be loaded.
     """
     name, _, argument = kind.partition(":")
     if name == "hf":
         return FastTokenizer.from_hub(argument, normalize)
-    texts = [normalize_text(text) for text in texts] if normalize else texts
-    return VocabTokenizer.build(texts, normalize) if name == "vocab" else \
-        FastTokenizer.train(texts, int(argument or _BPE_SIZE), normalize)
+    if normalize:
+        texts = [normalize_text(text) for text in texts]
+    if name == "vocab":
+        return VocabTokenizer.build(texts, normalize)
+    return FastTokenizer.train(texts, int(argument or _BPE_SIZE), normalize)
 
 
 def tokenizer_from_dict(data: dict[str, Any], where: str) -> Tokenizer:
-    """The tokenizer of a checkpoint, of any kind. Raises UserError."""
+    """Restore a tokenizer of any kind.
+
+    Args:
+        data: what its `to_dict` gave.
+        where: the checkpoint, for messages.
+
+    Raises:
+        UserError: it is damaged, of an unknown kind or version, or needs a package that is not installed.
+    """
     kind, version = data.get("type"), data.get("version")
-    if kind not in ("vocab", "bpe", "hf", "biogpt") or version != 1:
+    if kind not in ("vocab", "bpe", "hf", "biogpt") or version != _VERSION:
         raise UserError(where, f"tokenizer {kind!r} version {version!r} is unknown",
                         "use the version of this project that wrote it")
+    # a checkpoint may come from anywhere: whatever is wrong with it is one line for the user
     try:
-        if kind == "biogpt":  # of Prism's text side
-            from prism import BioGptTokenizer  # torch: only where it is loaded anyway
+        if kind == "vocab":
+            return VocabTokenizer.from_dict(data)
+        if kind == "biogpt":  # of Prism's text decoder
+            from prism import BioGptTokenizer  # imports torch: only where it is loaded anyway
 
             return BioGptTokenizer.from_dict(data)
-        return (VocabTokenizer if kind == "vocab" else FastTokenizer).from_dict(data)
+        return FastTokenizer.from_dict(data)
     except ImportError as error:
         raise UserError(where, f"its tokenizer needs the package {error.name}", f"pip install {error.name}") from None
     except Exception:  # `tokenizers` raises nothing narrower
@@ -78,21 +98,27 @@ def tokenizer_from_dict(data: dict[str, Any], where: str) -> Tokenizer:
 
 
 def normalize_text(text: str) -> str:
-    """Full-width letters, digits and signs as half-width ones (NFKC), lengths behind a number in one spelling, `×`
-    between measures: `３．５ ＣＭ*2厘米` becomes `3.5cm×2cm`. Twice is the same as once."""
+    """Write letters, digits and signs half-width (NFKC), units of length in one spelling, `×` between measures.
+
+    `３．５ ＣＭ*2厘米` becomes `3.5cm×2cm`. Normalizing twice is the same as once.
+    """
     text = unicodedata.normalize("NFKC", text)
     text = _UNIT.sub(lambda match: list(_UNITS)[match.lastindex - 1], text)
     return _TIMES.sub(r"\1×", text)
 
 
 class VocabTokenizer:
-    """Pieces of the training texts. The special ids are 0 to 3."""
+    """A vocabulary of pieces of the training texts. The special ids are 0 to 3."""
 
     specials = ("<pad>", "<bos>", "<eos>", "<unk>")
     pad_id, bos_id, eos_id, unk_id = range(4)
 
     def __init__(self, pieces: Sequence[str], normalize: bool = False) -> None:
-        """pieces: the vocabulary after the special tokens, in id order."""
+        """
+        Args:
+            pieces: the vocabulary after the special tokens, in id order.
+            normalize: rewrite every text with `normalize_text` first.
+        """
         self.pieces, self.normalize = list(pieces), normalize
         self._ids = {piece: i for i, piece in enumerate(self.pieces, start=len(self.specials))}
 
@@ -103,8 +129,8 @@ class VocabTokenizer:
         for text in texts:
             pieces = _PIECE.findall(text)
             counts.update(pieces)
-            # the characters inside longer pieces, once per text: with them unseen words can be spelled
-            counts.update({c for piece in pieces for c in piece if len(piece) > 1})
+            # the characters of longer pieces, once per text: unseen words can be spelled with them
+            counts.update({character for piece in pieces if len(piece) > 1 for character in piece})
         return cls(sorted(counts, key=lambda piece: (-counts[piece], piece)), normalize)
 
     def __len__(self) -> int:
@@ -112,23 +138,37 @@ class VocabTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, without begin and end token."""
+        if self.normalize:
+            text = normalize_text(text)
         ids: list[int] = []
-        for piece in _PIECE.findall(normalize_text(text) if self.normalize else text):
-            whole = self._ids.get(piece)
-            ids += [whole] if whole is not None else [self._ids.get(c, self.unk_id) for c in piece]
+        for piece in _PIECE.findall(text):
+            if piece in self._ids:
+                ids.append(self._ids[piece])
+            else:
+                ids += [self._ids.get(character, self.unk_id) for character in piece]
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of `ids`: special tokens are left out, <unk> shows as U+FFFD."""
-        first = len(self.specials)
-        return "".join("\ufffd" if i == self.unk_id else self.pieces[i - first] if i >= first else "" for i in ids)
+        """Text of `ids` without special tokens; <unk> becomes U+FFFD."""
+        num_specials = len(self.specials)
+        text = ""
+        for i in ids:
+            if i == self.unk_id:
+                text += "\ufffd"
+            elif i >= num_specials:
+                text += self.pieces[i - num_specials]
+        return text
 
     def to_dict(self) -> dict[str, Any]:
-        return {"type": "vocab", "version": 1, "pieces": self.pieces} | ({"normalize": True} if self.normalize else {})
+        """The tokenizer as plain JSON."""
+        data = {"type": "vocab", "version": _VERSION, "pieces": self.pieces}
+        if self.normalize:  # not written otherwise: checkpoints stay equal to those from before there was this option
+            data["normalize"] = True
+        return data
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> VocabTokenizer:
-        """What `to_dict` gave. Raises ValueError for anything else."""
+        """The tokenizer that `to_dict` wrote. Raises ValueError for anything else."""
         pieces = data.get("pieces")
         if not isinstance(pieces, list) or not all(isinstance(p, str) for p in pieces):
             raise ValueError("no vocabulary")
@@ -139,7 +179,13 @@ class FastTokenizer:
     """A tokenizer of the `tokenizers` library: trained here or loaded from the hub."""
 
     def __init__(self, kind: str, json_text: str, special: dict[str, int | None], normalize: bool) -> None:
-        """json_text: as `tokenizers` writes it. special: ids of pad, bos, eos, unk; those behind its own are ours."""
+        """
+        Args:
+            kind: bpe or hf.
+            json_text: as `tokenizers` writes it.
+            special: ids of pad, bos, eos and unk; ids beyond the vocabulary are ours and stand for no text.
+            normalize: rewrite every text with `normalize_text` first.
+        """
         import tokenizers
 
         self.kind, self.json_text, self.special, self.normalize = kind, json_text, special, normalize
@@ -147,59 +193,44 @@ class FastTokenizer:
         self._tokenizer.encode_special_tokens = True  # `</s>` in a report is text
         self._spaces_cjk = isinstance(self._tokenizer.decoder, tokenizers.decoders.WordPiece)
         self.pad_id, self.bos_id, self.eos_id, self.unk_id = (special[name] for name in ("pad", "bos", "eos", "unk"))
-        self._own = {self.pad_id, self.bos_id, self.eos_id}
+        self._not_text = {self.pad_id, self.bos_id, self.eos_id}
 
     @classmethod
     def train(cls, texts: Iterable[str], size: int, normalize: bool) -> FastTokenizer:
         """Byte-level BPE of `size` tokens. The same texts, in any order, give the same one."""
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-        made = Tokenizer(models.BPE())
-        made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-        made.train_from_iterator(texts, trainers.BpeTrainer(
+        bpe = Tokenizer(models.BPE())
+        bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+        bpe.train_from_iterator(texts, trainers.BpeTrainer(
             vocab_size=size - 3, min_frequency=2, show_progress=False,
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet())))
-        first = made.get_vocab_size()  # behind it: no text can be encoded to them
-        return cls("bpe", made.to_str(), {"pad": first, "bos": first + 1, "eos": first + 2, "unk": None}, normalize)
+        pad = bpe.get_vocab_size()  # special ids beyond the vocabulary: no text can be encoded to them
+        return cls("bpe", bpe.to_str(), {"pad": pad, "bos": pad + 1, "eos": pad + 2, "unk": None}, normalize)
 
     @classmethod
     def from_hub(cls, name: str, normalize: bool) -> FastTokenizer:
-        """What AutoTokenizer makes of a hub name or a folder; no code of theirs runs. Raises UserError."""
-        try:
-            from transformers import AutoTokenizer
-        except ImportError:
-            raise UserError("data.tokenizer", "hf: needs the package transformers",
-                            "pip install 'transformers>=5.3', or use vocab or bpe") from None
-        from prism.hub import ask_hub
-
-        folder = expand(name)
-        cached_only = folder.is_dir() or ask_hub(name, None) is not None  # transformers tries a dead hub for 46 s
-        try:
-            loaded = AutoTokenizer.from_pretrained(str(folder) if folder.is_dir() else name, trust_remote_code=False,
-                                                   local_files_only=cached_only)
-        except Exception as error:  # any file there may be broken in any way
-            raise UserError("data.tokenizer", f"{name} cannot be loaded ({str(error).strip().splitlines()[0][:90]})",
-                            "give a folder that holds a tokenizer, or see HF_ENDPOINT in the guide") from None
-        if (backend := getattr(loaded, "backend_tokenizer", None)) is None:
+        """The tokenizer that AutoTokenizer loads from a hub name or folder. Raises UserError."""
+        loaded = _load_from_hub(name)
+        backend = getattr(loaded, "backend_tokenizer", None)
+        if backend is None:
             raise UserError("data.tokenizer", f"{name} has no tokenizer.json and none can be made of it",
                             "choose a model with a fast tokenizer")
-
-        def first(*names: str) -> int | None:
-            return next((i for n in names if (i := getattr(loaded, f"{n}_token_id", None)) is not None), None)
-
-        if (end := first("eos", "sep")) is None:
+        end = _first_id(loaded, "eos", "sep")
+        if end is None:
             raise UserError("data.tokenizer", f"{name} has no end token", "choose another tokenizer")
-        special = {"pad": first("pad", "eos", "sep"), "bos": first("bos", "cls", "eos", "sep"), "eos": end}
-        unknown = first("unk")  # GPT-2 names its end token
+        special = {"pad": _first_id(loaded, "pad", "eos", "sep"),
+                   "bos": _first_id(loaded, "bos", "cls", "eos", "sep"), "eos": end}
+        unknown = _first_id(loaded, "unk")
+        special["unk"] = None if unknown in special.values() else unknown  # GPT-2 gives its end token
         backend.no_truncation()
         backend.no_padding()
-        special["unk"] = None if unknown in special.values() else unknown
         return cls("hf", backend.to_str(), special, normalize)
 
     def __len__(self) -> int:
-        return 1 + max(*self._own, self.unk_id or 0, *self._tokenizer.get_vocab().values())
+        return 1 + max(*self._not_text, self.unk_id or 0, *self._tokenizer.get_vocab().values())
 
-    def __reduce__(self):  # other processes of a run get it by pickle
+    def __reduce__(self) -> tuple[Any, ...]:  # other processes of a run get it by pickle
         return tokenizer_from_dict, (self.to_dict(), "tokenizer")
 
     def encode(self, text: str) -> list[int]:
@@ -208,19 +239,52 @@ class FastTokenizer:
         return self._tokenizer.encode(text.encode("utf-8", "replace").decode(), add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of `ids` without begin, end and padding; bytes that are no UTF-8 show as U+FFFD."""
-        text = self._tokenizer.decode([i for i in ids if i not in self._own], skip_special_tokens=False)
+        """Text of `ids` without begin, end and padding; bytes that are not UTF-8 become U+FFFD."""
+        text = self._tokenizer.decode([i for i in ids if i not in self._not_text], skip_special_tokens=False)
         return _BETWEEN_CJK.sub("", text) if self._spaces_cjk else text
 
     def to_dict(self) -> dict[str, Any]:
-        return {"type": self.kind, "version": 1, "json": self.json_text, "special": self.special,
+        """The tokenizer as plain JSON."""
+        return {"type": self.kind, "version": _VERSION, "json": self.json_text, "special": self.special,
                 "normalize": self.normalize}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> FastTokenizer:
-        """What `to_dict` gave. Raises ValueError or what `tokenizers` raises for anything else."""
-        made = cls(data["type"], data["json"], data["special"], data.get("normalize") is True)
-        ids = [made.pad_id, made.bos_id, made.eos_id, *([] if made.unk_id is None else [made.unk_id])]
-        if not all(type(i) is int and 0 <= i <= made._tokenizer.get_vocab_size() + 3 for i in ids):
+        """The tokenizer that `to_dict` wrote. Raises ValueError or what `tokenizers` raises for anything else."""
+        tokenizer = cls(data["type"], data["json"], data["special"], data.get("normalize") is True)
+        ids = [tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id]
+        if tokenizer.unk_id is not None:
+            ids.append(tokenizer.unk_id)
+        largest = tokenizer._tokenizer.get_vocab_size() + 3  # with three special ids of ours
+        if not all(type(i) is int and 0 <= i <= largest for i in ids):
             raise ValueError("impossible ids")
-        return made
+        return tokenizer
+
+
+def _load_from_hub(name: str) -> Any:
+    """What AutoTokenizer makes of a hub name or a folder; no code from there runs."""
+    try:
+        from transformers import AutoTokenizer
+    except ImportError:
+        raise UserError("data.tokenizer", "hf: needs the package transformers",
+                        "pip install 'transformers>=5.3', or use vocab or bpe") from None
+    from prism.hub import ask_hub
+
+    is_folder = expand(name).is_dir()
+    cached_only = is_folder or ask_hub(name, None) is not None  # transformers tries a hub that is down for 46 s
+    try:
+        return AutoTokenizer.from_pretrained(str(expand(name)) if is_folder else name, trust_remote_code=False,
+                                             local_files_only=cached_only)
+    except Exception as error:  # any file there may be broken in any way
+        reason = str(error).strip().splitlines()[0][:90]
+        raise UserError("data.tokenizer", f"{name} cannot be loaded ({reason})",
+                        "give a folder that holds a tokenizer, or see HF_ENDPOINT in the guide") from None
+
+
+def _first_id(tokenizer: Any, *names: str) -> int | None:
+    """The id of the first of these special tokens that a Hugging Face tokenizer has."""
+    for name in names:
+        token_id = getattr(tokenizer, f"{name}_token_id", None)
+        if token_id is not None:
+            return token_id
+    return None

@@ -1,8 +1,10 @@
-"""From a checkpoint and H5 files to captions and scores."""
+"""A trained model that captions and scores slides.
+
+Shapes: B slides, N tiles, C tile dimension, n image tokens, D image dimension.
+"""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,13 +13,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from prism import GenerationOptions
+
 from ..checkpoints.format import Checkpoint
 from ..checkpoints.hf_folder import read_folder
 from ..checkpoints.nearest_index import temperature_of
 from ..common.device import Precision, resolve_device, resolve_precision
 from ..common.errors import UserError
 from ..common.files import expand
-from ..config.schema import Config, GenerationOptions, from_dict
+from ..config.schema import Config, from_dict
 from ..data.batch import pad_tiles
 from ..data.slides import Slide
 from ..data.tile_reader import read_tiles
@@ -27,71 +31,77 @@ from ..models.captioner import SlideCaptioner
 from ..models.embeddings import embed_slides, embed_texts
 from ..models.generation import confidences, generate
 from ..models.prism_decoder import PrismCoCa
-from .records import _record
+from .options import InferenceOptions
+from .records import Record, new_record
 
 
 @dataclass
 class Captioner:
     """A trained model that scores and captions slides.
 
-    temperature: of its confidence, None if the checkpoint was not calibrated. about: the
-    checkpoint without its tensors.
+    Attributes:
+        held_out: ids of the slides in the splits val and test.
+        temperature: calibration of the confidence, None if the checkpoint was not calibrated.
+        checkpoint: the one it was loaded from, without its tensors; None for Prism itself.
     """
 
     model: SlideCaptioner
     tokenizer: Tokenizer
     config: Config
     precision: Precision
-    held_out: dict[str, list[str]]  # ids of the sides val and test
+    held_out: dict[str, list[str]]
     temperature: float | None = None
-    about: Checkpoint | None = None
+    checkpoint: Checkpoint | None = None
 
     @classmethod
     def load(cls, checkpoint: str | Path, prism: str | None = None, device: str = "auto") -> Captioner:
-        """Rebuild the model of a checkpoint from that one file, or folder of `finetune.export`, and Prism's weights.
+        """Rebuild a model from its checkpoint and Prism's weights.
 
-        prism: where Prism's weights are, if not where they were in training; they must be the same weights (SHA-256).
+        Args:
+            checkpoint: a .pth file of a run, or a folder of `finetune.export`.
+            prism: where Prism's weights are, if not where they were in training; they must be the same (SHA-256).
+            device: auto, cpu, cuda or cuda:N.
+
+        Raises:
+            UserError: an unusable checkpoint, or other Prism weights than in training.
         """
-        path = expand(str(checkpoint))
+        path, where = expand(str(checkpoint)), str(checkpoint)
         content = read_folder(path) if path.is_dir() else Checkpoint.load(path)
-        config = from_dict(content.config, str(checkpoint))
-        tokenizer = tokenizer_from_dict(content.tokenizer, str(checkpoint))
+        config = from_dict(content.config, where)
         config.prism.weights = prism or config.prism.weights
+        tokenizer = tokenizer_from_dict(content.tokenizer, where)
         trained_prism = None if config.prism.freeze else content.prism.get("architecture")
-        check_architecture(config, tokenizer, content.prism, content.model, str(checkpoint))
+        check_architecture(config, tokenizer, content.prism, content.model, where)
         model = build_model(config, tokenizer, trained_prism)
-        frozen = {"sha256": model.prism.sha256} if config.prism.freeze else {}
-        for key, found in (frozen | {"text_sha256": getattr(model.decoder, "sha256", None)}).items():
-            if content.prism.get(key) != found:
-                raise UserError(checkpoint, f"was trained with other Prism weights ({content.prism.get('source')}, "
-                                f"{key} {str(content.prism.get(key))[:12]}; {config.prism.weights} has "
-                                f"{str(found)[:12]})", "give the same weights with --prism")
-        model.load_saved_state(content.model, str(checkpoint))
-        where = resolve_device(device)
-        return cls(model.to(where).eval(), tokenizer, config, resolve_precision("auto", where),
-                   {side: [*ids] if isinstance(ids := content.data.get(key), list) else []
-                    for side, key in (("val", "validation_ids"), ("test", "test_ids"))},
+        _check_same_prism(model, config, content.prism, where)
+        model.load_saved_state(content.model, where)
+        target = resolve_device(device)
+        return cls(model.to(target).eval(), tokenizer, config, resolve_precision("auto", target),
+                   {"val": _ids(content.data, "validation_ids"), "test": _ids(content.data, "test_ids")},
                    temperature_of(content), replace(content, model={}, optimizer={}, random_states={}))
 
     @classmethod
     def of_prism(cls, prism: str | None = None, device: str = "auto") -> Captioner:
-        """Prism itself, with its own text side and nothing trained. prism: its weights (default: from the hub)."""
+        """Prism itself, with its own text decoder and nothing trained. prism: its weights (default: from the hub)."""
         config = Config()
         config.prism.weights = prism or config.prism.weights
-        whole, where = whole_prism(config), resolve_device(device)
+        whole, target = whole_prism(config), resolve_device(device)
         config.data.image_dim = whole.tile_dim
         config.data.max_seq_len = whole.prism_config.biogpt_config.max_position_embeddings
         model = SlideCaptioner(whole.slide_encoder(), PrismCoCa(whole), config.prism.image_tokens)
-        return cls(model.to(where).eval(), whole.tokenizer, config, resolve_precision("auto", where),
+        return cls(model.to(target).eval(), whole.tokenizer, config, resolve_precision("auto", target),
                    {"val": [], "test": []})
 
     @classmethod
-    def of_flags(cls, args: argparse.Namespace, options: GenerationOptions) -> Captioner:
-        """What `--checkpoint` or `--prism_only` names. Raises UserError also for captions longer than it can write."""
-        captioner = cls.of_prism(args.prism, args.device) if args.prism_only else \
-            cls.load(args.checkpoint, args.prism, args.device)
-        if isinstance(coca := captioner.model.decoder, PrismCoCa):
-            positions = coca.text_decoder.config.max_position_embeddings
+    def from_options(cls, options: InferenceOptions) -> Captioner:
+        """The model of --checkpoint or --prism_only. Raises UserError also for a max_length it has no positions for."""
+        if options.prism_only:
+            captioner = cls.of_prism(options.prism, options.device)
+        else:
+            captioner = cls.load(options.checkpoint, options.prism, options.device)
+        decoder = captioner.model.decoder
+        if isinstance(decoder, PrismCoCa):
+            positions = decoder.text_decoder.config.max_position_embeddings
             if options.max_length > positions:
                 raise UserError("--max_length", f"{options.max_length}, Prism's decoder has {positions} positions",
                                 f"give {positions} or less")
@@ -99,36 +109,52 @@ class Captioner:
 
     @torch.no_grad()
     def describe(self, slides: list[Slide], texts: list[str], options: GenerationOptions,
-                 embeddings: dict[str, np.ndarray] | None = None) -> list[dict[str, Any]]:
-        """One record per slide: caption, cosine similarity to each text, and with several texts their probabilities.
+                 embeddings: dict[str, np.ndarray] | None = None) -> list[Record]:
+        """Caption slides together and compare each with texts.
 
-        embeddings: gets {slide id: its unit vector (dim_latents,) in the space of `embed_texts`}.
+        Args:
+            slides: B opened slides.
+            texts: for each the record gets the cosine similarity, and for several their probabilities.
+            options: how to decode.
+            embeddings: filled with {slide id: unit vector (dim_latents,)}.
+
+        Returns:
+            One record per slide.
+
+        Raises:
+            UserError: an unreadable file, or tiles whose values overflow in the model.
         """
-        coca, device = self.model.decoder, self.precision.device
-        tiles, mask = pad_tiles([read_tiles(s) for s in slides])
+        decoder, device = self.model.decoder, self.precision.device
+        special = {name: getattr(self.tokenizer, name) for name in ("bos_id", "eos_id", "pad_id")}
+        tiles, mask = pad_tiles([read_tiles(slide) for slide in slides])  # (B, N, C), (B, N)
         with self.precision.autocast():
-            image_tokens = self.model.image_tokens(tiles.to(device), mask.to(device))
-            special = {name: getattr(self.tokenizer, name) for name in ("bos_id", "eos_id", "pad_id")}
-            captions = generate(coca, image_tokens, options, **special)
-            sure = confidences(coca, image_tokens, captions, options.max_length, temperature=self.temperature or 1.0,
-                               **special)
-            images = embed_slides(coca, image_tokens)
-        if not (finite := np.isfinite(images).all(1)).all():
-            raise UserError(slides[int(finite.argmin())].slide_id, "its tiles make the model overflow",
+            image_tokens = self.model.image_tokens(tiles.to(device), mask.to(device))  # (B, n, D)
+            captions = generate(decoder, image_tokens, options, **special)
+            confidence = confidences(decoder, image_tokens, captions, options.max_length,
+                                     temperature=self.temperature or 1.0, **special)
+            vectors = embed_slides(decoder, image_tokens)  # (B, dim_latents)
+        is_finite = np.isfinite(vectors).all(axis=1)
+        if not is_finite.all():
+            raise UserError(slides[int(is_finite.argmin())].slide_id, "its tiles make the model overflow",
                             "check how its features were extracted")
-        cosines = torch.from_numpy(images @ self.embed_texts(texts).T) if texts else None  # (B, texts)
-        if embeddings is not None:
-            embeddings.update(zip((s.slide_id for s in slides), images, strict=True))
         records = []
-        for i, (slide, ids) in enumerate(zip(slides, captions, strict=True)):
-            record = _record(slide.slide_id, caption=self.tokenizer.decode(ids), confidence=sure[i])
-            if cosines is not None:
-                record["similarity"] = dict(zip(texts, cosines[i].tolist(), strict=True))
-                if len(texts) > 1:
-                    odds = (cosines[i] * coca.logit_scale.float().cpu()).softmax(0)
-                    record["probability"] = dict(zip(texts, odds.tolist(), strict=True))
-            records.append(record)
+        for slide, caption, slide_confidence in zip(slides, captions, confidence, strict=True):
+            text = self.tokenizer.decode(caption)
+            records.append(new_record(slide.slide_id, caption=text, confidence=slide_confidence))
+        if texts:
+            self._add_similarities(records, vectors, texts)
+        if embeddings is not None:
+            embeddings.update({slide.slide_id: vector for slide, vector in zip(slides, vectors, strict=True)})
         return records
+
+    def _add_similarities(self, records: list[Record], vectors: np.ndarray, texts: list[str]) -> None:
+        """vectors: unit vectors (B, dim_latents) of the slides."""
+        cosines = torch.from_numpy(vectors @ self.embed_texts(texts).T)  # (B, texts)
+        for record, row in zip(records, cosines, strict=True):
+            record["similarity"] = dict(zip(texts, row.tolist(), strict=True))
+            if len(texts) > 1:
+                probabilities = (row * self._logit_scale()).softmax(0)
+                record["probability"] = dict(zip(texts, probabilities.tolist(), strict=True))
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Unit vectors (texts, dim_latents)."""
@@ -137,7 +163,39 @@ class Captioner:
 
     @torch.no_grad()
     def class_probabilities(self, embeddings: np.ndarray, prompts: dict[str, list[str]]) -> np.ndarray:
-        """Slides (n, dim_latents) -> (n, classes): softmax over all prompts, summed per class, as Prism does it."""
-        cosines = embeddings @ self.embed_texts([text for texts in prompts.values() for text in texts]).T
-        odds = (torch.from_numpy(cosines) * self.model.decoder.logit_scale.float().cpu()).softmax(1)
-        return torch.stack([part.sum(1) for part in odds.split([len(t) for t in prompts.values()], 1)], 1).numpy()
+        """Zero-shot classification as Prism does it: softmax over all prompts, summed per class.
+
+        Args:
+            embeddings: unit vectors (B, dim_latents) of the slides.
+            prompts: {class: its prompts}.
+
+        Returns:
+            (B, classes)
+        """
+        all_prompts = [text for texts in prompts.values() for text in texts]
+        cosines = torch.from_numpy(embeddings @ self.embed_texts(all_prompts).T)
+        probabilities = (cosines * self._logit_scale()).softmax(1)
+        by_class = probabilities.split([len(texts) for texts in prompts.values()], dim=1)
+        return torch.stack([part.sum(1) for part in by_class], dim=1).numpy()
+
+    def _logit_scale(self) -> torch.Tensor:
+        return self.model.decoder.logit_scale.float().cpu()
+
+
+def _check_same_prism(model: SlideCaptioner, config: Config, trained_with: dict[str, Any], checkpoint: str) -> None:
+    """Raise UserError if a frozen part of Prism has other weights than in training."""
+    loaded = {"text_sha256": getattr(model.decoder, "sha256", None)}
+    if config.prism.freeze:
+        loaded["sha256"] = model.prism.sha256
+    for key, digest in loaded.items():
+        expected = trained_with.get(key)
+        if expected != digest:
+            raise UserError(checkpoint, f"was trained with other Prism weights ({trained_with.get('source')}, "
+                            f"{key} {str(expected)[:12]}; {config.prism.weights} has {str(digest)[:12]})",
+                            "give the same weights with --prism")
+
+
+def _ids(data: dict[str, Any], key: str) -> list[str]:
+    """The ids of a split; none in checkpoints of runs without it."""
+    ids = data.get(key)
+    return [*ids] if isinstance(ids, list) else []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,71 +14,105 @@ from ..data.labels import Label, load_labels
 from ..evaluation.findings import FindingDictionary
 from ..evaluation.scoring import Answers
 from .captioner import Captioner
+from .options import InferenceOptions
+from .records import Record
 
 
 @dataclass
 class GroundTruth:
-    """What is known of the slides, to score against: reference texts and classes by id, prompts, findings."""
+    """Reference texts and classes by slide id, the prompts of each class, and findings; None for what is not given."""
 
-    labels: dict[str, Label] | None
-    prompts: dict[str, list[str]] | None
-    classes: dict[str, str] | None
-    findings: FindingDictionary | None
+    labels: dict[str, Label] | None = None
+    prompts: dict[str, list[str]] | None = None
+    classes: dict[str, str] | None = None
+    findings: FindingDictionary | None = None
 
     @classmethod
-    def load(cls, args: argparse.Namespace) -> GroundTruth:
-        """Raises UserError for files that cannot be used, and for flags without those they need."""
-        for flag, needed in (("findings", "labels_file"), ("classes_file", "prompts")):
-            if getattr(args, flag) and not getattr(args, needed):
-                raise UserError(f"--{flag}", f"needs --{needed}", f"add --{needed} FILE")
-        prompts = load_prompts(args.prompts) if args.prompts else None
-        labels, classes = (_usable_labels(path) if path else None for path in (args.labels_file, args.classes_file))
-        classes = {i: label.text for i, label in classes.items()} if classes is not None else None
-        if classes and (unknown := sorted(set(classes.values()) - set(prompts or ()))):
-            raise UserError(args.classes_file, f"class {unknown[0]!r} has no prompt", f"add it to {args.prompts}")
-        return cls(labels, prompts, classes,
-                   FindingDictionary.load(args.findings) if args.findings else None)
+    def load(cls, options: InferenceOptions) -> GroundTruth:
+        """Read the files that the options name. Raises UserError for files that cannot be used."""
+        truth = cls()
+        if options.prompts:
+            truth.prompts = load_prompts(options.prompts)
+        if options.labels_file:
+            truth.labels = load_usable_labels(options.labels_file)
+        if options.classes_file:
+            truth.classes = {i: label.text for i, label in load_usable_labels(options.classes_file).items()}
+            unknown = sorted(set(truth.classes.values()) - set(truth.prompts or ()))
+            if unknown:
+                raise UserError(options.classes_file, f"class {unknown[0]!r} has no prompt",
+                                f"add it to {options.prompts}")
+        if options.findings:
+            truth.findings = FindingDictionary.load(options.findings)
+        return truth
 
-    def answers(self, captioner: Captioner, records: list[dict[str, Any]],
+    @property
+    def can_score(self) -> bool:
+        """Whether there is anything to score against."""
+        return self.labels is not None or self.classes is not None
+
+    def answers(self, captioner: Captioner, records: list[Record],
                 embeddings: dict[str, np.ndarray]) -> Answers | None:
-        """The records that can be scored; None if there are none."""
-        known = [r for r in records if r["caption"] is not None
-                 and r["id"] in (self.classes or {} if self.labels is None else self.labels)]
-        if not known:
+        """What the model said about the slides of which something is known; None if there are none.
+
+        Args:
+            captioner: embeds the reference texts and the prompts.
+            records: of all captioned slides; failed ones and withheld captions are left out.
+            embeddings: {slide id: unit vector (dim_latents,)}.
+        """
+        known_ids = self.labels if self.labels is not None else self.classes or {}
+        scored = [r for r in records if r["caption"] is not None and r["id"] in known_ids]
+        if not scored:
             return None
-        answers = Answers([r["caption"] for r in known], findings=self.findings)
-        images = np.stack([embeddings[r["id"]] for r in known])
+        ids = [r["id"] for r in scored]
+        images = np.stack([embeddings[i] for i in ids])  # (slides, dim_latents)
+        answers = Answers([r["caption"] for r in scored], findings=self.findings)
         if self.labels is not None:
-            answers.references = [list(self.labels[r["id"]].texts) for r in known]
-            answers.texts = list(dict.fromkeys(text for several in answers.references for text in several))
+            answers.references = [list(self.labels[i].texts) for i in ids]
+            answers.texts = _unique(answers.references)
             answers.similarity = images @ captioner.embed_texts(answers.texts).T
         if self.classes is not None:
-            names = list(self.prompts)
             answers.class_probabilities = captioner.class_probabilities(images, self.prompts)
-            true = [self.classes.get(r["id"]) for r in known]
-            answers.true_classes = np.array([-1 if c is None else names.index(c) for c in true])
-            if set(true) == {None}:
-                logger.warning("none of the %d slides has a class in --classes_file: compare the ids", len(true))
+            answers.true_classes = self._class_numbers(ids)
         return answers
 
+    def _class_numbers(self, ids: list[str]) -> np.ndarray:
+        """(slides,) index of each slide's class among the prompts, -1 where it is not known."""
+        numbers = {name: number for number, name in enumerate(self.prompts)}
+        classes = [self.classes.get(i) for i in ids]
+        if set(classes) == {None}:
+            logger.warning("none of the %d slides has a class in --classes_file: compare the ids", len(ids))
+        return np.array([numbers.get(name, -1) for name in classes])
 
-def _usable_labels(path: str) -> dict[str, Label]:
-    """The labels that can be used; warns of the others. Raises UserError if none can."""
+
+def load_usable_labels(path: str) -> dict[str, Label]:
+    """The usable labels of a file; warns about the others. Raises UserError if there are none."""
     labels, problems = load_labels(path)
-    if problems:
-        first = next(iter(problems))
-        if not labels:
-            raise UserError(path, f"{first!r}: {problems[first]}", 'write {"id": "text"}')
-        logger.warning("%d labels of %s cannot be used and are left out, such as %r: %s", len(problems), path, first,
-                       problems[first])
+    if not problems:
+        return labels
+    first, problem = next(iter(problems.items()))
+    if not labels:
+        raise UserError(path, f"{first!r}: {problem}", 'write {"id": "text"}')
+    logger.warning("%d labels of %s cannot be used and are left out, such as %r: %s", len(problems), path, first,
+                   problem)
     return labels
 
 
 def load_prompts(path: str) -> dict[str, list[str]]:
     """{class: its prompts} of a YAML or JSON file. Raises UserError."""
     prompts = load_plain_yaml(path)
-    if not isinstance(prompts, dict) or len(prompts) < 2 or not all(
-            isinstance(texts, list) and texts and all(isinstance(t, str) and t.strip() for t in texts)
-            for texts in prompts.values()):
+    is_usable = isinstance(prompts, dict) and len(prompts) >= 2
+    if not is_usable or not all(_is_list_of_texts(texts) for texts in prompts.values()):
         raise UserError(path, "holds no prompts", "write class: [prompt, ...] for two or more classes")
     return prompts
+
+
+def _is_list_of_texts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(t, str) and t.strip() for t in value)
+
+
+def _unique(references: list[list[str]]) -> list[str]:
+    """All reference texts, each once, in the order of their first slide."""
+    texts: dict[str, None] = {}
+    for references_of_slide in references:
+        texts |= dict.fromkeys(references_of_slide)
+    return list(texts)

@@ -1,67 +1,52 @@
-"""The answer for a slide, one record each: printed, or written as .jsonl, .json or .csv."""
+"""One record per slide: printed, or written as .jsonl, .json or .csv."""
 
 from __future__ import annotations
 
 import csv
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from ..common.errors import UserError, printable, say
 from ..common.files import expand
 from ..evaluation.scoring import Answers, evaluate
 
 
-def write_records(records: list[dict[str, Any]], path: Path) -> None:
-    """Write records as .jsonl, .json or .csv, by the ending. Raises UserError if the file cannot be written."""
-    try:
-        if path.suffix == ".csv":
-            _write_csv(records, path)
-            return
-        lines = [_json_line(r) for r in records]
-        text = "[\n" + ",\n".join(lines) + "\n]\n" if path.suffix == ".json" else "".join(f"{line}\n" for line in lines)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(path, f"cannot be written ({error.strerror})", "give another --output") from None
+class Nearest(TypedDict):
+    """A training slide: its id, texts, and cosine similarity to the captioned slide."""
+
+    id: str
+    similarity: float
+    texts: list[str]
 
 
-def _write_csv(records: list[dict[str, Any]], path: Path) -> None:
-    texts = list(dict.fromkeys(text for r in records for text in r["similarity"]))  # a failed slide has none
-    rows = [[r["id"], r["caption"], r["error"], *(r["similarity"].get(t) for t in texts), r["confidence"]]
-            for r in records]
-    with open(path, "w", newline="", encoding="utf-8-sig") as file:  # Excel takes UTF-8 only with the mark
-        csv.writer(file).writerows([["id", "caption", "error", *(f"similarity: {t}" for t in texts), "confidence"],
-                                    *([_cell(c) for c in row] for row in rows)])
+class Record(TypedDict):
+    """What inference.py says about a slide.
+
+    caption: None if the slide failed or the caption was withheld. similarity: cosine to each text of --text.
+    probability: of each of several texts. confidence: mean token probability. error: why the slide failed, else None.
+    """
+
+    id: str
+    caption: str | None
+    similarity: dict[str, float]
+    probability: dict[str, float]
+    confidence: float | None
+    error: str | None
+    classes: NotRequired[dict[str, float]]
+    nearest: NotRequired[list[Nearest]]
+    abstained: NotRequired[bool]
 
 
-def _print_scores(answers: Answers | None, common_text: str | None, abstained: int) -> None:
-    """A table for people, then all of it on one line for programs."""
-    if answers is None:
-        say(f"summary: {json.dumps({'slides': 0, 'abstained': abstained})}")
-        return
-    report = evaluate(answers, common_text)
-    say(f"scores of {len(answers.captions)} slides, with 95 % intervals; {abstained} abstained:", *report.lines(),
-        report.signature())
-    say(f"summary: {json.dumps(report.to_dict() | {'abstained': abstained}, ensure_ascii=False)}")
+def new_record(slide_id: str, caption: str | None = None, error: str | None = None,
+               confidence: float | None = None) -> Record:
+    """A record without scores."""
+    return {"id": slide_id, "caption": caption, "similarity": {}, "probability": {}, "confidence": confidence,
+            "error": error}
 
 
-def _print_record(record: dict[str, Any]) -> None:
-    if record["error"] is not None:
-        return  # told at the end, on stderr
-    said = "none, confidence too low" if record["caption"] is None else f"caption: {printable(record['caption'])}"
-    say(f"{printable(record['id'])}\t{said}\n\tconfidence {record['confidence']:.4f}")
-    for text, cosine in record["similarity"].items():
-        probability = record["probability"].get(text)
-        say(f"\tsimilarity {cosine:.4f}" + (f"  probability {probability:.4f}" if probability is not None else "")
-            + f"  {printable(text)}")
-    for name, probability in record.get("classes", {}).items():
-        say(f"\tclass probability {probability:.4f}  {printable(name)}")
-    for near in record.get("nearest", ()):
-        say(f"\tnearest {near['similarity']:.4f}  {printable(near['id'])}  {printable(near['texts'][0])}")
-
-
-def _output_path(path: str | None) -> Path | None:
-    """The output path, before any work is done for it. Raises UserError for another ending or a missing folder."""
+def output_path(path: str | None) -> Path | None:
+    """The path of --output, checked before any work is done. Raises UserError for another suffix or no folder."""
     if path is None:
         return None
     target = expand(path)
@@ -74,13 +59,71 @@ def _output_path(path: str | None) -> Path | None:
     return target
 
 
-def _record(slide_id: str, caption: str | None = None, error: str | None = None,
-            confidence: float | None = None) -> dict[str, Any]:
-    return {"id": slide_id, "caption": caption, "similarity": {}, "probability": {}, "confidence": confidence,
-            "error": error}
+def write_records(records: list[Record], path: Path) -> None:
+    """Write records as .jsonl, .json or .csv, by the suffix. Raises UserError if the file cannot be written."""
+    lines = [_json_line(record) for record in records]
+    try:
+        if path.suffix == ".csv":
+            _write_csv(records, path)
+        elif path.suffix == ".json":
+            path.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
+        else:
+            path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    except OSError as error:
+        raise UserError(path, f"cannot be written ({error.strerror})", "give another --output") from None
 
 
-def _json_line(record: dict[str, Any]) -> str:
+def print_record(record: Record) -> None:
+    """Print a record on several lines; failed slides are listed at the end of the run instead."""
+    if record["error"] is not None:
+        return
+    caption = "none, confidence too low"
+    if record["caption"] is not None:
+        caption = f"caption: {printable(record['caption'])}"
+    lines = [f"{printable(record['id'])}\t{caption}", f"\tconfidence {record['confidence']:.4f}"]
+    for text, cosine in record["similarity"].items():
+        scores = f"\tsimilarity {cosine:.4f}"
+        if text in record["probability"]:
+            scores += f"  probability {record['probability'][text]:.4f}"
+        lines.append(f"{scores}  {printable(text)}")
+    for name, probability in record.get("classes", {}).items():
+        lines.append(f"\tclass probability {probability:.4f}  {printable(name)}")
+    for slide in record.get("nearest", ()):
+        lines.append(f"\tnearest {slide['similarity']:.4f}  {printable(slide['id'])}  {printable(slide['texts'][0])}")
+    say(*lines)
+
+
+def print_scores(answers: Answers | None, common_text: str | None, abstained: int) -> None:
+    """A table for people, then all of it as JSON on one line for programs.
+
+    Args:
+        answers: None if no slide can be scored.
+        common_text: the most common training text, the baseline of the scores; None if unknown.
+        abstained: how many captions were withheld.
+    """
+    if answers is None:
+        say(f"summary: {json.dumps({'slides': 0, 'abstained': abstained})}")
+        return
+    report = evaluate(answers, common_text)
+    say(f"scores of {len(answers.captions)} slides, with 95 % intervals; {abstained} abstained:", *report.lines(),
+        report.signature())
+    say(f"summary: {json.dumps(report.to_dict() | {'abstained': abstained}, ensure_ascii=False)}")
+
+
+def _write_csv(records: list[Record], path: Path) -> None:
+    texts: dict[str, None] = {}  # an ordered set; a failed slide has no similarities
+    for record in records:
+        texts |= dict.fromkeys(record["similarity"])
+    with open(path, "w", newline="", encoding="utf-8-sig") as file:  # Excel needs the byte order mark to read UTF-8
+        writer = csv.writer(file)
+        writer.writerow(["id", "caption", "error", *(f"similarity: {text}" for text in texts), "confidence"])
+        for record in records:
+            cosines = [record["similarity"].get(text) for text in texts]
+            row = [record["id"], record["caption"], record["error"], *cosines, record["confidence"]]
+            writer.writerow([_cell(value) for value in row])
+
+
+def _json_line(record: Record) -> str:
     """JSON on one line for every reader: what is not printable, such as U+2028, stays escaped."""
     text = json.dumps(record, ensure_ascii=False)
     return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
@@ -88,4 +131,5 @@ def _json_line(record: dict[str, Any]) -> str:
 
 def _cell(value: Any) -> Any:
     """A spreadsheet runs a cell that starts like this as a formula."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t") else value
+    is_formula = isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t")
+    return f"'{value}" if is_formula else value

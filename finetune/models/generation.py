@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 
 from coca_pytorch import CoCa
-from prism import search
-
-from ..config.schema import GenerationOptions
+from prism import GenerationOptions, search
 
 
 @torch.no_grad()

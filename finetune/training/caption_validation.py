@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from prism import GenerationOptions
+
 from ..common.distributed import World
 from ..common.errors import UserError
 from ..common.files import write_atomically
 from ..common.run_folder import MOST_RETRIEVED, RETRIEVAL
 from ..common.score_table import SCORES, VALIDATION, Kind, score_names
-from ..config.schema import Config, GenerationOptions
+from ..config.schema import Config
 from ..data.batch import Batch, Sample
 from ..data.tokenizer import Tokenizer
 from ..evaluation.scoring import Answers

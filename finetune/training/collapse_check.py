@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from coca_pytorch import CoCaOutputs
+from prism import GenerationOptions
 
 from ..common.distributed import World
 from ..common.log import logger
-from ..config.schema import GenerationOptions
 from ..data.batch import Batch
 from ..models.captioner import SlideCaptioner
 from ..models.generation import generate

@@ -17,7 +17,7 @@ from ..common.files import expand
 from ..common.log import log_to_console, logger
 from ..common.run_lock import RunLock
 from ..config.schema import Config
-from ..data.prepare import prepare_data, scan_contents, scans_contents
+from ..data.prepare import contents_are_checked, prepare_data, scan_contents
 from .calibration import finish, is_finished
 from .caption_validation import check_monitor, not_in_log_line
 from .custom_loss import LossFunction, load_loss, try_loss
@@ -139,7 +139,7 @@ def _check(config: Config, user_loss: LossFunction | None) -> int:
     data = prepare_data(config.data, config.training.seed)
     if user_loss:
         try_loss(user_loss, len(data.tokenizer), config.model.dim_latents, torch.device("cpu"))
-    if not scans_contents(config.data):  # else it is done
+    if not contents_are_checked(config.data):  # else it is done
         scan_contents(data)
     log_data(data)
     if config.data.on_bad == "skip":

@@ -21,7 +21,7 @@ from ..common.files import expand
 from ..common.log import logger
 from ..config.schema import Config
 from ..data.batch import Batch, Sample
-from ..data.header_cache import write_manifest
+from ..data.header_cache import write_headers
 from ..data.loader import BatchLoader
 from ..data.prepare import Data, prepare_data
 from ..data.sampler import BatchOrder
@@ -94,7 +94,7 @@ def fill_caches(config: Config, data: Data, model: SlideCaptioner, precision: Pr
                 world: World) -> None:
     """Write the headers of all slides for the next run, and encode what the slide cache lacks. Raises UserError."""
     if config.data.latents_cache and world.is_main:
-        write_manifest(_header_cache_path(config), config.data.h5_key, config.data.image_dim,
+        write_headers(_header_cache_path(config), config.data.h5_key, config.data.image_dim,
                        config.data.wanted_encoder, data.slides)
     if cache:
         cache.fill(data.slides, partial(encode, model, precision), config.training.workers, world)

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from finetune.checkpoints.format import FORMAT_VERSION, Checkpoint
-from finetune.config.schema import Config, GenerationOptions, apply_overrides
+from finetune.config.schema import Config, apply_overrides
 from finetune.data.slides import inspect_slide
 from finetune.training import run
+from prism import GenerationOptions
 from tests.helpers import kill_runs
 from tests.helpers.files import refused, write_h5
 from tests.helpers.make_golden import FOLDER, SETTINGS, TEXTS, golden_captioner

@@ -16,12 +16,10 @@ from finetune.config.flags import (
     TRAIN_FLAGS,
     Parser,
     add_common_flags,
-    add_inference_flags,
     add_train_flags,
     config_from_flags,
-    options_from_flags,
 )
-from finetune.config.schema import Config, GenerationOptions, apply_overrides, from_dict
+from finetune.config.schema import Config, apply_overrides, from_dict
 from finetune.config.yaml_file import dump_yaml, load_yaml
 from tests.helpers.files import ROOT, refused
 
@@ -48,12 +46,6 @@ def train_args(*args: str):
     add_train_flags(parser)
     add_common_flags(parser)
     return parser.parse_args(list(args))
-
-
-def inference_args(*args: str):
-    parser = Parser(prog="inference.py")
-    add_inference_flags(parser)
-    return parser.parse_args(["--checkpoint", "c.pth", "--embeddings_file", "a.h5", *args])
 
 
 # --- the file the users start from -----------------------------------------------------------------------------------
@@ -386,37 +378,6 @@ def test_help_gives_meaning_and_default_of_each_flag(capsys):
         field = type(getattr(Config(), section)).__dataclass_fields__[name]
         assert f"{flag} " in text and field.metadata["help"] in text
         assert not field.default or f"(default {field.default})" in text
-
-
-def test_decoding_options_come_from_the_flags_of_their_names():
-    given = {"max_length": "30", "num_beams": "4", "temperature": ".5", "top_k": "5", "top_p": "0.9", "seed": "3",
-             "repetition_penalty": "1.2", "no_repeat_ngram_size": "3", "length_penalty": "-1"}
-    options = options_from_flags(inference_args(*(p for k, v in given.items() for p in (f"--{k}", v))))
-    assert dataclasses.asdict(options) == {"do_sample": False, **{k: float(v) for k, v in given.items()}}
-    assert type(options.num_beams) is int and options_from_flags(inference_args()) == GenerationOptions()
-
-
-@pytest.mark.parametrize(("args", "value"), [([], False), (["--do_sample"], True), (["--do-sample", "true"], True),
-                                             (["--do_sample", "false"], False)])
-def test_do_sample_is_a_switch(args, value):
-    assert options_from_flags(inference_args(*args)).do_sample is value
-
-
-@pytest.mark.parametrize(("args", "words"), [
-    (["--do_sample", "--num_beams", "2"], ["--do_sample", "--num_beams 1"]),
-    (["--do_sample", "maybe"], ["--do_sample", "'maybe'", "true or false"]),
-    (["--max_length", "1"], ["--max_length", "at least 2"]), (["--num_beams", "0"], ["--num_beams", "at least 1"]),
-    (["--temperature", "0"], ["--temperature", "above 0"]), (["--top_p", "1.1"], ["--top_p", "at most 1"]),
-    (["--top_p", "0"], ["--top_p", "above 0"]), (["--top_k", "-1"], ["--top_k", "at least 0"]),
-    (["--embeddings_dir", "d"], ["not allowed with", "--embeddings_file"]), (["--split", "dev"], ["--split", "'dev'"]),
-])
-def test_a_bad_inference_flag_is_refused(args, words):
-    with refused(*words):
-        options_from_flags(inference_args(*args))
-
-
-def test_texts_may_be_given_at_once_or_one_by_one():
-    assert inference_args("--text", "胃癌", "a-b c", "--text", "x").text == ["胃癌", "a-b c", "x"]
 
 
 def test_a_number_may_have_a_word_in_its_place():

@@ -282,6 +282,14 @@ def test_R02_a_loader_process_that_hangs_ends_the_run(samples, monkeypatch):
         list(batches.epoch(0))
 
 
+def test_loader_processes_import_no_torch(samples):
+    batches = batches_of(samples, workers=1)
+    next(batches.epoch(0))
+    has_torch = batches._pool.submit(eval, "'torch' in __import__('sys').modules").result(60)
+    batches.close()
+    assert not has_torch, "they start in a fraction of a second"
+
+
 def broken(slide: SlideFile, epoch: int) -> np.ndarray:
     raise RuntimeError("a bug")
 

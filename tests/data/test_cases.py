@@ -191,6 +191,7 @@ def test_a_model_trains_on_cases_and_captions_them(tmp_path):
     from finetune.config.schema import Config, apply_overrides
     from finetune.data.labels import load_labels
     from finetune.inference.captioner import Captioner
+    from finetune.inference.options import InferenceOptions
     from finetune.inference.run import select_slides
     from finetune.training.run import train
 
@@ -213,9 +214,9 @@ def test_a_model_trains_on_cases_and_captions_them(tmp_path):
         assert content["data"]["validation_ids"] == ["d0"] and content["data"]["test_ids"] == ["e0"]
     captioner = Captioner.load(tmp_path / "run_auto" / "best_model.pth")
     assert captioner.tokenizer.to_dict() == build_tokenizer("bpe:300", ["胃癌", "胃的癌", "肠癌", "胃"], True).to_dict()
-    chosen = select_slides(captioner, None, str(tmp_path / "h5"), load_labels(tmp_path / "labels.json")[0], "all")
+    chosen = select_slides(captioner, InferenceOptions(embeddings_dir=str(tmp_path / "h5")), load_labels(tmp_path / "labels.json")[0])
     assert {i: [Path(p[0]).stem for p in slides] for i, slides in chosen.items()} == {
         "a": ["a0", "a1"], "b": ["b0", "b1", "b2"], "c0": ["c0"], "d0": ["d0"], "e0": ["e0"]}
-    assert list(select_slides(captioner, None, str(tmp_path / "h5"), None, "test")) == ["e0"]
+    assert list(select_slides(captioner, InferenceOptions(embeddings_dir=str(tmp_path / "h5"), split="test"), None)) == ["e0"]
     first, second = ([json.loads(line)["loss"] for line in text.splitlines()] for text in losses.values())
     assert first == pytest.approx(second, rel=1e-4)

@@ -188,6 +188,6 @@ def test_one_file_with_a_dataset_for_each_slide_as_histogpt_trains_from(tmp_path
     assert [(s.slide_id, s.num_tiles) for s in slides] == [("p2", 3), ("患者", 5), ("p.1", 4)] and not bad
     for number, slide in ((0, slides[0]), (2, slides[1])):
         assert np.array_equal(read_tiles(slide), random_tiles(3 + number, D, number))
-        assert inspect_slide(slide.place, None, D) == slide and read_coords(slide) is None
+        assert inspect_slide(slide.location, None, D) == slide and read_coords(slide) is None
     with refused("s.h5", "is the file of one slide", "give the folder"):
         find_files(write(tmp_path, stamp))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from finetune.data import slides as tiles
-from finetune.data.header_cache import read_manifest, write_manifest
+from finetune.data.header_cache import read_headers, write_headers
 from finetune.data.slides import find_files, index_slides
 from tests.helpers.files import random_tiles, write_h5, write_slides
 
@@ -16,25 +16,25 @@ D = 6
 def indexed(tmp_path):
     write_slides(tmp_path / "h5", {f"s{i}": i + 1 for i in range(5)})
     slides, _ = index_slides(find_files(tmp_path / "h5"), [f"s{i}" for i in range(5)], None, D)
-    write_manifest(tmp_path / "cache" / "index.json", None, D, "virchow", slides)
+    write_headers(tmp_path / "cache" / "index.json", None, D, "virchow", slides)
     return tmp_path / "cache" / "index.json", slides
 
 
 def test_unchanged_files_are_not_opened_again(indexed, tmp_path, monkeypatch):
-    manifest, slides = indexed
+    cache, slides = indexed
     opened = []
     monkeypatch.setattr(tiles, "_try_inspect", lambda path, **_: opened.append(path))
     again, bad = index_slides(find_files(tmp_path / "h5"), [f"s{i}" for i in range(5)], None, D, None,
-                              read_manifest(manifest, None, D, "virchow"))
+                              read_headers(cache, None, D, "virchow"))
     assert again == slides and bad == {} and opened == []
 
 
 def test_changed_missing_and_new_files_are_looked_at(indexed, tmp_path):
-    manifest, slides = indexed
+    cache, slides = indexed
     write_h5(tmp_path / "h5" / "s1.h5", random_tiles(2, D, seed=9))  # of the same size
     (tmp_path / "h5" / "s2.h5").unlink()
     write_h5(tmp_path / "h5" / "s9.h5", random_tiles(8, D))
-    known = read_manifest(manifest, None, D, "virchow")
+    known = read_headers(cache, None, D, "virchow")
     assert sorted(s.slide_id for s in known.values()) == ["s0", "s3", "s4"]
     again, bad = index_slides(find_files(tmp_path / "h5"), ["s0", "s1", "s2", "s9"], None, D, None, known)
     assert [s.slide_id for s in again] == ["s0", "s1", "s9"] and list(bad) == ["s2"]
@@ -43,17 +43,17 @@ def test_changed_missing_and_new_files_are_looked_at(indexed, tmp_path):
 
 @pytest.mark.parametrize("wanted", [("embeddings", D, "virchow"), (None, 7, "virchow"), (None, D, None)])
 def test_an_index_made_for_other_questions_is_not_used(indexed, wanted):
-    assert read_manifest(indexed[0], *wanted) == {}
+    assert read_headers(indexed[0], *wanted) == {}
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"made_for": [1, null, 6, "virchow"], "slides": [[1]]}',
                                   '{"made_for": [1, null, 6, "virchow"], "slides": 5}', "[" * 100_000, "\ud800"])
 def test_a_damaged_index_is_told_and_ignored(indexed, text, log_lines):
     indexed[0].write_bytes(text.encode("utf-8", "surrogatepass"))
-    assert read_manifest(indexed[0], None, D, "virchow") == {} and any("cannot be read" in line for line in log_lines)
+    assert read_headers(indexed[0], None, D, "virchow") == {} and any("cannot be read" in line for line in log_lines)
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path, log_lines):
     (tmp_path / "file").touch()
-    write_manifest(tmp_path / "file" / "index.json", None, D, None, [])
+    write_headers(tmp_path / "file" / "index.json", None, D, None, [])
     assert any("cannot be written" in line for line in log_lines)

@@ -51,7 +51,7 @@ def test_J09_exactly_one_h5_ending_of_an_id_is_dropped(write, key, slide_id):
 
 
 @pytest.mark.parametrize(("content", "words"), [
-    pytest.param('{"a": "first text", "b": "", "a": "second"}', ["'a' stands twice", "first text", "second"],
+    pytest.param('{"a": "first text", "b": "", "a": "second"}', ["'a' appears twice", "first text", "second"],
                  id="J01 key twice"),
     pytest.param('{"a": "' + "一" * 50 + '", "a": "y"}', ["'" + "一" * 20 + "'"], id="J01 only 20 characters shown"),
     pytest.param(f'{{"a": "{TEXT}"}}'.encode("gbk"), ["not UTF-8 (byte 7)", "iconv -f GBK"], id="J03 GBK"),
@@ -142,7 +142,7 @@ def test_a_case_may_have_several_texts_and_slides(write, value, label):
     ([], "empty list of texts"), (["x", " "], "empty text"), ({}, "the text is a NoneType"), ({"text": "x", "slide": "s"}, "'slide'"),
     ({"text": "x", "slides": []}, "list of names"), ({"text": "x", "slides": "s1"}, "list of names"),
     ({"text": "x", "slides": [1]}, "list of names"), ({"text": "x", "slides": ["../s"]}, "not a file name"),
-    ({"text": "x", "slides": [".h5"]}, "not a file name"), ({"text": "x", "slides": ["s", "s.h5"]}, "stands twice"),
+    ({"text": "x", "slides": [".h5"]}, "not a file name"), ({"text": "x", "slides": ["s", "s.h5"]}, "appears twice"),
     ({"text": "x", "split": "dev"}, "split 'dev', expected train, val, test"), ({"text": "x", "split": 1}, "split 1"),
     ({"text": {"zh": "x"}}, "the text is a dict")])
 def test_J05_a_case_that_is_not_of_these_forms_is_a_problem_of_its_own(write, value, why):

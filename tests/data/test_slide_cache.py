@@ -110,7 +110,7 @@ def test_a_file_that_is_too_short_is_encoded_anew(tmp_path, slides, encoder):
     cache.fill(slides, encode_with(encoder))
     for length in (cache.path(slides[2]).stat().st_size - 1, 100, 0):
         os.truncate(cache.path(slides[2]), length)
-        with refused(cache.path(slides[2]).name, "s2", "encoded anew"):
+        with refused(cache.path(slides[2]).name, "s2", "encoded again"):
             cache(slides[2])
     assert not cache.has(slides[2]) and cache.fill(slides, encode_with(encoder)) == 1
     assert cache(slides[2]).shape == (TOKENS, WIDTH)
@@ -188,6 +188,6 @@ def test_ranks_share_the_work_and_all_return_when_everything_is_there(tmp_path, 
 def test_a_slide_that_another_machine_should_have_written_is_waited_for_and_then_missed(tmp_path, slides, encoder,
                                                                                         monkeypatch):
     monkeypatch.setattr(latents, "_GROUP_SLIDES", 2)
-    monkeypatch.setattr(latents, "_LATE", 0.2)
+    monkeypatch.setattr(latents, "_WAIT_SECONDS", 0.2)
     with refused("is not there, nor are", "all of them share"):
         a_cache(tmp_path).fill(slides, encode_with(encoder), 1, Thread(0, threading.Barrier(1)))

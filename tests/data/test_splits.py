@@ -10,7 +10,7 @@ import pytest
 
 from finetune.config.schema import DataConfig
 from finetune.data.labels import Label
-from finetune.data.near_duplicates import overlap
+from finetune.data.near_duplicates import count_overlap
 from finetune.data.splits import make_split, patients, read_split_file, report_split, split_fold, split_ids
 from tests.helpers.files import refused, write_json
 
@@ -121,7 +121,7 @@ def test_without_named_validation_it_is_drawn_from_training_and_never_from_the_t
     ({"a1": "train", "a2": "val", "b1": "train"}, {"group_pattern": "^."}, ["patient 'a'", "in training and in validation"]),
     ({"a1": "train", "a2": "test", "b1": "val"}, {"group_pattern": "^."}, ["patient 'a'", "and in test"]),
     ({"a1": "train", "a2": "val"}, {}, ["no split for 1 of 3 cases", "'b1'"]),
-    ({"a1": "train", "a2": "val", "b1": "val"}, {"folds": 2}, ["data.folds", "2 validation cases are named"]),
+    ({"a1": "train", "a2": "val", "b1": "val"}, {"folds": 2}, ["data.folds", "2 validation cases are given"]),
 ])
 def test_a_split_that_leaks_or_contradicts_itself_is_refused(sides, changes, words):
     with refused(*words):
@@ -130,7 +130,7 @@ def test_a_split_that_leaks_or_contradicts_itself_is_refused(sides, changes, wor
 
 @pytest.mark.parametrize(("name", "content", "words"), [
     ("s.json", "[1]", ["cannot be read", "JSON object"]), ("s.json", "{", ["cannot be read"]), ("s.csv", "a,b\n1,2\n", ["cannot be read"]),
-    ("s.json", '{"a": "dev"}', ["'a' is in 'dev'"]), ("s.json", '{"a": "val", "a.h5": "train"}', ["'a' stands twice"]),
+    ("s.json", '{"a": "dev"}', ["'a' is in 'dev'"]), ("s.json", '{"a": "val", "a.h5": "train"}', ["'a' appears twice"]),
     ("s.json", '{"a": 1}', ["'a' is in '1'"]), ("s.csv", "", ["no"])])
 def test_a_split_file_that_is_none_is_refused(tmp_path, name, content, words):
     (tmp_path / name).write_text(content, encoding="utf-8")
@@ -165,13 +165,13 @@ def test_equal_and_near_texts_are_those_that_brute_force_finds():
         texts.append(" ".join(changed))
     texts += [" ".join(rng.choices(words, k=12)) for _ in range(20)]
     equal, near = brute_force(texts, trained)
-    assert overlap(texts, trained) == (equal, near) and equal >= 10 and 10 < near < 60
+    assert count_overlap(texts, trained) == (equal, near) and equal >= 10 and 10 < near < 60
 
 
 def test_width_case_blanks_and_punctuation_make_no_other_text_but_a_plus_does():
-    assert overlap(["胃腺癌，ＨＥＲ２（３＋）。"], ["胃腺癌 her2 (3+)"]) == (1, 0)
-    assert overlap(["HER2 (3-)"], ["HER2 (3+)"])[0] == 0
-    assert overlap(["", "a"], ["", "b"]) == (0, 0)
+    assert count_overlap(["胃腺癌，ＨＥＲ２（３＋）。"], ["胃腺癌 her2 (3+)"]) == (1, 0)
+    assert count_overlap(["HER2 (3-)"], ["HER2 (3+)"])[0] == 0
+    assert count_overlap(["", "a"], ["", "b"]) == (0, 0)
 
 
 def test_ten_thousand_templates_are_compared_in_bounded_time_and_what_was_copied_is_found():
@@ -181,7 +181,7 @@ def test_ten_thousand_templates_are_compared_in_bounded_time_and_what_was_copied
              f"{rng.choice(['黏膜下层', '固有肌层', '浆膜层'])}，淋巴结{rng.randint(0, 30)}/{rng.randint(0, 40)}" for _ in range(10_000)]
     copied = [text + "，见脉管癌栓" for text in texts[5000:5100]]
     began = time.perf_counter()
-    equal, near = overlap(texts[:1000] + copied, texts[1000:])
+    equal, near = count_overlap(texts[:1000] + copied, texts[1000:])
     assert time.perf_counter() - began < 15, "takes 2 s; comparing all pairs takes minutes"
     assert equal == 0 and 95 <= near < 120
 
@@ -191,7 +191,7 @@ def test_the_log_says_what_is_on_each_side_and_warns_of_leaks(log_lines):
     labels = {i: Label(("the same old long text of a report" + " again" * (n % 3 == 0),), (i, f"{i}b")) for n, i in enumerate(SLIDES)}
     report_split(labels, make_split(labels, config, 42), config)
     assert log_lines[0] == "training: 70 cases, 140 slides, 2 different texts"
-    assert "30 of 30 validation texts stand in training too, word for word" in log_lines
+    assert "30 of 30 validation texts also occur in training, word for word" in log_lines
     assert any("TCGA patients have slides in training and held out" in line and TCGA in line for line in log_lines)
     log_lines.clear()
     config.group_pattern = TCGA
@@ -200,4 +200,4 @@ def test_the_log_says_what_is_on_each_side_and_warns_of_leaks(log_lines):
     assert not any("TCGA patients" in line for line in log_lines)
     labels = {i: Label((f"{i} the same old long text of a report of the stomach and more",), (i,)) for i in SLIDES}
     report_split(labels, make_split(labels, config, 42), config)
-    assert any("validation texts are nearly one of training" in line for line in log_lines)
+    assert any("validation texts are near duplicates of training texts" in line for line in log_lines)

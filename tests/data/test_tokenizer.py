@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from finetune.config.schema import Config, DataConfig, GenerationOptions, apply_overrides
+from finetune.config.schema import Config, DataConfig, apply_overrides
 from finetune.data.tokenizer import VocabTokenizer, build_tokenizer, normalize_text, tokenizer_from_dict
+from prism import GenerationOptions
 from tests.helpers.files import ROOT, refused, write_h5, write_json
 
 needs_transformers = pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="transformers is not installed")

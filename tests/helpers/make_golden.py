@@ -13,12 +13,13 @@ from pathlib import Path
 
 from finetune.checkpoints.format import FORMAT_VERSION
 from finetune.common.device import Precision, resolve_device
-from finetune.config.schema import Config, GenerationOptions, apply_overrides
+from finetune.config.schema import Config, apply_overrides
 from finetune.data.slides import find_files, inspect_slide
 from finetune.data.tile_reader import read_tiles
 from finetune.inference.captioner import Captioner
 from finetune.models import build as model
 from finetune.training.run import train
+from prism import GenerationOptions
 from tests.helpers import kill_runs
 
 FOLDER = Path(__file__).resolve().parents[1] / "golden"

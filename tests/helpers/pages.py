@@ -6,10 +6,11 @@ import json
 import math
 from pathlib import Path
 
-from finetune.config.flags import Parser, add_inference_flags, options_from_flags
+from finetune.config.flags import Parser
 from finetune.config.schema import Config
 from finetune.config.yaml_file import dump_yaml
 from finetune.inference.explain import run_explain
+from finetune.inference.options import InferenceOptions, add_inference_flags
 from tests.helpers.files import write_json
 
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=alert(1)>\u202e{{ 7*7 }}"
@@ -47,4 +48,4 @@ def explain(run, *args):
     parser = Parser()
     add_inference_flags(parser)
     args = parser.parse_args(["--checkpoint", str(run / "run" / "best_model.pth"), *map(str, args)])
-    return run_explain(args, options_from_flags(args))
+    return run_explain(InferenceOptions.from_flags(args))

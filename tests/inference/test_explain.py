@@ -15,7 +15,13 @@ from PIL import Image
 
 from coca_pytorch import CoCa
 from finetune.data.h5_files import Coords
-from finetune.inference.explain import _read, deletion_test, log_probs_without, phrases, tile_weights
+from finetune.inference.explain import (
+    attribute_tiles,
+    deletion_test,
+    log_probs_without,
+    phrases,
+    token_attention,
+)
 from finetune.inference.tile_maps import heatmap_png, lay_out, open_thumbnail, page_data
 from finetune.models.captioner import SlideCaptioner
 from prism import PerceiverConfig, PrismSlideEncoder
@@ -64,7 +70,7 @@ def test_a_weight_of_zero_is_the_slide_without_the_tile(captioner, tiles):
 
 
 def test_the_gradient_is_the_one_of_finite_differences_and_sums_to_zero(captioner, tiles):
-    weights = tile_weights(captioner, tiles, IDS)
+    weights = attribute_tiles(captioner, tiles, IDS)
     assert weights.gradient.shape == (4, 13) and weights.gradient.abs().max() > 1e-4
 
     def log_probs(tile: int, by: float) -> torch.Tensor:
@@ -84,10 +90,10 @@ def test_the_gradient_is_the_one_of_finite_differences_and_sums_to_zero(captione
 
 
 def test_attention_rows_are_shares_and_what_coca_attends_to_is_its_softmax(captioner, tiles):
-    weights = tile_weights(captioner, tiles, IDS)
+    weights = attribute_tiles(captioner, tiles, IDS)
     torch.testing.assert_close(weights.attention.sum(1), torch.ones(4, dtype=torch.double))
     coca, tokens = captioner.model.decoder, weights.image_tokens
-    _, seen = _read(coca, tokens, IDS)
+    _, seen = token_attention(coca, tokens, IDS)
     pool, norm = coca.img_attn_pool, torch.nn.functional.layer_norm
     query = (norm(coca.img_queries, (16,)) * pool.norm.gamma) @ pool.to_q.weight.T
     key = (norm(tokens, (16,)) * pool.context_norm.gamma) @ pool.to_kv.weight[:8].T
@@ -105,11 +111,11 @@ def test_probabilities_without_tiles_are_those_of_the_slide_that_never_had_them(
     found = log_probs_without(captioner, tiles, kept, IDS)
     for row, mask in zip(found, kept, strict=True):
         tokens = captioner.model.image_tokens(tiles[mask][None], torch.ones(1, int(mask.sum()), dtype=torch.bool))
-        torch.testing.assert_close(row, _read(captioner.model.decoder, tokens[0], IDS)[0][:-1])
+        torch.testing.assert_close(row, token_attention(captioner.model.decoder, tokens[0], IDS)[0][:-1])
 
 
 def test_the_deletion_test_removes_the_tiles_that_weigh_most(captioner, tiles):
-    weights = tile_weights(captioner, tiles, IDS)
+    weights = attribute_tiles(captioner, tiles, IDS)
     result, = deletion_test(captioner, tiles, IDS, [range(1, 3)], weights)
     assert result["removed"] == 1
     top = weights.gradient[1:3].sum(0).argmax()
@@ -117,12 +123,12 @@ def test_the_deletion_test_removes_the_tiles_that_weigh_most(captioner, tiles):
     kept[0, top] = False
     without = log_probs_without(captioner, tiles, kept, IDS)[0, 1:3].sum().exp().item()
     assert result["without_top"] == pytest.approx(without) and result["holds"] == (without < result["without_random"])
-    single, = deletion_test(captioner, tiles[:1], IDS, [range(4)], tile_weights(captioner, tiles[:1], IDS))
+    single, = deletion_test(captioner, tiles[:1], IDS, [range(4)], attribute_tiles(captioner, tiles[:1], IDS))
     assert single["holds"] is None
 
 
 def test_a_phrase_whose_probability_is_no_float_any_more_is_still_tested(captioner, tiles):
-    weights = tile_weights(captioner, tiles, [1, *[5, 7, 4, 9] * 100, 2])
+    weights = attribute_tiles(captioner, tiles, [1, *[5, 7, 4, 9] * 100, 2])
     result, = deletion_test(captioner, tiles, [1, *[5, 7, 4, 9] * 100, 2], [range(400)], weights)
     assert result["without_top"] == result["without_random"] == 0 and result["holds"]
 
@@ -217,7 +223,7 @@ def test_the_command_writes_weights_pictures_and_a_page(run_with_coords):
 
 
 @pytest.mark.parametrize(("args", "words"), [(["--embeddings_dir", "embeddings"], ["--explain", "is for one slide"]), (["--embeddings_file", "x.h5", "--thumbnail", "no.png"], ["no.png: not found"]),
-                                             (["--embeddings_file", "x.h5"], ["x.h5: "]), (["--embeddings_file", "x.h5", "--thumbnail_scale", "-1"], ["--thumbnail_scale: is '-1'"])])
+                                             (["--embeddings_file", "x.h5"], ["x.h5: "]), (["--embeddings_file", "x.h5", "--thumbnail_scale", "-1"], ["--thumbnail_scale: thumbnail_scale is -1.0"])])
 def test_what_cannot_be_explained_is_one_line(run_with_coords, args, words):
     with refused(*words):
         explain(run_with_coords, *args, "--explain", run_with_coords / "bad")

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from finetune.data.labels import Label
-from finetune.inference.ground_truth import GroundTruth, _usable_labels, load_prompts
+from finetune.inference.ground_truth import GroundTruth, load_prompts, load_usable_labels
+from finetune.inference.nearest import TrainingSlides
+from finetune.inference.options import InferenceOptions
 from finetune.inference.records import write_records
-from finetune.inference.run import RecordExtras, select_slides
+from finetune.inference.run import complete_record, select_slides
 from tests.helpers.files import refused, write_json
 
 INDEX = {"ids": ["a", "b", "c"], "texts": [["x"], ["y", "z"], ["y"]], "fingerprint": "f", "step": 3,
@@ -24,18 +26,18 @@ def record(confidence: float) -> dict:
 
 
 def test_the_nearest_come_with_their_texts_and_the_first_of_them_gives_the_baseline():
-    extras, told = RecordExtras(None, 2, 0.0, INDEX), record(0.9)
-    extras.add(told, SimpleNamespace(), np.array([0.0, 1.0], dtype="f4"))
-    assert [(n["id"], n["texts"], round(n["similarity"], 6)) for n in told["nearest"]] == [
+    training, completed = TrainingSlides(INDEX), record(0.9)
+    complete_record(completed, np.array([0.0, 1.0], dtype="f4"), SimpleNamespace(), InferenceOptions(nearest=2), None, training)
+    assert [(n["id"], n["texts"], round(n["similarity"], 6)) for n in completed["nearest"]] == [
         ("c", ["y"], 1.0), ("b", ["y", "z"], 0.8)]
-    assert extras.common_text() == "y" and RecordExtras(None, 0, 0.0, None).common_text() is None
+    assert training.common_text() == "y"
 
 
 @pytest.mark.parametrize(("confidence", "caption"), [(0.49, None), (0.5, "text")])
 def test_a_caption_below_the_threshold_is_withheld(confidence, caption):
-    told = record(confidence)
-    RecordExtras(None, 0, 0.5, None).add(told, SimpleNamespace(), np.zeros(2))
-    assert told["caption"] == caption and told.get("abstained", False) == (caption is None)
+    completed = record(confidence)
+    complete_record(completed, np.zeros(2), SimpleNamespace(), InferenceOptions(abstain_below=0.5), None, None)
+    assert completed["caption"] == caption and completed.get("abstained", False) == (caption is None)
 
 
 @pytest.mark.parametrize(("about", "index", "words"), [
@@ -46,12 +48,12 @@ def test_nearest_slides_need_an_index_of_the_very_weights(tmp_path, about, index
     from finetune.checkpoints.format import write_pth
 
     write_pth(tmp_path, ["nearest.pt"], {"format_version": 1, **index})
-    args = SimpleNamespace(checkpoint=str(tmp_path / "best_model.pth"), nearest=1, abstain_below=0.0)
+    checkpoint, captioner = str(tmp_path / "best_model.pth"), SimpleNamespace(checkpoint=about)
     with refused("--nearest", words):
-        RecordExtras.load(args, SimpleNamespace(about=about, temperature=1.0), None)
-    args.nearest = 0
-    assert (RecordExtras.load(args, SimpleNamespace(about=about, temperature=1.0), None).index is None) == (
-        about.data["fingerprint"] == "g")
+        TrainingSlides.load(checkpoint, captioner, searchable=True)
+    training = TrainingSlides.load(checkpoint, captioner, searchable=False)
+    assert (training is None) == (about.data["fingerprint"] == "g")
+    assert TrainingSlides.load(None, SimpleNamespace(checkpoint=None), searchable=False) is None
 
 
 @pytest.mark.parametrize("text", ["a: [x]", "[x, y]", "a: [x]\nb: []", "a: x\nb: y"])
@@ -66,15 +68,15 @@ def test_prompts_of_another_form_are_refused(tmp_path, text):
 
 def test_a_label_or_class_that_cannot_be_used_is_told_and_never_dropped_in_silence(tmp_path, log_lines):
     some = write_json(tmp_path / "some.json", {"a": "text", "b": 5})
-    assert list(_usable_labels(some)) == ["a"] and "1 labels of" in log_lines[-1] and "'b'" in log_lines[-1]
+    assert list(load_usable_labels(some)) == ["a"] and "1 labels of" in log_lines[-1] and "'b'" in log_lines[-1]
     with refused("none.json", "'a'"):
-        _usable_labels(write_json(tmp_path / "none.json", {"a": 1, "b": 2}))
+        load_usable_labels(write_json(tmp_path / "none.json", {"a": 1, "b": 2}))
 
 
 def test_held_out_slides_that_are_not_found_are_told(tmp_path, log_lines):
     (tmp_path / "a.h5").touch()
     captioner = SimpleNamespace(held_out={"val": ["a", "case_of_two"], "test": []})
-    assert list(select_slides(captioner, None, str(tmp_path), None, "val")) == ["a"]
+    assert list(select_slides(captioner, InferenceOptions(embeddings_dir=str(tmp_path), split="val"), None)) == ["a"]
     assert "1 of 2 slides of --split val" in log_lines[-1] and "--labels_file" in log_lines[-1]
 
 
@@ -89,7 +91,7 @@ def test_a_failed_first_slide_takes_no_column_from_the_others(tmp_path):
 def test_a_model_that_names_no_held_out_slides_says_so(tmp_path):
     (tmp_path / "a.h5").touch()
     with refused("--split test", "names no such slides"):
-        select_slides(SimpleNamespace(held_out={"val": ["a"], "test": []}), None, str(tmp_path), None, "test")
+        select_slides(SimpleNamespace(held_out={"val": ["a"], "test": []}), InferenceOptions(embeddings_dir=str(tmp_path), split="test"), None)
 
 
 def test_classes_of_other_slides_are_told(log_lines):

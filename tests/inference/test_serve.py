@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import shutil
 import subprocess
 import sys
@@ -13,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from finetune.config.flags import Parser, add_inference_flags, refuse_unused
-from finetune.config.schema import GenerationOptions
 from finetune.inference.captioner import Captioner
+from finetune.inference.options import InferenceOptions
 from finetune.inference.run import caption_slides
-from finetune.inference.serve import _port, _texts, _training_texts, answer, make_app
+from finetune.inference.serve import answer, load_training_slides, make_app, parse_texts
+from prism import GenerationOptions
 from tests.helpers.files import ROOT, refused, write_h5
 
 
@@ -42,7 +41,7 @@ def post(app, body: bytes, part: int = 1000, gone: bool = False) -> tuple[int, b
 def test_an_upload_over_the_limit_is_refused_before_it_is_read_to_its_end_and_leaves_nothing(tmp_path, monkeypatch):
     pytest.importorskip("starlette")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    app = make_app(SimpleNamespace(), GenerationOptions(), most_bytes=5000)
+    app = make_app(SimpleNamespace(), GenerationOptions(), max_upload=5000)
     status, body = post(app, b"x" * 50_000)
     assert status == 413 and b"error: upload: is larger than" in body and not list(tmp_path.iterdir())
 
@@ -63,16 +62,16 @@ def test_a_browser_that_leaves_and_a_disk_that_is_full_end_one_request_only(tmp_
 
 def test_a_slide_whose_numbers_overflow_is_one_line_and_the_nearest_texts_are_those_of_the_index(run_with_coords):
     path = write_h5(run_with_coords / "huge.h5", np.full((5, 2560), 1e30, np.float32))
-    args = SimpleNamespace(checkpoint=str(run_with_coords / "run" / "best_model.pth"), nearest=0, abstain_below=0.0)
-    captioner = Captioner.load(args.checkpoint)
-    texts = _training_texts(args, captioner)
+    options = InferenceOptions(checkpoint=str(run_with_coords / "run" / "best_model.pth"))
+    captioner = Captioner.load(options.checkpoint)
+    training = load_training_slides(options, captioner)
     with refused("its tiles make the model overflow"):
-        answer(captioner, path, [], texts, GenerationOptions())
+        answer(captioner, path, [], GenerationOptions(), training)
     path = run_with_coords / "embeddings" / "s5.h5"
     records = list(caption_slides(captioner, {"s5": [[str(path)]]}, [], GenerationOptions(), vectors := {}))
     index = torch.load(run_with_coords / "run" / "nearest.pt", weights_only=True)
     cosines = (index["embeddings"] @ torch.from_numpy(vectors["s5"])).tolist()
-    found = answer(captioner, path, [], texts, GenerationOptions())
+    found = answer(captioner, path, [], GenerationOptions(), training)
     assert found["caption"] == records[0]["caption"] and len(found["nearest"]) == 5
     assert [cosine for _, cosine in found["nearest"]] == pytest.approx(sorted(cosines, reverse=True)[:5])
     best = max(range(len(cosines)), key=cosines.__getitem__)
@@ -81,42 +80,22 @@ def test_a_slide_whose_numbers_overflow_is_one_line_and_the_nearest_texts_are_th
 
 def test_without_an_index_the_page_shows_none_and_asking_for_it_is_refused(run_with_coords, tmp_path, log_lines):
     shutil.copy(run_with_coords / "run" / "best_model.pth", tmp_path)
-    args = SimpleNamespace(checkpoint=str(tmp_path / "best_model.pth"), nearest=0, abstain_below=0.0)
-    captioner = Captioner.load(args.checkpoint)
-    assert _training_texts(args, captioner) is None and "no nearest training texts: no nearest.pt" in log_lines[-1]
-    args.nearest = 3
+    options = InferenceOptions(checkpoint=str(tmp_path / "best_model.pth"))
+    captioner = Captioner.load(options.checkpoint)
+    assert load_training_slides(options, captioner) is None and "no nearest training texts: no nearest.pt" in log_lines[-1]
+    options.nearest = 3
     with refused("--nearest", "no nearest.pt"):
-        _training_texts(args, captioner)
-
-
-@pytest.mark.parametrize(("flags", "words"), [
-    ("--serve --output a.jsonl", "--output: does nothing with --serve; leave it out"), ("--serve --findings breast", "--findings: does nothing with --serve"),
-    ("--serve --labels_file l.json", "--labels_file: does nothing with --serve"), ("--serve --explain d", "--explain: does nothing with --serve"),
-    ("--embeddings_file x.h5 --explain d --text a", "--text: does nothing with --explain"), ("--embeddings_file x.h5 --explain d --nearest 2", "--nearest: does nothing"),
-    ("--embeddings_file x.h5 --port 80", "--port: does nothing without --serve"), ("--embeddings_file x.h5 --thumbnail t.png", "--thumbnail: does nothing without --explain"),
-    ("--serve --nearest 2 --port 80 --num_beams 2", None), ("--embeddings_file x.h5 --explain d --thumbnail t", None)])
-def test_a_flag_that_would_be_ignored_is_refused(flags, words):
-    parser = Parser()
-    add_inference_flags(parser)
-    args = parser.parse_args(["--checkpoint", "c.pth", *flags.split()])
-    with refused(words) if words else contextlib.nullcontext():
-        refuse_unused(parser, args)
+        load_training_slides(options, captioner)
 
 
 @pytest.mark.parametrize("header", ["", "{}", "[1]", "[[]]", "[" * 10_000, '["' + "x" * 201 + '"]', str(["x"] * 41).replace("'", '"')])
 def test_texts_that_are_none_are_refused(header):
     with refused("texts"):
-        _texts(header)
+        parse_texts(header)
 
 
 def test_texts_lose_blanks_repeats_and_control_characters():
-    assert _texts('[" a ", "", "a", "b\\u202e"]') == ["a", "b\\u202e"]
-
-
-@pytest.mark.parametrize("text", ["0", "65536", "-1", "8o", "", "٣"])
-def test_a_port_that_is_none_is_refused(text):
-    with refused("--port"):
-        _port(text)
+    assert parse_texts('[" a ", "", "a", "b\\u202e"]') == ["a", "b\\u202e"]
 
 
 def test_without_its_libraries_it_names_the_pip_command():

@@ -7,9 +7,8 @@ import itertools
 import pytest
 import torch
 
-from finetune.common.errors import UserError
-from finetune.config.schema import GenerationOptions
 from finetune.models.generation import generate
+from prism import GenerationOptions
 from prism.generation import process_logits, warp_logits
 
 PAD, BOS, EOS, WORDS = 0, 1, 2, 6
@@ -128,10 +127,3 @@ def test_no_ngram_is_written_twice_and_repetition_is_penalised():
     ids = torch.tensor([[2, 3, 2]])
     result = process_logits(logits.clone(), ids, GenerationOptions(repetition_penalty=2.0), (), EOS)
     assert result.tolist() == [[1.0, -1.0, 1.0, -4.0]]
-
-
-@pytest.mark.parametrize("name, value", [("temperature", "0"), ("top_p", "1.5"), ("num_beams", "0"), ("max_length", "1"),
-                                         ("top_k", "-1"), ("repetition_penalty", "0"), ("seed", "x")])
-def test_options_out_of_range_name_the_flag(name, value):
-    with pytest.raises(UserError, match=f"--{name}"):
-        GenerationOptions().set(name, value)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from coca_pytorch import CoCa
-from finetune.config.schema import Config, GenerationOptions
+from finetune.config.schema import Config
 from finetune.data.batch import Collate, Sample, encode_text
 from finetune.data.slides import SlideFile
 from finetune.data.tokenizer import VocabTokenizer, tokenizer_from_dict
@@ -18,7 +18,7 @@ from finetune.models.build import build_model, check_architecture, describe_pris
 from finetune.models.captioner import SlideCaptioner
 from finetune.models.generation import generate
 from finetune.models.prism_decoder import PrismCoCa, start_from_prism
-from prism import Prism
+from prism import GenerationOptions, Prism
 from prism.tokenizer import letters_tokenizer
 from tests.helpers.files import refused
 from tests.helpers.prism import put

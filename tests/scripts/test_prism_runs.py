@@ -16,10 +16,11 @@ from safetensors import safe_open
 from finetune.checkpoints.hf_folder import read_folder, write_folder
 from finetune.common.device import resolve_precision
 from finetune.common.errors import UserError
-from finetune.config.flags import Parser, add_inference_flags, options_from_flags
+from finetune.config.flags import Parser
 from finetune.config.schema import Config, apply_overrides
 from finetune.config.yaml_file import load_yaml
 from finetune.inference.explain import run_explain
+from finetune.inference.options import InferenceOptions, add_inference_flags
 from finetune.inference.run import run_inference
 from finetune.training.run import train
 from prism import Prism
@@ -77,8 +78,9 @@ def either(request) -> Path:
 def infer(tmp_path: Path, *args: object, length: int = 30, run=run_inference) -> list[dict]:
     parser = Parser()
     add_inference_flags(parser)
-    parsed = parser.parse_args([str(a) for a in (*args, "--output", tmp_path / "out.jsonl", "--max_length", length)])
-    assert run(parsed, options_from_flags(parsed)) == 0
+    output = ["--output", tmp_path / "out.jsonl"] if run is run_inference else []
+    parsed = parser.parse_args([str(a) for a in (*args, *output, "--max_length", length)])
+    assert run(InferenceOptions.from_flags(parsed)) == 0
     return [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
 
 

@@ -11,12 +11,12 @@ import torch
 from finetune.checkpoints.format import BEST, Checkpoint, write_pth
 from finetune.checkpoints.nearest_index import NEAREST, read_nearest, same_weights, temperature_of
 from finetune.common.device import Precision
-from finetune.config.schema import GenerationOptions
 from finetune.data.batch import Sample
 from finetune.data.slides import SlideFile
 from finetune.models.embeddings import embed_slides
 from finetune.models.generation import confidences, generate
 from finetune.training.calibration import calibrate, finish, is_finished
+from prism import GenerationOptions
 from tests.helpers.files import refused
 from tests.helpers.scripts import TEXTS
 from tests.helpers.training import CPU, a_batch, tiny_model

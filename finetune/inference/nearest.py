@@ -1,0 +1,59 @@
+"""The training slides of a run: which are nearest to a slide, and their most common text."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..checkpoints.nearest_index import NEAREST, read_nearest, same_weights
+from ..common.errors import UserError
+from ..common.files import expand
+from .captioner import Captioner
+from .records import Nearest
+
+
+@dataclass(frozen=True)
+class TrainingSlides:
+    """The nearest.pt beside a checkpoint: `ids`, `texts` of each, `embeddings` (slides, dim_latents) or None."""
+
+    index: dict[str, Any]
+
+    @classmethod
+    def load(cls, checkpoint: str | None, captioner: Captioner, searchable: bool) -> TrainingSlides | None:
+        """The training slides of a checkpoint, None if there are none of the same training data.
+
+        Args:
+            checkpoint: None for Prism itself, which has none.
+            captioner: the model of the checkpoint.
+            searchable: require an index whose embeddings are of the very weights of the checkpoint.
+
+        Raises:
+            UserError: a damaged index, or none that is searchable where one is required.
+        """
+        path = expand(checkpoint) if checkpoint else None
+        index = None
+        if path is not None and captioner.checkpoint is not None:
+            index = read_nearest(path, captioner.checkpoint)
+        if searchable:
+            if index is None or not same_weights(index, captioner.checkpoint):
+                raise UserError("--nearest", f"no {NEAREST} of these weights beside {path or 'Prism'}",
+                                "use the best_model.pth of a finished run, in its run folder")
+            if index["embeddings"] is None:
+                raise UserError("--nearest", "this model was trained without the contrastive loss and has no slide "
+                                "embeddings", "train with model.contrastive_loss_weight above 0")
+        return cls(index) if index else None
+
+    def nearest(self, embedding: np.ndarray, count: int) -> list[Nearest]:
+        """The `count` training slides of highest cosine similarity to a unit vector (dim_latents,)."""
+        cosines = self.index["embeddings"].numpy() @ embedding
+        order = np.argsort(-cosines, kind="stable")[:count]
+        return [Nearest(id=self.index["ids"][i], similarity=float(cosines[i]), texts=self.index["texts"][i])
+                for i in order]
+
+    def common_text(self) -> str:
+        """The most common training text, the first text of each slide counted."""
+        first_texts = Counter(texts[0] for texts in self.index["texts"])
+        return first_texts.most_common(1)[0][0]

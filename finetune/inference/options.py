@@ -1,0 +1,149 @@
+"""All options of inference.py: one dataclass, one check, and the flags made of it. No torch: --help is quick."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..common.errors import UserError
+from ..config.flags import add_debug_flag, help_of
+from ..config.values import set_field, setting
+
+if TYPE_CHECKING:
+    from prism import GenerationOptions
+
+_EXACTLY_ONE = (("checkpoint", "prism_only"), ("embeddings_file", "embeddings_dir", "serve"))
+_CAPTION_ONLY = ("text", "labels_file", "findings", "prompts", "classes_file", "abstain_below", "split", "output")
+_MODES_OF = {  # flag -> the modes that use it; a flag that is not listed is used by all
+    "port": ("serve",),
+    "explain": ("explain",),
+    "thumbnail": ("explain",),
+    "thumbnail_scale": ("explain",),
+    "nearest": ("caption", "serve"),
+    **dict.fromkeys(_CAPTION_ONLY, ("caption",)),
+}
+
+
+@dataclass(kw_only=True)
+class InferenceOptions:
+    """What to caption with which model, what to add to the captions, where they go, and how they are decoded.
+
+    The decoding options have the names and meanings of Hugging Face's GenerationConfig.
+    """
+
+    checkpoint: str | None = setting(
+        None, "best_model.pth or any other .pth of a run, or a folder written by python -m finetune.export")
+    prism_only: bool = setting(False, "without a checkpoint: captions by Prism itself, in English")
+    prism: str | None = setting(
+        None, "Prism's weights, if moved since training; with --prism_only default paige-ai/Prism")
+    device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+
+    embeddings_file: str | None = setting(None, "H5 tile embeddings of one slide")
+    embeddings_dir: str | None = setting(None, "folder of H5 files: caption all of them")
+    serve: bool = setting(False, "serve a web page on this machine to try the model")
+    port: int = setting(7860, "with --serve: port of the page", 1, 65535)
+    split: str = setting("all", "val, test: only the slides that were in this split in training",
+                         choices=("all", "val", "test"))
+    output: str | None = setting(None, "write one record per slide: .jsonl, .json or .csv")
+
+    text: tuple[str, ...] = setting((), "texts to compare with each slide: cosine similarity, and the probability of "
+                                    "each of several texts")
+    labels_file: str | None = setting(None, "JSON {id: text}: caption only these slides and score the captions")
+    findings: tuple[str, ...] = setting((), "score findings too: breast, gastric, colorectal, or your own YAML files")
+    prompts: str | None = setting(None, "zero-shot classification: YAML or JSON {class: [prompt, ...]}")
+    classes_file: str | None = setting(None, "JSON {id: class}: score the classification")
+    nearest: int = setting(0, "number of nearest training slides whose texts are shown (needs nearest.pt of the run); "
+                           "0 = none", 0, 1000)
+    abstain_below: float = setting(0.0, "withhold captions whose confidence is below this probability; 0 = none", 0, 1)
+
+    explain: str | None = setting(None, "explain the caption of one slide: write into this folder which tiles each "
+                                  "token comes from")
+    thumbnail: str | None = setting(None, "with --explain: a PNG or JPEG of the whole slide")
+    thumbnail_scale: float | None = setting(
+        None, "with --thumbnail: full-resolution slide pixels per thumbnail pixel; default: the tiles are taken to end "
+        "where the thumbnail ends", 0, open_low=True)
+
+    max_length: int = setting(100, "maximum caption length in tokens, begin and end token included", 2)
+    num_beams: int = setting(1, "beams of beam search; 1 = greedy search or sampling", 1, 64)
+    do_sample: bool = setting(False, "sample instead of taking the most probable token")
+    temperature: float = setting(1.0, "sampling: logits are divided by it", 0, open_low=True)
+    top_k: int = setting(0, "sampling: keep the k most probable tokens; 0 = all", 0)
+    top_p: float = setting(1.0, "sampling: keep the most probable tokens up to this total probability; 1 = all", 0, 1,
+                           open_low=True)
+    repetition_penalty: float = setting(1.0, "above 1: makes tokens that already occurred less probable", 0,
+                                        open_low=True)
+    no_repeat_ngram_size: int = setting(0, "no n-gram of this size occurs twice; 0 = off", 0)
+    length_penalty: float = setting(1.0, "beam search: scores are divided by length ** length_penalty", -10, 10)
+    seed: int = setting(0, "random seed of sampling", 0, 2**32 - 1)
+
+    @classmethod
+    def from_flags(cls, args: argparse.Namespace) -> InferenceOptions:
+        """The checked options of parsed flags. Raises UserError."""
+        options = cls()
+        for field in dataclasses.fields(cls):
+            value: Any = getattr(args, field.name)
+            if isinstance(value, list):  # texts with commas of their own: not to be parsed as one text
+                setattr(options, field.name, tuple(value))
+            elif value is not None:
+                set_field(options, field.name, field.name, value, f"--{field.name}")
+        return options.check()
+
+    @property
+    def mode(self) -> str:
+        """serve, explain or caption."""
+        if self.serve:
+            return "serve"
+        return "caption" if self.explain is None else "explain"
+
+    def check(self) -> InferenceOptions:
+        """Check what depends on more than one option. Returns self; raises UserError naming the flag."""
+        for names in _EXACTLY_ONE:
+            self._check_exactly_one(names)
+        for name, modes in _MODES_OF.items():
+            if self._is_given(name) and self.mode not in modes:
+                why = f"without --{modes[0]}" if self.mode == "caption" else f"with --{self.mode}"
+                raise UserError(f"--{name}", f"does nothing {why}", "leave it out")
+        if self.explain is not None and self.embeddings_file is None:
+            raise UserError("--explain", "is for one slide", "give it with --embeddings_file")
+        for name, needed in (("findings", "labels_file"), ("classes_file", "prompts")):
+            if self._is_given(name) and not self._is_given(needed):
+                raise UserError(f"--{name}", f"needs --{needed}", f"add --{needed} FILE")
+        if not all(text.strip() for text in self.text):
+            raise UserError("--text", "is empty", "give a text, or leave --text out")
+        if self.do_sample and self.num_beams > 1:
+            raise UserError("--do_sample", "sampling over beams is not supported", "use --num_beams 1")
+        return self
+
+    def generation(self) -> GenerationOptions:
+        """The decoding options, as `models.generation.generate` takes them."""
+        from prism import GenerationOptions  # torch: not for --help
+
+        names = [field.name for field in dataclasses.fields(GenerationOptions)]
+        return GenerationOptions(**{name: getattr(self, name) for name in names})
+
+    def _is_given(self, name: str) -> bool:
+        return getattr(self, name) != type(self).__dataclass_fields__[name].default
+
+    def _check_exactly_one(self, names: tuple[str, ...]) -> None:
+        given = [f"--{name}" for name in names if self._is_given(name)]
+        if not given:
+            raise UserError("inference.py", f"one of {', '.join(f'--{name}' for name in names)} is required",
+                            "see python inference.py --help")
+        if len(given) > 1:
+            raise UserError(given[1], f"is not allowed with {given[0]}", "leave one of them out")
+
+
+def add_inference_flags(parser: argparse.ArgumentParser) -> None:
+    """One flag per field of InferenceOptions, and --debug. A switch is given alone or with true or false."""
+    for field in dataclasses.fields(InferenceOptions):
+        how: dict[str, Any] = {"metavar": field.name.upper(), "help": help_of(field)}
+        if isinstance(field.default, bool):
+            how |= {"nargs": "?", "const": "true", "metavar": "true|false"}
+        elif isinstance(field.default, tuple):
+            how |= {"nargs": "+", "action": "extend"}
+        elif field.metadata["choices"]:
+            how["metavar"] = "|".join(field.metadata["choices"])
+        parser.add_argument(f"--{field.name}", **how)
+    add_debug_flag(parser)
