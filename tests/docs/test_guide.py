@@ -211,7 +211,7 @@ def test_defaults_shown_in_the_guide_are_the_true_ones():
 
 
 def test_decoding_options_are_shown_with_their_defaults():
-    from finetune.config.schema import GenerationOptions
+    from prism import GenerationOptions
 
     rows = dict(re.findall(r"^\| `--(\w+)` \| (\S+) \|", TEXT[ROOT / "docs" / "inference.md"], re.MULTILINE))
     wanted = {f.name: "关" if f.default is False else str(f.default) for f in dataclasses.fields(GenerationOptions)}
