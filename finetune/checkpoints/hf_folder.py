@@ -17,14 +17,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..common.errors import UserError
-from ..config.schema import PrismConfig, from_dict
+from ..config.schema import Config, PrismConfig, from_dict
 from ..config.yaml_file import dump_yaml
 from .format import FORMAT_VERSION, Checkpoint, check_version, is_json_like
+from .model_card import model_card
 
 _WEIGHTS, _CONFIG, _TOKENIZER, _CARD = "model.safetensors", "config.json", "tokenizer.json", "README.md"
 _SECTIONS = ("config", "prism", "data", "versions", "progress")
 _FIX = "export the checkpoint again"
-_MOST_JSON = 1 << 26  # bytes; a vocabulary of 100 000 words has a tenth of it
+_MAX_JSON = 1 << 26  # bytes; a vocabulary of 100 000 tokens has a tenth of it
 
 
 def write_folder(checkpoint: Path, folder: Path) -> None:
@@ -32,24 +33,12 @@ def write_folder(checkpoint: Path, folder: Path) -> None:
     content = Checkpoint.load(checkpoint)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(folder, "is there already", "choose another --output")
-    if not _is_public(content.prism.get("source")):  # a path on this disk says nothing elsewhere
-        content.config["prism"]["weights"] = content.prism["source"] = PrismConfig.weights
-    content.data = {key: value for key, value in content.data.items() if key in ("fingerprint", "slides")}
-    weights, tied = _untied(content.model)
+    _remove_private(content)
     temporary = folder.with_name(folder.name + ".tmp")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        save_file(weights, temporary / _WEIGHTS, metadata={"format": "pt"})
-        _write_json(temporary / _CONFIG, {"model_type": "prism-coca", "format_version": FORMAT_VERSION,
-                                          **{key: getattr(content, key) for key in _SECTIONS}, "tied_weights": tied,
-                                          "calibration": content.calibration or {}})
-        _write_json(temporary / _TOKENIZER, content.tokenizer)
-        # a checkpoint has "" for each path of the disk: to train again they are what they are by default
-        again = {section: {key: value for key, value in keys.items() if value != ""}
-                 for section, keys in content.config.items()}
-        (temporary / "config.yaml").write_text(dump_yaml(from_dict(again, str(checkpoint))), encoding="utf-8")
-        (temporary / _CARD).write_text(_card(content, folder.name, _scores(checkpoint, content)), encoding="utf-8")
+        _write_files(content, temporary, folder.name)
         if folder.exists():
             folder.rmdir()  # it is empty; Windows replaces no folder
         os.replace(temporary, folder)
@@ -59,103 +48,74 @@ def write_folder(checkpoint: Path, folder: Path) -> None:
                         "choose another --output") from None
 
 
+def _remove_private(content: Checkpoint) -> None:
+    """Take out slide ids and places on this disk."""
+    if not _is_public(content.prism.get("source")):
+        content.config["prism"]["weights"] = content.prism["source"] = PrismConfig.weights
+    content.data = {key: value for key, value in content.data.items() if key in ("fingerprint", "slides")}
+
+
+def _write_files(content: Checkpoint, folder: Path, name: str) -> None:
+    weights, tied = _untied(content.model)
+    save_file(weights, folder / _WEIGHTS, metadata={"format": "pt"})
+    sections = {key: getattr(content, key) for key in _SECTIONS}
+    _write_json(folder / _CONFIG, {"model_type": "prism-coca", "format_version": FORMAT_VERSION, **sections,
+                                   "tied_weights": tied, "calibration": content.calibration or {}})
+    _write_json(folder / _TOKENIZER, content.tokenizer)
+    (folder / "config.yaml").write_text(dump_yaml(_training_config(content)), encoding="utf-8")
+    (folder / _CARD).write_text(model_card(content, name), encoding="utf-8")
+
+
+def _training_config(content: Checkpoint) -> Config:
+    """The config to train again with: a checkpoint has "" for each path of the disk, where the default is meant."""
+    sections: dict[str, dict[str, Any]] = {}
+    for section, values in content.config.items():
+        sections[section] = {key: value for key, value in values.items() if value != ""}
+    return from_dict(sections, str(content.path))
+
+
 def read_folder(folder: Path) -> Checkpoint:
     """An exported checkpoint: one without the state of its training. Raises UserError for anything else."""
-    content = _read_json(folder / _CONFIG) | {"tokenizer": _read_json(folder / _TOKENIZER)}
-    check_version(content, folder)
-    if wrong := [key for key in (*_SECTIONS, "tokenizer", "tied_weights")
-                 if not isinstance(content.get(key), dict) or not is_json_like(content[key])]:
-        raise UserError(folder / _CONFIG, f"its {', '.join(wrong)} is not what an export writes", _FIX)
+    content = _read_content(folder)
     try:
-        weights = load_file(folder / _WEIGHTS)
-        model = weights | {alias: weights[name] for alias, name in content["tied_weights"].items()}
+        model = load_file(folder / _WEIGHTS)
+        model |= {alias: model[name] for alias, name in content["tied_weights"].items()}
     except (OSError, SafetensorError, KeyError, TypeError):
         raise UserError(folder / _WEIGHTS, "not a readable safetensors file of this model", _FIX) from None
     return Checkpoint(**{key: content[key] for key in (*_SECTIONS, "tokenizer", "format_version")}, model=model,
                       random_states={}, optimizer={}, scaler={}, calibration=content.get("calibration"), path=folder)
 
 
+def _read_content(folder: Path) -> dict[str, Any]:
+    """All but the weights, checked as far as the types are known here."""
+    content = _read_json(folder / _CONFIG) | {"tokenizer": _read_json(folder / _TOKENIZER)}
+    check_version(content, folder)
+    sections = (*_SECTIONS, "tokenizer", "tied_weights")
+    wrong = [key for key in sections if not isinstance(content.get(key), dict) or not is_json_like(content[key])]
+    if wrong:
+        raise UserError(folder / _CONFIG, f"its {', '.join(wrong)} is not what an export writes", _FIX)
+    return content
+
+
 def _untied(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Each tensor once, and {other name of it: its name}: safetensors knows no shared ones."""
-    first: dict[tuple[int, torch.Size], str] = {}
-    tied = {name: one for name, tensor in state.items()
-            if (one := first.setdefault((tensor.data_ptr(), tensor.shape), name)) != name and tensor.numel()}
-    return {name: tensor.contiguous() for name, tensor in state.items() if name not in tied}, tied
+    """Each tensor once, and {alias: the name it is stored under}: safetensors refuses shared memory."""
+    names: dict[tuple[int, torch.Size], str] = {}
+    weights, tied = {}, {}
+    for name, tensor in state.items():
+        first_name = names.setdefault((tensor.data_ptr(), tensor.shape), name)
+        if first_name != name and tensor.numel():  # empty tensors all have the address 0
+            tied[name] = first_name
+        else:
+            weights[name] = tensor.contiguous()
+    return weights, tied
 
 
 def _is_public(source: Any) -> bool:
     """Whether it is `random`, `random-tiny` or a hub id: nothing of this disk."""
-    hub_id = isinstance(source, str) and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) and not Path(source).exists()
-    return bool(hub_id) or source in ("random", "random-tiny")
-
-
-def _scores(checkpoint: Path, content: Checkpoint) -> dict[str, Any]:
-    """The line of the checkpoint's epoch in the run's `metrics.jsonl`; of the lowest loss alone where it has gone."""
-    progress, rows = content.progress, []
-    try:
-        lines = checkpoint.with_name("metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        rows = [row for line in lines if isinstance(row := json.loads(line), dict)]
-    except (OSError, ValueError):
-        pass
-    return next((row for row in reversed(rows) if row.get("epoch") == progress.get("epoch")),
-                {"epoch": progress.get("epoch"), "best_val_loss": progress.get("best_loss")})
-
-
-def _card(content: Checkpoint, name: str, scores: dict[str, Any]) -> str:
-    """The model card (https://huggingface.co/docs/hub/model-cards), for people first."""
-    config, prism, slides = content.config, content.prism, content.data.get("slides") or {}
-    model = config["model"]
-    derived = "prism" in (model.get("decoder"), model.get("init")) or not config["prism"]["freeze"]
-    parameters = sum(t.numel() for t in content.model.values()) / 1e6
-    source = prism.get("source")
-    holds = ("**Weights derived from Prism's are in this folder.** Prism's licence, CC BY-NC-ND 4.0, does not allow to "
-             "share what is derived from its weights: keep the folder to yourself." if derived else
-             "No weights of Prism are in this folder; it needs them to run, under their own licence (CC BY-NC-ND 4.0: "
-             "research, not commercial use). What you may do with the weights here depends on your training data too.")
-    rows = "\n".join(f"| {key} | {value:.4g} |" for key, value in scores.items()
-                     if (key == "epoch" or "loss" in key or key.startswith("val_")) and isinstance(value, (int, float)))
-    words = " The words of the training texts are, as the vocabulary." if content.tokenizer.get("type") in (
-        "vocab", "bpe") else ""
-    base = f"base_model: {source}\n" if source and "/" in source else ""
-    return f"""---
-license: other
-license_name: see-the-licence-section
-pipeline_tag: image-to-text
-tags: [histopathology, whole-slide-image, captioning]
-{base}---
-# {name}
-
-Writes a caption for a whole-slide image from the Virchow embeddings of its tiles, and scores texts for it. Trained with
-prism-coca on top of Prism (https://arxiv.org/abs/2405.10254). For research; not a medical device.
-
-## Use
-```
-python inference.py --checkpoint {name} --prism {source} --embeddings_file SLIDE.h5 --text "..." "..."
-```
-The weights of Prism must be those it was trained with (SHA-256 of the slide encoder {prism.get("sha256")}).
-
-## Data
-{slides.get("training", "an unknown number of")} slides to train, {slides.get("validation", "an unknown number")} to \
-validate; their ids and texts are not in this folder.{words}
-Fingerprint of ids, texts, tile counts and split:
-`{content.data.get("fingerprint")}`.
-
-## Scores
-After the epoch of this checkpoint; `val_`: on the validation slides, the others on the training slides:
-
-| score | value |
-|---|---|
-{rows}
-
-## Train again
-```
-python train_with_config.py --config config.yaml --set data.embeddings_dir=H5_FOLDER data.labels_file=LABELS.json
-```
-{parameters:.1f} M trained numbers; {", ".join(f"{key} {value}" for key, value in content.versions.items())}.
-
-## Licence
-{holds}
-"""
+    if not isinstance(source, str):
+        return False
+    looks_like_hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) is not None
+    return source in ("random", "random-tiny") or (looks_like_hub_id and not Path(source).exists())
 
 
 def _write_json(path: Path, data: dict[str, Any]) -> None:
@@ -164,7 +124,8 @@ def _write_json(path: Path, data: dict[str, Any]) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        if (size := path.stat().st_size) > _MOST_JSON:
+        size = path.stat().st_size
+        if size > _MAX_JSON:
             raise UserError(path, f"{size / 1e6:.0f} MB is no config", _FIX)
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -1,5 +1,5 @@
-"""nearest.pt: where the training slides lie, to look up the texts of the nearest ones; and the calibration of a
-checkpoint."""
+"""nearest.pt: the embeddings of the training slides, to look up the texts of the nearest ones; and the calibration of a
+checkpoint. N training slides."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ NEAREST = "nearest.pt"
 def temperature_of(checkpoint: Checkpoint) -> float | None:
     """The temperature in a checkpoint, or None if it has not been calibrated."""
     calibration = checkpoint.calibration
-    value = calibration.get("temperature") if isinstance(calibration, dict) and calibration.get("words") else None
-    return value if isinstance(value, float) and math.isfinite(value) and value > 0 else None
+    if not isinstance(calibration, dict) or not calibration.get("words"):  # "words": tokens it was fitted on
+        return None
+    temperature = calibration.get("temperature")
+    is_usable = isinstance(temperature, float) and math.isfinite(temperature) and temperature > 0
+    return temperature if is_usable else None
 
 
 def read_nearest(path: Path, checkpoint: Checkpoint) -> dict[str, Any] | None:
@@ -35,13 +38,25 @@ def read_nearest(path: Path, checkpoint: Checkpoint) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     index = read_pth(path)
-    ids, texts, vectors = index.get("ids"), index.get("texts"), index.get("embeddings")
-    good = isinstance(ids, list) and isinstance(texts, list) and len(ids) == len(texts) > 0 and all(
-        isinstance(t, list) and t and all(isinstance(x, str) for x in t) for t in texts) and (
-        vectors is None or (isinstance(vectors, torch.Tensor) and vectors.ndim == 2 and len(vectors) == len(ids)))
-    if not good:
+    if not _is_index(index):
         raise UserError(path, "is no index of training slides", "delete it, then --resume auto writes it again")
     return index if index.get("fingerprint") == checkpoint.data.get("fingerprint") else None
+
+
+def _is_index(index: dict[str, Any]) -> bool:
+    """Whether ids, texts and embeddings are of as many slides, and of the types that training writes."""
+    ids, texts, embeddings = index.get("ids"), index.get("texts"), index.get("embeddings")
+    if not isinstance(ids, list) or not isinstance(texts, list) or len(ids) != len(texts) or not ids:
+        return False
+    if not all(_are_texts(of_slide) for of_slide in texts):
+        return False
+    if embeddings is None:
+        return True
+    return isinstance(embeddings, torch.Tensor) and embeddings.ndim == 2 and len(embeddings) == len(ids)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and len(value) > 0 and all(isinstance(text, str) for text in value)
 
 
 def same_weights(index: dict[str, Any], checkpoint: Checkpoint) -> bool:
@@ -50,5 +65,5 @@ def same_weights(index: dict[str, Any], checkpoint: Checkpoint) -> bool:
 
 
 def mark_of(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What an index says of the weights that its embeddings are of."""
+    """What an index records of the weights that its embeddings come from."""
     return {"fingerprint": checkpoint.data.get("fingerprint"), "step": checkpoint.progress.get("step")}

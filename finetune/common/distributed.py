@@ -1,7 +1,7 @@
-"""The processes of a run and what they tell each other; the only module that touches `torch.distributed`.
+"""The processes of a run and their collectives; the only module that uses `torch.distributed`.
 
-torchrun starts the processes and says who is who (RANK, WORLD_SIZE, LOCAL_RANK). A plain run is a world of one, for
-which every function here is the identity and `torch.distributed` is not imported.
+torchrun starts the processes and numbers them (RANK, WORLD_SIZE, LOCAL_RANK). A plain run is a world of one process, in
+which every collective is the identity and `torch.distributed` is not imported.
 """
 
 from __future__ import annotations
@@ -17,16 +17,24 @@ import torch
 
 from .errors import UserError
 
-# Waiting is no fault: rank 0 may look through 100 000 slides while the others wait. A process that died is noticed at
-# once by its closed connections, and torchrun ends the rest.
+# Long waits are normal: rank 0 may index 100 000 slides meanwhile. A process that died is noticed at once by its closed
+# connections, and torchrun ends the rest.
 _TIMEOUT = datetime.timedelta(days=1)
-_BUCKET = 1 << 24  # numbers of the gradient sent together (64 MB): large enough for full speed, small beside the model
+_RENDEZVOUS_TIMEOUT = datetime.timedelta(minutes=5)
+_BUCKET = 1 << 24  # gradient elements per all-reduce (64 MB): large enough for full speed, small beside the model
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class World:
-    """Who this process is among how many. All of them must call the methods below in the same order."""
+    """The rank of this process and the number of processes. All must call the collectives in the same order.
+
+    Attributes:
+        rank: number of this process in the run.
+        size: number of processes.
+        local_rank: number of this process on its machine.
+        store: key/value store of the rendezvous, None for a world of one.
+    """
 
     rank: int = 0
     size: int = 1
@@ -35,27 +43,28 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that writes, prints and holds the lock."""
+        """Whether this process writes files, prints and holds the run lock."""
         return self.rank == 0
 
     def broadcast_object(self, make: Callable[[], T]) -> T:
-        """What `make` returns on rank 0, on all ranks. A UserError of rank 0 is raised on all."""
+        """Call `make` on rank 0 and return its result on all ranks. A UserError of rank 0 is raised on all."""
         if self.size == 1:
             return make()
-        answer: list[Any] = [None, None]
+        result_and_error: list[Any] = [None, None]
         if self.is_main:
             try:
-                answer[0] = make()
+                result_and_error[0] = make()
             except UserError as error:
-                answer[1] = error
+                result_and_error[1] = error
         with _lost_connection():
-            torch.distributed.broadcast_object_list(answer, device=torch.device("cpu"))
-        if answer[1] is not None:
-            raise answer[1]
-        return answer[0]
+            torch.distributed.broadcast_object_list(result_and_error, device=torch.device("cpu"))
+        result, error = result_and_error
+        if error is not None:
+            raise error
+        return result
 
     def gather(self, value: T) -> list[T]:
-        """The plain values of all ranks, in their order."""
+        """The picklable values of all ranks, in the order of the ranks."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -64,7 +73,7 @@ class World:
         return values
 
     def any(self, flag: bool) -> bool:
-        """Whether it is true on one rank at least."""
+        """Whether the flag is true on any rank."""
         return bool(self.sum([float(flag)])[0])
 
     def sum(self, values: Sequence[float]) -> list[float]:
@@ -78,19 +87,31 @@ class World:
 
     def sum_(self, *tensors: torch.Tensor) -> None:
         """Replace each tensor by its sum over the ranks."""
-        for tensor in tensors if self.size > 1 else ():
+        if self.size == 1:
+            return
+        for tensor in tensors:
             with _lost_connection():
                 torch.distributed.all_reduce(tensor)
 
     @torch.no_grad()
     def broadcast_parameters(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Give each tensor the values it has on rank 0."""
-        for tensor in tensors if self.size > 1 else ():
+        """Overwrite each tensor with its values on rank 0."""
+        if self.size == 1:
+            return
+        for tensor in tensors:
             with _lost_connection():
                 torch.distributed.broadcast(tensor, 0)
 
     def gather_rows(self, rows: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
-        """(counts[rank], ...) of each rank -> (sum of counts, ...), the rows of rank 0 first. Without gradients."""
+        """Concatenate the rows of all ranks, without gradients.
+
+        Args:
+            rows: (counts[rank], ...)
+            counts: number of rows of each rank.
+
+        Returns:
+            (sum of counts, ...), the rows of rank 0 first.
+        """
         if self.size == 1:
             return rows.detach()
         padded = rows.new_zeros(max(counts), *rows.shape[1:])
@@ -101,24 +122,33 @@ class World:
         return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
     def sum_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
-        """Sum the gradients over the ranks. One that some ranks lack (no samples) is zero there; one that all lack (a
-        loss of weight 0) stays None, so that weight decay leaves its parameter alone.
+        """Sum the gradients over the ranks.
 
-        What DistributedDataParallel does, but after the backward pass: inside it, a rank that runs out of memory, has
-        no samples or takes another number of micro-batches would leave the others waiting in a collective for ever.
+        A gradient that some ranks lack (no samples) counts as zero there; one that all ranks lack (a loss of weight 0)
+        stays None, so that weight decay leaves its parameter alone.
+
+        DistributedDataParallel does this inside the backward pass, where a rank that runs out of memory, has no samples
+        or takes another number of micro-batches would leave the other ranks waiting in a collective for ever.
         """
         if self.size == 1:
             return
-        present = self.sum([float(p.grad is not None) for p in parameters])
-        trained = [p for p, ranks in zip(parameters, present, strict=True) if ranks]
-        for parameter in trained:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        for bucket in _buckets([p.grad for p in trained]):
-            flat = torch.cat([g.reshape(-1) for g in bucket])
-            self.sum_(flat)
-            for gradient, summed in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
-                gradient.copy_(summed.view_as(gradient))
+        num_ranks_with = self.sum([float(p.grad is not None) for p in parameters])
+        gradients = []
+        for parameter, num_ranks in zip(parameters, num_ranks_with, strict=True):
+            if num_ranks > 0:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                gradients.append(parameter.grad)
+        for bucket in _buckets(gradients):
+            self._sum_bucket(bucket)
+
+    def _sum_bucket(self, gradients: list[torch.Tensor]) -> None:
+        """Sum tensors of one type in place, in one collective."""
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        self.sum_(flat)
+        parts = flat.split([gradient.numel() for gradient in gradients])
+        for gradient, summed in zip(gradients, parts, strict=True):
+            gradient.copy_(summed.view_as(gradient))
 
 
 ALONE = World()
@@ -126,21 +156,23 @@ ALONE = World()
 
 @contextlib.contextmanager
 def join_world(device: torch.device) -> Iterator[World]:
-    """The world that torchrun has started this process in, or a world of one.
+    """The processes that torchrun has started, or a world of one.
 
-    gloo between CPUs; with CUDA NCCL for tensors on the device. Of the errors that end the ranks only the first is
-    told: the others follow from it, or are the same.
+    The backend is gloo for tensors on the CPU and NCCL for those on a GPU. If several ranks end with an error, only the
+    first is reported: the others follow from it or are the same.
+
+    Raises:
+        UserError: the processes cannot connect.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
+    if _world_size() == 1:
         yield ALONE
         return
     import torch.distributed as dist
 
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
-        store, rank, size = next(dist.rendezvous("env://", timeout=datetime.timedelta(minutes=5)))
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", store=store, rank=rank,
-                                world_size=size, timeout=_TIMEOUT)
+        store, rank, size = next(dist.rendezvous("env://", timeout=_RENDEZVOUS_TIMEOUT))
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_TIMEOUT)
     except (RuntimeError, ValueError) as error:  # torch's errors of the network and of the environment
         raise UserError("torchrun", f"the processes cannot find each other ({str(error).splitlines()[0]})",
                         "check MASTER_ADDR, MASTER_PORT; with several network cards set GLOO_SOCKET_IFNAME") from None
@@ -148,20 +180,24 @@ def join_world(device: torch.device) -> Iterator[World]:
     try:
         yield world
     except UserError as error:
-        error.already_reported = not _is_first(store)
+        error.already_reported = not _is_first_error(store)
         raise
     dist.destroy_process_group()
 
 
 def local_rank() -> int | None:
     """The number of this process on its machine, None in a plain run."""
-    return int(os.environ.get("LOCAL_RANK", "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
+    return int(os.environ.get("LOCAL_RANK", "0")) if _world_size() > 1 else None
 
 
-def _is_first(store: Any) -> bool:
+def _world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _is_first_error(store: Any) -> bool:
     try:
         return store.add("prism_coca_errors", 1) == 1
-    except RuntimeError:  # the store has gone, and with it whoever might have told
+    except RuntimeError:  # the store is gone, and with it the process that may have reported an error
         return True
 
 
@@ -178,12 +214,14 @@ def _lost_connection() -> Iterator[None]:
 
 
 def _buckets(tensors: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
-    """Neighbours of one type, together `_BUCKET` numbers or one tensor."""
+    """Consecutive tensors of one type, at most `_BUCKET` elements together, or a single larger one."""
     bucket: list[torch.Tensor] = []
+    size = 0
     for tensor in tensors:
-        if bucket and (sum(t.numel() for t in bucket) + tensor.numel() > _BUCKET or tensor.dtype != bucket[0].dtype):
+        if bucket and (size + tensor.numel() > _BUCKET or tensor.dtype != bucket[0].dtype):
             yield bucket
-            bucket = []
+            bucket, size = [], 0
         bucket.append(tensor)
+        size += tensor.numel()
     if bucket:
         yield bucket

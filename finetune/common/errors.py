@@ -12,27 +12,33 @@ _MAX_LINE = 300  # characters of an error line: one bad value must not flood a t
 class UserError(Exception):
     """A bad input or environment: printed as `error: WHERE: WHAT; FIX`, exit code 2, no traceback.
 
-    where: the file or config key at fault. what: what is wrong, with the value found. fix: what to do.
-    details: further lines for the other items that are wrong in the same way.
+    Attributes:
+        where: the file, flag or config key at fault.
+        what: what is wrong, with the value found.
+        fix: what to do.
+        details: further lines, one for each other item that is wrong in the same way.
+        already_reported: whether another process of this run prints it; None if the processes do not know each other.
     """
 
     def __init__(self, where: object, what: str, fix: str, details: Sequence[str] = ()) -> None:
         self.where, self.what, self.fix, self.details = str(where), what, fix, tuple(details)
-        # by another process of this run; None: the processes do not know each other
         self.already_reported: bool | None = None
         super().__init__(self.line())
 
     def line(self) -> str:
-        text, fix = printable(f"{self.where}: {self.what}"), printable(f"; {self.fix}")
+        """`WHERE: WHAT; FIX` as one printable line of at most 300 characters."""
+        problem, fix = printable(f"{self.where}: {self.what}"), printable(f"; {self.fix}")
         room = max(_MAX_LINE - len(fix), _MAX_LINE // 2)  # a long value must not push the fix out
-        return ((text if len(text) <= room else text[: room - 3] + "...") + fix)[:_MAX_LINE]
+        if len(problem) > room:
+            problem = problem[: room - 3] + "..."
+        return (problem + fix)[:_MAX_LINE]
 
-    def __reduce__(self):  # errors travel from loader processes by pickle
+    def __reduce__(self) -> tuple[type, tuple]:  # errors travel from loader processes by pickle
         return UserError, (self.where, self.what, self.fix, self.details)
 
 
 class BadSlide(Exception):
-    """Why the file of one slide cannot be used: `what`, and `fix`, as in UserError; who catches it knows the file."""
+    """Why the file of one slide cannot be used: `what` and `fix` as in UserError; whoever catches it knows the file."""
 
     def __init__(self, what: str, fix: str) -> None:
         super().__init__(what, fix)
@@ -45,9 +51,9 @@ def printable(text: str) -> str:
 
 
 def run_script(main: Callable[[], int | None]) -> None:
-    """Run a script's `main` and exit: 0 or its return value; a `UserError` is one line on stderr and exit 2.
+    """Run a script's `main` and exit with its return value (None = 0).
 
-    With `--debug` on the command line the traceback comes back.
+    A `UserError` is one line on stderr and exit code 2, with --debug on the command line a traceback; Ctrl+C is 130.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a Chinese caption must print on a Windows or C-locale console too
@@ -57,18 +63,23 @@ def run_script(main: Callable[[], int | None]) -> None:
     except UserError as error:
         if "--debug" in sys.argv:
             raise
-        if error.already_reported or (error.already_reported is None and os.environ.get("LOCAL_RANK", "0") != "0"):
-            sys.exit(2)  # the first process of this machine has the same arguments and says the same
-        details = (f"  {printable(d)[:_MAX_LINE]}" for d in error.details)
-        print(f"error: {error.line()}", *details, sep="\n", file=sys.stderr)
+        if not _is_reported_elsewhere(error):
+            details = [f"  {printable(detail)[:_MAX_LINE]}" for detail in error.details]
+            print(f"error: {error.line()}", *details, sep="\n", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         code = 130
     sys.exit(code or 0)
 
 
+def _is_reported_elsewhere(error: UserError) -> bool:
+    if error.already_reported is None:  # all processes of this machine have the same arguments and the same error
+        return os.environ.get("LOCAL_RANK", "0") != "0"
+    return error.already_reported
+
+
 def say(*lines: str) -> None:
-    """Print to stdout now. What is said to a reader that has gone, such as `head`, is lost, and no more than that."""
+    """Print to stdout now. Lines for a reader that has closed the pipe, such as `head`, are dropped."""
     try:
         print(*lines, sep="\n", flush=True)
     except BrokenPipeError:

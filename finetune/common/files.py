@@ -4,24 +4,38 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
+import zlib
 from pathlib import Path
+
+_MACHINE = f"{zlib.crc32(platform.node().encode()):08x}"  # two machines may have processes of one number
 
 
 def expand(path: str) -> Path:
     """`path` with `~` and environment variables expanded, absolute."""
-    import os.path
-
     return Path(os.path.abspath(os.path.expandvars(os.path.expanduser(path))))
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replace a file in one step. Raises OSError; what was there is then unharmed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def write_atomically(path: Path, content: str | bytes, durable: bool = False) -> None:
+    """Replace a file in one step; several processes and machines may write it.
+
+    Args:
+        path: The file; its folder exists.
+        content: A text is encoded as UTF-8.
+        durable: Wait until the content is on the disk, so that a power cut leaves no empty file.
+
+    Raises:
+        OSError: What was there is then unharmed.
+    """
+    temporary = path.with_name(f".{path.name}.{_MACHINE}.{os.getpid()}.tmp")
     data = content if isinstance(content, bytes) else content.encode("utf-8", "replace")  # lone surrogates of JSON
     try:
         temporary.unlink(missing_ok=True)  # of a process of this number that died
         with open(temporary, "xb") as file:
             file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError:
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""The log of the program: the console, training.log, and how lines pass a progress bar."""
+"""Logging to the console, above a progress bar if there is one, and to training.log."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class _TqdmHandler(logging.Handler):
     """Writes above a running progress bar instead of through it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(OSError, ValueError):  # nobody listens any more: no reason to lose a run
+        with contextlib.suppress(OSError, ValueError):  # a closed terminal is no reason to lose a run
             tqdm.write(self.format(record), file=sys.stderr)
 
 
 class _FileHandler(logging.FileHandler):
-    """training.log is a convenience: a full disk is told once, by the checkpoint that cannot be saved."""
+    """Ignores a full disk: the checkpoint that cannot be saved reports it."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         pass
@@ -41,13 +41,19 @@ class _FileHandler(logging.FileHandler):
 
 
 def log_to_console(quiet: bool = False) -> logging.handlers.MemoryHandler:
-    """Send log lines to stderr, and keep them until `log_to_file` knows the file. quiet: neither lines nor bars, for
-    all processes of a run but the first."""
+    """Send log lines to stderr, and keep them in memory for `log_to_file`.
+
+    Args:
+        quiet: no lines and no progress bars, for all processes of a run but the first.
+
+    Returns:
+        The handler that keeps the lines.
+    """
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()
-    console, memory = _TqdmHandler(), logging.handlers.MemoryHandler(100_000, flushLevel=logging.CRITICAL + 1,
-                                                                     flushOnClose=False)
+    memory = logging.handlers.MemoryHandler(100_000, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
+    console = _TqdmHandler()
     console.setFormatter(_Printable("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
     logger.setLevel(logging.CRITICAL if quiet else logging.INFO)
     logger.propagate = False
@@ -57,7 +63,7 @@ def log_to_console(quiet: bool = False) -> logging.handlers.MemoryHandler:
 
 
 def log_to_file(memory: logging.handlers.MemoryHandler, folder: Path) -> list[logging.LogRecord]:
-    """Append the kept and all further lines to `folder`/training.log. Returns those that were kept."""
+    """Append the kept and all further lines to `folder`/training.log. Returns the kept records. Raises UserError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = _FileHandler(folder / "training.log", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The progress bar of every long work: how much is done, the rate, the time that remains."""
+"""The progress bar of long work: fraction done, rate, remaining time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from tqdm import tqdm
 
 
 def progress(items: Iterable | None, name: str, total: int, unit: str, **options: Any) -> tqdm:
-    """A bar over `items`, or one moved by hand if None. Shown on terminals only; never in CI, where some pretend to be
-    one, nor by the processes of a run that are quiet."""
+    """A progress bar over `items`, or one updated by hand if None.
+
+    Shown on terminals only, never in CI (some CI systems emulate a terminal) nor by quiet processes of a run.
+    """
     hidden = bool(os.environ.get("CI")) or logging.getLogger("prism_coca").level >= logging.CRITICAL
     return tqdm(items, name, total, unit=unit, leave=False, disable=hidden or None, **options)

@@ -1,8 +1,33 @@
-"""The names of the files in a run folder that more than one room reads or writes."""
+"""The files of a run folder that more than one room reads or writes."""
 
 from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 NAME = "report.html"
 EVENTS, METRICS = "events.jsonl", "metrics.jsonl"
 CAPTIONS, RETRIEVAL = "validation_captions.jsonl", "retrieval.json"
 MOST_RETRIEVED = 32  # rows and columns of the matrix
+Record = dict[str, Any]
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """The JSON objects of a file, one per line; none of a missing file. A line that a crash has cut is left out."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError:
+        return
+    for line in lines:
+        record = _parsed(line)
+        if isinstance(record, dict):
+            yield record
+
+
+def _parsed(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None

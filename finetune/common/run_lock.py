@@ -1,4 +1,4 @@
-"""One run per folder: the second one that wants to write into it is refused."""
+"""One run per folder: a second run in the same folder is refused."""
 
 from __future__ import annotations
 
@@ -10,23 +10,29 @@ from pathlib import Path
 from .errors import UserError
 
 _NAME = ".lock"
-_WINDOWS_BYTE = 1 << 30  # msvcrt locks bytes against reading too: one far behind the process id in the file
+_WINDOWS_BYTE = 1 << 30  # msvcrt locks a byte against reading too: one far behind the process id in the file
+_HELD_BY_ANOTHER = (errno.EAGAIN, errno.EACCES, errno.EDEADLK)
 
 
 class RunLock:
-    """Holds a run folder, making it if needed, for this process; the operating system lets go when the process ends.
+    """Context manager that locks a run folder, created if needed; the operating system unlocks it if the process dies.
 
-    On exit the lock file goes, and with it the folders this lock has made if nothing was put into them: a run that is
-    refused leaves no trace. Where the file system has no locks the run goes on without one. Raises UserError naming the
-    process that holds the folder, or if the folder cannot be written: better now than after the first epoch.
+    On exit the lock file is removed, and with it the folders that were created if they are still empty: a refused run
+    leaves no trace. On a file system without locks the run continues without one.
+
+    Raises:
+        UserError: another process holds the folder, or it is not writable: better now than after the first epoch.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self._made, self._file = folder, [], -1
+        self.folder = folder
+        self._created: list[Path] = []  # innermost first
+        self._file = -1
 
     def __enter__(self) -> RunLock:
         try:
-            self._make_folder(self.folder)
+            self._created = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
+            self.folder.mkdir(parents=True, exist_ok=True)
             while True:
                 self._file = os.open(self.folder / _NAME, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
                 self._lock()
@@ -36,7 +42,7 @@ class RunLock:
             os.ftruncate(self._file, 0)
             os.write(self._file, str(os.getpid()).encode())
         except OSError as error:
-            self._remove_folders()
+            self._remove_created()
             raise UserError(self.folder, f"cannot be written ({error.strerror})",
                             "choose another --output_dir") from None
         return self
@@ -49,18 +55,13 @@ class RunLock:
             else:
                 (self.folder / _NAME).unlink()  # while it is held: nobody else can have taken it
                 os.close(self._file)
-        self._remove_folders()
+        self._remove_created()
 
-    def _make_folder(self, folder: Path) -> None:
-        missing = [p for p in (folder, *folder.parents) if not p.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
-        self._made = missing
-
-    def _remove_folders(self) -> None:
-        for folder in self._made:  # the innermost first; the first that is not empty ends it
+    def _remove_created(self) -> None:
+        for folder in self._created:
             try:
                 folder.rmdir()
-            except OSError:
+            except OSError:  # not empty
                 return
 
     def _lock(self) -> None:
@@ -76,14 +77,15 @@ class RunLock:
 
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno in (errno.EAGAIN, errno.EACCES, errno.EDEADLK):
-                owner = os.pread(self._file, 20, 0).decode("ascii", "replace") if hasattr(os, "pread") else "?"
-                os.close(self._file)
-                raise UserError(self.folder, f"is in use by another run (process {owner or '?'})",
-                                "wait for it, stop it, or choose another --output_dir") from None
-            # ENOLCK, ENOTSUP: a network drive without locks
+            if error.errno not in _HELD_BY_ANOTHER:  # ENOLCK, ENOTSUP: a network drive without locks
+                return
+            owner = os.pread(self._file, 20, 0).decode("ascii", "replace") if hasattr(os, "pread") else ""
+            os.close(self._file)
+            raise UserError(self.folder, f"is in use by another run (process {owner or '?'})",
+                            "wait for it, stop it, or choose another --output_dir") from None
 
     def _is_current(self) -> bool:
+        """Whether the locked file is still the one in the folder."""
         try:
             return os.path.samestat(os.fstat(self._file), os.stat(self.folder / _NAME))
         except FileNotFoundError:

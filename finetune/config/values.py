@@ -69,20 +69,19 @@ def set_field(owner: Any, name: str, key: str, text: str | None, where: str) -> 
 def _parse(key: str, text: str | None, kind: Any, choices: tuple[str, ...], where: str) -> Any:
     if typing.get_origin(kind) is tuple:  # tuple[str, ...]
         return _parse_list(key, text or "", choices, where)
-    if isinstance(kind, types.UnionType):  # X | None, or a number | str
-        if text is None and types.NoneType in typing.get_args(kind):
-            return None
-        if text in choices:
-            return text
-        kind = typing.get_args(kind)[0]
+    allowed = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)  # X | None, or a number | str
     if text is None:
+        if types.NoneType in allowed:
+            return None
         raise UserError(where, f"{key} is empty", "give a value or leave the key out")
-    if kind is str:
+    if allowed[0] is str:
         _check_choice(key, text, choices, where)
         return text
-    value = _parse_scalar(text, kind)
+    if text in choices:
+        return text
+    value = _parse_scalar(text, allowed[0])
     if value is None:
-        expected = " or ".join((_EXPECTED[kind], *choices))
+        expected = " or ".join((_EXPECTED[allowed[0]], *choices))
         raise UserError(where, f"{key} is {text!r}", f"it must be {expected}")
     return value
 

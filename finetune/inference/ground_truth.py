@@ -36,11 +36,7 @@ class GroundTruth:
         if options.labels_file:
             truth.labels = load_usable_labels(options.labels_file)
         if options.classes_file:
-            truth.classes = {i: label.text for i, label in load_usable_labels(options.classes_file).items()}
-            unknown = sorted(set(truth.classes.values()) - set(truth.prompts or ()))
-            if unknown:
-                raise UserError(options.classes_file, f"class {unknown[0]!r} has no prompt",
-                                f"add it to {options.prompts}")
+            truth.classes = _load_classes(options.classes_file, truth.prompts or {}, options.prompts)
         if options.findings:
             truth.findings = FindingDictionary.load(options.findings)
         return truth
@@ -60,12 +56,15 @@ class GroundTruth:
             embeddings: {slide id: unit vector (dim_latents,)}.
         """
         known_ids = self.labels if self.labels is not None else self.classes or {}
-        scored = [r for r in records if r["caption"] is not None and r["id"] in known_ids]
-        if not scored:
+        captions = {}
+        for record in records:
+            if record["caption"] is not None and record["id"] in known_ids:
+                captions[record["id"]] = record["caption"]
+        if not captions:
             return None
-        ids = [r["id"] for r in scored]
+        ids = list(captions)
         images = np.stack([embeddings[i] for i in ids])  # (slides, dim_latents)
-        answers = Answers([r["caption"] for r in scored], findings=self.findings)
+        answers = Answers(list(captions.values()), findings=self.findings)
         if self.labels is not None:
             answers.references = [list(self.labels[i].texts) for i in ids]
             answers.texts = _unique(answers.references)
@@ -95,6 +94,15 @@ def load_usable_labels(path: str) -> dict[str, Label]:
     logger.warning("%d labels of %s cannot be used and are left out, such as %r: %s", len(problems), path, first,
                    problem)
     return labels
+
+
+def _load_classes(path: str, prompts: dict[str, list[str]], prompts_file: str | None) -> dict[str, str]:
+    """{id: class}. Raises UserError for a class without a prompt."""
+    classes = {slide_id: label.text for slide_id, label in load_usable_labels(path).items()}
+    unknown = sorted(set(classes.values()) - set(prompts))
+    if unknown:
+        raise UserError(path, f"class {unknown[0]!r} has no prompt", f"add it to {prompts_file}")
+    return classes
 
 
 def load_prompts(path: str) -> dict[str, list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,12 +39,7 @@ class TrainingSlides:
         if path is not None and captioner.checkpoint is not None:
             index = read_nearest(path, captioner.checkpoint)
         if searchable:
-            if index is None or not same_weights(index, captioner.checkpoint):
-                raise UserError("--nearest", f"no {NEAREST} of these weights beside {path or 'Prism'}",
-                                "use the best_model.pth of a finished run, in its run folder")
-            if index["embeddings"] is None:
-                raise UserError("--nearest", "this model was trained without the contrastive loss and has no slide "
-                                "embeddings", "train with model.contrastive_loss_weight above 0")
+            _check_searchable(index, captioner, path)
         return cls(index) if index else None
 
     def nearest(self, embedding: np.ndarray, count: int) -> list[Nearest]:
@@ -57,3 +53,13 @@ class TrainingSlides:
         """The most common training text, the first text of each slide counted."""
         first_texts = Counter(texts[0] for texts in self.index["texts"])
         return first_texts.most_common(1)[0][0]
+
+
+def _check_searchable(index: dict[str, Any] | None, captioner: Captioner, checkpoint: Path | None) -> None:
+    """Raise UserError if the nearest slides of this model cannot be found with this index."""
+    if index is None or not same_weights(index, captioner.checkpoint):
+        raise UserError("--nearest", f"no {NEAREST} of these weights beside {checkpoint or 'Prism'}",
+                        "use the best_model.pth of a finished run, in its run folder")
+    if index["embeddings"] is None:
+        raise UserError("--nearest", "this model was trained without the contrastive loss and has no slide embeddings",
+                        "train with model.contrastive_loss_weight above 0")

@@ -102,14 +102,11 @@ class InferenceOptions:
         for names in _EXACTLY_ONE:
             self._check_exactly_one(names)
         for name, modes in _MODES_OF.items():
-            if self._is_given(name) and self.mode not in modes:
-                why = f"without --{modes[0]}" if self.mode == "caption" else f"with --{self.mode}"
-                raise UserError(f"--{name}", f"does nothing {why}", "leave it out")
+            self._check_used(name, modes)
         if self.explain is not None and self.embeddings_file is None:
             raise UserError("--explain", "is for one slide", "give it with --embeddings_file")
-        for name, needed in (("findings", "labels_file"), ("classes_file", "prompts")):
-            if self._is_given(name) and not self._is_given(needed):
-                raise UserError(f"--{name}", f"needs --{needed}", f"add --{needed} FILE")
+        self._check_needed("findings", "labels_file")
+        self._check_needed("classes_file", "prompts")
         if not all(text.strip() for text in self.text):
             raise UserError("--text", "is empty", "give a text, or leave --text out")
         if self.do_sample and self.num_beams > 1:
@@ -125,6 +122,15 @@ class InferenceOptions:
 
     def _is_given(self, name: str) -> bool:
         return getattr(self, name) != type(self).__dataclass_fields__[name].default
+
+    def _check_used(self, name: str, modes: tuple[str, ...]) -> None:
+        if self._is_given(name) and self.mode not in modes:
+            why = f"without --{modes[0]}" if self.mode == "caption" else f"with --{self.mode}"
+            raise UserError(f"--{name}", f"does nothing {why}", "leave it out")
+
+    def _check_needed(self, name: str, needed: str) -> None:
+        if self._is_given(name) and not self._is_given(needed):
+            raise UserError(f"--{name}", f"needs --{needed}", f"add --{needed} FILE")
 
     def _check_exactly_one(self, names: tuple[str, ...]) -> None:
         given = [f"--{name}" for name in names if self._is_given(name)]

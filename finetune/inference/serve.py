@@ -162,12 +162,12 @@ def answer(captioner: Captioner, path: Path, texts: list[str], options: Generati
 def parse_texts(header: str) -> list[str]:
     """The texts to score, sent as a JSON list in ASCII: stripped, printable, without repeats. Raises UserError."""
     try:
-        texts = json.loads(header)
+        values = json.loads(header)
     except (ValueError, RecursionError):
-        texts = None
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        values = None
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
         raise UserError("texts", "are no list of texts", "send them from the page")
-    texts = [text.strip() for text in texts if text.strip()]
+    texts = [value.strip() for value in values if value.strip()]
     longest = max(map(len, texts), default=0)
     if len(texts) > _MAX_TEXTS or longest > _MAX_CHARACTERS:
         raise UserError("texts", f"{len(texts)} texts, the longest of {longest} characters",

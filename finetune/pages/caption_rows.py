@@ -7,8 +7,9 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from ..common.run_folder import Record
 from ..common.score_table import label
-from .records import Record, finite_or_nan, has_epoch
+from .drawable import finite_or_nan, has_epoch
 
 MAX_CHARACTERS = 600  # of a text on the page
 # What is compared: Latin words, numbers and single characters of Chinese

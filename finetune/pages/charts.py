@@ -7,10 +7,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from .drawable import MAX_NUMBER
+
 WIDTH, HEIGHT = 460, 270  # pixels, as the margins
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 24, 40
 _INSET = 6  # between the axis and the first and last epoch
-_MAX_VALUE = 1e300  # the difference of two values must be finite, too
 _MAX_POINTS = 200  # of one line: more cannot be told apart at this width
 _TICKS = 5
 Points = Sequence[tuple[float, float]]
@@ -88,7 +89,7 @@ def _drawable(series: Mapping[str, Points]) -> dict[str, Points]:
     """The lines that have a finite value, without the points that have none."""
     lines: dict[str, Points] = {}
     for name, points in series.items():
-        finite = [(x, y) for x, y in points if abs(y) < _MAX_VALUE]
+        finite = [(x, y) for x, y in points if abs(y) < MAX_NUMBER]
         if finite:
             lines[name] = thin(finite)
     return lines

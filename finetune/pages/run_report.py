@@ -20,14 +20,14 @@ from typing import Any
 
 from ..common.errors import UserError, say
 from ..common.files import write_atomically
-from ..common.run_folder import CAPTIONS, EVENTS, METRICS, NAME, RETRIEVAL
+from ..common.run_folder import CAPTIONS, EVENTS, METRICS, NAME, RETRIEVAL, Record, read_records
 from ..common.score_table import RECORD_FIELDS, SCORES, VALIDATION, canonical_name, find_score, label, score_names
 from ..config.schema import Config
 from ..config.yaml_file import load_yaml
 from .caption_rows import MAX_CHARACTERS, caption_rows
 from .charts import Chart, Points, line_chart
+from .drawable import finite_or_nan, has_epoch
 from .html import render
-from .records import Record, finite_or_nan, has_epoch, read_records
 from .retrieval_matrix import read_retrieval
 
 _MAX_CAPTIONS, _MAX_WARNINGS = 40, 50

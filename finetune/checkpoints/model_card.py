@@ -1,0 +1,102 @@
+"""The model card of an exported folder (https://huggingface.co/docs/hub/model-cards), for people first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..common.run_folder import METRICS, read_records
+from ..common.score_table import VALIDATION, canonical_name, find_score, higher_is_better
+from .format import Checkpoint
+
+_DERIVED = """\
+**Weights derived from Prism's are in this folder.** Prism's licence, CC BY-NC-ND 4.0, does not allow to share what is \
+derived from its weights: keep the folder to yourself."""
+_NOT_DERIVED = """\
+No weights of Prism are in this folder; it needs them to run, under their own licence (CC BY-NC-ND 4.0: research, not \
+commercial use). What you may do with the weights here depends on your training data too."""
+
+
+def model_card(checkpoint: Checkpoint, name: str) -> str:
+    """The text of README.md for the folder `name`."""
+    model, prism = checkpoint.config["model"], checkpoint.prism
+    slides = checkpoint.data.get("slides") or {}
+    source = prism.get("source")
+    base = f"base_model: {source}\n" if source and "/" in source else ""
+    is_frozen = checkpoint.config["prism"]["freeze"]
+    is_derived = "prism" in (model.get("decoder"), model.get("init")) or not is_frozen
+    has_vocabulary = checkpoint.tokenizer.get("type") in ("vocab", "bpe")
+    vocabulary = " The words of the training texts are, as the vocabulary." if has_vocabulary else ""
+    num_parameters = sum(weight.numel() for weight in checkpoint.model.values())
+    versions = ", ".join(f"{key} {value}" for key, value in checkpoint.versions.items())
+    return f"""---
+license: other
+license_name: see-the-licence-section
+pipeline_tag: image-to-text
+tags: [histopathology, whole-slide-image, captioning]
+{base}---
+# {name}
+
+Writes a caption for a whole-slide image from the Virchow embeddings of its tiles, and scores texts for it. Trained with
+prism-coca on top of Prism (https://arxiv.org/abs/2405.10254). For research; not a medical device.
+
+## Use
+```
+python inference.py --checkpoint {name} --prism {source} --embeddings_file SLIDE.h5 --text "..." "..."
+```
+The weights of Prism must be those it was trained with (SHA-256 of the slide encoder {prism.get("sha256")}).
+
+## Data
+{slides.get("training", "an unknown number of")} slides to train, {slides.get("validation", "an unknown number")} to \
+validate; their ids and texts are not in this folder.{vocabulary}
+Fingerprint of ids, texts, tile counts and split:
+`{checkpoint.data.get("fingerprint")}`.
+
+## Scores
+After the epoch of this checkpoint; `val_`: on the validation slides, the others on the training slides:
+
+| score | meaning | value |
+|---|---|---|
+{_score_rows(checkpoint)}
+
+## Train again
+```
+python train_with_config.py --config config.yaml --set data.embeddings_dir=H5_FOLDER data.labels_file=LABELS.json
+```
+{num_parameters / 1e6:.1f} M trained parameters; {versions}.
+
+## Licence
+{_DERIVED if is_derived else _NOT_DERIVED}
+"""
+
+
+def _epoch_scores(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The line of the checkpoint's epoch in metrics.jsonl beside it, under the current names of the scores.
+
+    Where the line is gone, the best value so far of the score that chooses the best model.
+    """
+    progress = checkpoint.progress
+    lines = read_records(checkpoint.path.with_name(METRICS)) if checkpoint.path else ()
+    of_epoch = [record for record in lines if record.get("epoch") == progress.get("epoch")]
+    if of_epoch:
+        return {canonical_name(name): value for name, value in of_epoch[-1].items()}
+    monitor = canonical_name(str(checkpoint.config["training"].get("monitor", "val_loss")))
+    best = progress.get("best_loss")
+    if higher_is_better(monitor) and isinstance(best, (int, float)):
+        best = -best  # the state holds it with its sign changed
+    return {"epoch": progress.get("epoch"), f"best_{monitor}": best}
+
+
+def _score_rows(checkpoint: Checkpoint) -> str:
+    """The rows of the table: losses, and what was measured on the validation slides."""
+    rows = []
+    for name, value in _epoch_scores(checkpoint).items():
+        is_shown = name == "epoch" or "loss" in name or name.startswith((VALIDATION, "best_"))
+        if is_shown and isinstance(value, (int, float)):
+            rows.append(f"| {name} | {_meaning(name)} | {value:.4g} |")
+    return "\n".join(rows)
+
+
+def _meaning(name: str) -> str:
+    """What a score of the table says and which direction is better; nothing for a loss term of the user's own."""
+    score = find_score(name.removeprefix("best_"))
+    return f"{score.english}, {score.better} is better" if score else ""
