@@ -21,7 +21,7 @@ from finetune.common.distributed import World
 from finetune.data.batch import Batch
 from finetune.models.captioner import SlideCaptioner
 from finetune.models.generation import generate
-from finetune.models.prism_decoder import PrismCoCa
+from finetune.models.prism_decoder import PrismDecoder
 from finetune.training.objective import Objective
 from finetune.training.optim import build_optimizer
 from prism import GenerationOptions, Prism, load_prism
@@ -71,7 +71,7 @@ def main() -> None:
     if args.decoder == "prism":
         seconds, whole = timed(lambda: Prism.from_pretrained("random"), device)
         print(f"make Prism: {seconds:.1f} s")
-        prism, coca = whole.slide_encoder(), PrismCoCa(whole)
+        prism, coca = whole.slide_encoder(), PrismDecoder(whole)
         coca.train_upper_half(args.lora_rank)
     else:
         prism = load_prism("random")

@@ -10,14 +10,13 @@ Letters: b batch, t text tokens, n image tokens, q image queries, h heads, d wid
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .contrastive import ContrastiveCaptioner
 from .decoding import DecoderCache, PackedLinears
 from .layers import (
     CrossAttention,
@@ -29,31 +28,18 @@ from .layers import (
     attention_bias,
     rotary_table,
 )
-from .losses import (
-    CoCaLosses,
-    CoCaOutputs,
-    caption_loss,
-    contrastive_loss,
-    cosine_similarity,
-    equal_text_groups,
-    siglip_loss,
-)
-
-# CLIP (https://arxiv.org/abs/2103.00020) starts the logit scale at 1 / 0.07 and stops it at 100, which its authors
-# found necessary against instability
-_FIRST_TEMPERATURE = math.log(1 / 0.07)
-_LAST_TEMPERATURE = math.log(100)
-# SigLIP (https://arxiv.org/abs/2303.15343) starts where hardly any pair matches, as is the case
-_SIGLIP_TEMPERATURE, _SIGLIP_BIAS = math.log(10), -10.0
+from .losses import CoCaLosses, CoCaOutputs, caption_loss, equal_text_groups
 
 
-class CoCa(nn.Module):
-    """Image tokens and text -> next-word logits, embeddings of both, and their losses.
+class CoCa(ContrastiveCaptioner):
+    """Image tokens and text -> next-token logits, embeddings of both, and their losses.
 
     Texts are padded on the right. In every `text_mask` (b, t) true is a real token; the default is `text != pad_id`,
-    so give one if the end token equals `pad_id`. In every `image_mask` (b, n) true is a token; what stands in masked
-    places, even NaN, changes nothing. Token ids are not checked here (that would wait for the device at each step).
+    so give one if the end token equals `pad_id`. In every `image_mask` (b, n) true is a token; the values of masked
+    places, even NaN, change nothing. Token ids are not checked here (that would wait for the device at each step).
     """
+
+    supports = frozenset({"compile", "grad_checkpointing", "attention"})
 
     def __init__(
         self,
@@ -79,9 +65,8 @@ class CoCa(nn.Module):
         contrastive space (default `dim`). image_dim: width of the image tokens (default `dim`). img_encoder: images ->
         image tokens, needed only to pass `images`. A loss of weight 0 is not computed. contrastive: clip or siglip.
         label_smoothing: of the caption loss, while training."""
-        super().__init__()
+        super().__init__(caption_loss_weight, contrastive_loss_weight, label_smoothing)
         self.dim, self.image_dim, self.dim_head, self.pad_id = dim, image_dim or dim, dim_head, pad_id
-        self.caption_loss_weight, self.contrastive_loss_weight = caption_loss_weight, contrastive_loss_weight
         self.grad_checkpointing = False  # True: layers are computed again in the backward pass instead of kept
         head = {"dim_head": dim_head, "heads": heads}
 
@@ -97,11 +82,7 @@ class CoCa(nn.Module):
 
         self.img_to_latents = EmbedToLatents(dim, dim_latents or dim)
         self.text_to_latents = EmbedToLatents(dim, dim_latents or dim)
-        self.temperature = nn.Parameter(torch.tensor([_FIRST_TEMPERATURE]))
-        self.register_parameter("logit_bias", None)
-        self.label_smoothing = label_smoothing
-        if contrastive == "siglip":
-            add_logit_bias(self)
+        self.init_temperature(contrastive)
 
         def self_attention() -> Residual:
             return Residual(ParallelTransformerBlock(dim, ff_mult=ff_mult, **head))
@@ -133,14 +114,7 @@ class CoCa(nn.Module):
 
         Raises ValueError unless exactly one of both is given, for images without an encoder, and for wrong shapes.
         """
-        if (images is None) == (image_tokens is None):
-            raise ValueError("give either images or image_tokens")
-        if images is not None:
-            if self.img_encoder is None:
-                raise ValueError("images need an encoder: pass img_encoder= to CoCa, or give image_tokens")
-            image_tokens = self.img_encoder(images)
-        if image_tokens.ndim != 3 or image_tokens.shape[-1] != self.image_dim:
-            raise ValueError(f"image tokens are {tuple(image_tokens.shape)}, need (batch, tokens, {self.image_dim})")
+        image_tokens = self._image_tokens(images, image_tokens)
         bias = None
         if image_mask is not None:
             if image_mask.shape != image_tokens.shape[:2]:
@@ -152,46 +126,24 @@ class CoCa(nn.Module):
         pooled = self.img_attn_pool_norm(pooled)
         return pooled[:, 0], pooled[:, 1:]
 
-    @property
-    def logit_scale(self) -> Tensor:
-        """What cosines are multiplied with in the contrastive softmax: a float32 scalar, at most 100."""
-        return self.temperature.float().clamp(max=_LAST_TEMPERATURE).exp().squeeze(0)
-
-    @torch.no_grad()
-    def limit_temperature(self) -> None:
-        """Stop the temperature at its ceiling; called before each training step.
-
-        On the parameter itself: a clamp in the graph would leave it stuck above with no gradient.
-        """
-        self.temperature.clamp_(max=_LAST_TEMPERATURE)
-
-    @property
-    def logit_parameters(self) -> tuple[Tensor, ...]:
-        """What `pair_loss` takes after the latents: the logit scale, and the bias of SigLIP."""
-        return (self.logit_scale,) if self.logit_bias is None else (self.logit_scale, self.logit_bias.squeeze(0))
-
-    @property
-    def pair_loss(self) -> Callable[..., Tensor]:
-        """`contrastive_loss` or `siglip_loss`."""
-        return contrastive_loss if self.logit_bias is None else siglip_loss
-
-    def similarity(self, text_embeds: Tensor, image_embeds: Tensor) -> Tensor:
-        """Text embeddings (i, dim), image embeddings (j, dim) -> their cosines (i, j) in the contrastive space."""
-        return cosine_similarity(self.text_to_latents(text_embeds), self.img_to_latents(image_embeds))
-
     def compute_losses(self, text: Tensor, labels: Tensor | None = None, *, images: Tensor | None = None,
                        image_tokens: Tensor | None = None, text_mask: Tensor | None = None,
                        image_mask: Tensor | None = None) -> CoCaLosses:
         """Losses of a batch; neither depends on how far its texts are padded.
 
-        text: (b, t) ids. labels: (b, t), the word that follows each; without them text is cut into input and labels,
-        the last real token of *each* row being a label only. text_mask: over text, and over labels if these are given:
-        it alone then says which are learned; without it that is each label other than `pad_id`.
-        Raises ValueError for shapes that do not fit, and as `embed_image`.
+        Args:
+            text: (b, t) ids.
+            labels: (b, t), the next token of each; without them text is cut into inputs and labels, the last real token
+                of *each* row being a label only.
+            text_mask: (b, t), over text and over labels, of which it alone then says which are learned; without it
+                that is each label other than `pad_id`.
+
+        Raises:
+            ValueError: shapes that do not fit, and as `embed_image`.
         """
         outputs = self.outputs(text, labels, images=images, image_tokens=image_tokens, text_mask=text_mask,
                                image_mask=image_mask)
-        caption = outputs.caption_loss / max(outputs.words, 1)
+        caption = outputs.caption_loss / max(outputs.num_tokens, 1)
         contrastive = torch.zeros((), device=text.device)
         if self.contrastive_loss_weight:
             contrastive = self.pair_loss(outputs.text_latents, outputs.image_latents, *self.logit_parameters,
@@ -202,26 +154,32 @@ class CoCa(nn.Module):
     def outputs(self, text: Tensor, labels: Tensor | None = None, *, images: Tensor | None = None,
                 image_tokens: Tensor | None = None, text_mask: Tensor | None = None,
                 image_mask: Tensor | None = None, caption: bool = True, logits: bool = False) -> CoCaOutputs:
-        """What `compute_losses` puts together, for batches whose losses are joined. caption: False leaves out the upper
-        half and with it the caption loss. logits: give them and the latents, whatever the weights. Arguments and errors
-        as there."""
+        """The parts of the losses of a batch, so that batches can be joined before the losses are computed.
+
+        Args:
+            caption: False leaves out the upper half and with it the caption loss.
+            logits: give logits and latents, whatever the weights of the losses.
+            others: and errors as in `compute_losses`.
+        """
         text, labels, text_mask, label_mask = self._inputs_and_labels(text, labels, text_mask)
         rotary, bias = self._positions(text_mask)
         text_embeds, text_tokens = self._unimodal(text, rotary, bias)
         image_embeds, pooled = self.embed_image(images, image_tokens, image_mask)
-        labels, latents = labels[label_mask], (None, None)
+        labels = labels[label_mask]  # (real positions,)
+        text_latents = image_latents = None
         if self.contrastive_loss_weight or logits:
             if self.training:
                 self.limit_temperature()
-            latents = self.text_to_latents(text_embeds), self.img_to_latents(image_embeds)
-        loss, words = torch.zeros((), device=text.device), None
-        if (self.caption_loss_weight or logits) and caption:
-            norm, to_words = self.to_logits
+            text_latents, image_latents = self.text_to_latents(text_embeds), self.img_to_latents(image_embeds)
+        loss, all_logits = torch.zeros((), device=text.device), None
+        if caption and (self.caption_loss_weight or logits):
+            norm, project = self.to_logits
             hidden = self._multimodal(text_tokens, pooled, rotary, bias)
-            smoothing = self.label_smoothing if self.training else 0.0
-            loss = caption_loss(norm(hidden[label_mask]), to_words.weight, labels, smoothing)  # (real positions, dim)
-            words = to_words(norm(hidden)) if logits else None
-        return CoCaOutputs(*latents, equal_text_groups(text, text_mask), loss, len(labels), words)
+            loss = caption_loss(norm(hidden[label_mask]), project.weight, labels, self.smoothing)
+            if logits:
+                all_logits = project(norm(hidden))
+        groups = equal_text_groups(text, text_mask)
+        return CoCaOutputs(text_latents, image_latents, groups, loss, len(labels), all_logits)
 
     def forward(
         self,
@@ -249,6 +207,27 @@ class CoCa(nn.Module):
             return text_embeds, image_embeds
         return self.to_logits(self._multimodal(text_tokens, pooled, rotary, bias))
 
+    def logits_and_attention(self, text: Tensor, *, image_tokens: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (b, t, num_tokens) as `forward`, and how much each text token attends to each image token (b, t, n).
+
+        Attention is averaged over heads and layers and passed on through the pooling; a row sums to 1, without graph.
+        """
+        weights: list[Tensor] = []  # of the pooling (b, 1 + q, n), then of each layer (b, t, q)
+
+        def record(module: CrossAttention, inputs: tuple[Tensor, ...]) -> None:
+            with torch.no_grad():
+                weights.append(module.attention(*inputs[:2]))
+
+        modules = [self.img_attn_pool, *(cross.fn for _, cross in self.multimodal_layers)]
+        hooks = [module.register_forward_pre_hook(record) for module in modules]
+        try:
+            logits = self(text, image_tokens=image_tokens, text_mask=text_mask)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        pooling, *layers = weights
+        return logits, torch.stack(layers).mean(0) @ pooling[:, 1:]
+
     def compile(self, **options: object) -> None:
         """Compile the three parts that the work of training is in, each as one graph (`torch.compile`, whose options
         these are). What stays outside, the choice of real positions and the losses, has shapes that depend on the data.
@@ -272,7 +251,7 @@ class CoCa(nn.Module):
 
     @torch.no_grad()
     def decode_step(self, token_ids: Tensor, cache: DecoderCache) -> Tensor:
-        """token_ids (b, t), the tokens after those in the cache -> logits (b, num_tokens) of the word that follows.
+        """token_ids (b, t), the tokens after those in the cache -> next-token logits (b, num_tokens).
 
         First the whole prompt, then token by token; all rows have the same length. Adds the tokens to the cache.
         Raises ValueError if the cache is for another number of sequences.
@@ -283,6 +262,18 @@ class CoCa(nn.Module):
             return self._decode(token_ids, cache)
 
     # the parts of a forward pass
+
+    def _image_tokens(self, images: Tensor | None, image_tokens: Tensor | None) -> Tensor:
+        """The given image tokens, or those of the images (b, n, image_dim). Raises ValueError as `embed_image`."""
+        if (images is None) == (image_tokens is None):
+            raise ValueError("give either images or image_tokens")
+        if images is not None:
+            if self.img_encoder is None:
+                raise ValueError("images need an encoder: pass img_encoder= to CoCa, or give image_tokens")
+            image_tokens = self.img_encoder(images)
+        if image_tokens.ndim != 3 or image_tokens.shape[-1] != self.image_dim:
+            raise ValueError(f"image tokens are {tuple(image_tokens.shape)}, need (batch, tokens, {self.image_dim})")
+        return image_tokens
 
     def _mask(self, text: Tensor, text_mask: Tensor | None) -> Tensor:
         """The given mask, or the default one (b, t)."""
@@ -352,10 +343,3 @@ class CoCa(nn.Module):
             x = cross_attention(x, *keys_values)
         cache.advance(token_ids.shape[1])
         return self.to_logits(x[:, -1])
-
-
-def add_logit_bias(coca: nn.Module) -> None:
-    """Make a captioner's contrastive loss SigLIP's, from its beginning."""
-    coca.logit_bias = nn.Parameter(torch.tensor([_SIGLIP_BIAS]))
-    with torch.no_grad():
-        coca.temperature.fill_(_SIGLIP_TEMPERATURE)

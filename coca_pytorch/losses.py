@@ -1,6 +1,6 @@
 """The two losses of CoCa (https://arxiv.org/abs/2205.01917): captioning and contrastive.
 
-Letters: b batch, t text tokens, m real positions of the batch, v words of the vocabulary.
+Letters: b batch, t text tokens, m real positions of the batch, v size of the vocabulary.
 Both are computed in float32 from the logits on, whatever autocast says.
 """
 
@@ -31,7 +31,7 @@ class CoCaOutputs:
 
     text_latents, image_latents: (b, dim_latents), L2-normalised; None if the contrastive loss has weight 0.
     text_groups: (b,), equal numbers for equal texts, in this and any other batch.
-    caption_loss: scalar, the sum over the `words` learned; 0 if it has weight 0 or was not asked for.
+    caption_loss: scalar, the sum over the `num_tokens` learned; 0 if it has weight 0 or was not asked for.
     logits: (b, t, v), only if asked for.
     """
 
@@ -39,22 +39,27 @@ class CoCaOutputs:
     image_latents: Tensor | None
     text_groups: Tensor
     caption_loss: Tensor
-    words: int
+    num_tokens: int
     logits: Tensor | None = None
 
     def detach(self) -> CoCaOutputs:
         """The same without its graph and without the logits, for keeping."""
-        kept = vars(self) | {"logits": None}
-        return CoCaOutputs(*(v.detach() if isinstance(v, Tensor) else v for v in kept.values()))
+        text_latents, image_latents = self.text_latents, self.image_latents
+        if text_latents is not None:
+            text_latents, image_latents = text_latents.detach(), image_latents.detach()
+        return CoCaOutputs(text_latents, image_latents, self.text_groups, self.caption_loss.detach(), self.num_tokens)
 
 
 def caption_loss(hidden: Tensor, weight: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Summed cross-entropy of the next word over the m real positions of a batch.
+    """Summed cross-entropy of the next token over the m real positions of a batch.
 
-    hidden: (m, dim), normalised. weight: (v, dim), the word embeddings. labels: (m,) ids. smoothing: share of the
-    target that goes to all words alike (https://arxiv.org/abs/1512.00567).
-    (`F.linear_cross_entropy` is no faster, and its chunked form takes 4 to 9 times as long on CPU.)
+    Args:
+        hidden: (m, dim), normalised.
+        weight: (v, dim), the token embeddings.
+        labels: (m,) ids.
+        smoothing: epsilon of label smoothing (https://arxiv.org/abs/1512.00567).
     """
+    # `F.linear_cross_entropy` is no faster, and its chunked form takes 4 to 9 times as long on CPU
     logits = F.linear(hidden, weight).float()  # (m, v)
     return F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
 
@@ -63,30 +68,35 @@ def contrastive_loss(text_latents: Tensor, image_latents: Tensor, logit_scale: T
                      text_groups: Tensor | None = None, rows: slice = slice(None)) -> Tensor:
     """CLIP's symmetric loss (https://arxiv.org/abs/2103.00020): text i belongs to image i. A batch of one gives 0.
 
-    text_latents, image_latents: (b, dim_latents), L2-normalised; b may be a batch gathered from all processes.
-    logit_scale: scalar. text_groups: (b,), equal numbers for equal texts: a slide whose text is the same word for word
-    is no negative, so these pairs are left out of both softmax denominators.
-    rows: the part of the loss that these texts and images have in it, in memory of rows x b. The parts of all rows add
-    up to the loss.
+    Args:
+        text_latents, image_latents: (b, dim_latents), L2-normalised; b may be a batch gathered from all processes.
+        logit_scale: scalar.
+        text_groups: (b,), equal numbers for equal texts: a slide with the identical text is no negative, so these pairs
+            are left out of both softmax denominators.
+        rows: texts and images whose part of the loss is computed, in memory of rows x b. The parts of all rows add up
+            to the loss.
     """
     own = torch.arange(len(text_latents), device=text_latents.device)[rows]
     total = torch.zeros((), device=text_latents.device)
-    for one, other in ((text_latents, image_latents), (image_latents, text_latents)):
-        similarity = cosine_similarity(one[rows], other) * logit_scale.float()  # (rows, b)
+    for queries, keys in ((text_latents, image_latents), (image_latents, text_latents)):
+        logits = cosine_similarity(queries[rows], keys) * logit_scale.float()  # (rows, b)
         if text_groups is not None:
             same = text_groups[rows].unsqueeze(1) == text_groups.unsqueeze(0)
             same = same.scatter(1, own.unsqueeze(1), False)
-            similarity = similarity.masked_fill(same, float("-inf"))
-        total = total + F.cross_entropy(similarity, own, reduction="sum")
+            logits = logits.masked_fill(same, float("-inf"))
+        total = total + F.cross_entropy(logits, own, reduction="sum")
     return total / (2 * len(text_latents))
 
 
 def siglip_loss(text_latents: Tensor, image_latents: Tensor, logit_scale: Tensor, logit_bias: Tensor,
                 text_groups: Tensor | None = None, rows: slice = slice(None)) -> Tensor:
-    """SigLIP's loss (https://arxiv.org/abs/2303.15343): is this the text of that image, asked of each pair by itself.
+    """SigLIP's loss (https://arxiv.org/abs/2303.15343): a binary classification of each pair by itself.
 
-    Arguments as `contrastive_loss`; logit_bias: scalar, added to each scaled cosine. Pairs of another slide with an
-    equal text are left out. The sum over all pairs, divided by b, as there.
+    The sum over all pairs divided by b, as there. Pairs of another slide with an equal text are left out.
+
+    Args:
+        logit_bias: scalar, added to each scaled cosine.
+        others: as in `contrastive_loss`.
     """
     own = torch.arange(len(text_latents), device=text_latents.device)[rows]
     logits = cosine_similarity(text_latents[rows], image_latents) * logit_scale.float() + logit_bias.float()

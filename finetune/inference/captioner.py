@@ -26,11 +26,10 @@ from ..data.batch import pad_tiles
 from ..data.slides import Slide
 from ..data.tile_reader import read_tiles
 from ..data.tokenizer import Tokenizer, tokenizer_from_dict
-from ..models.build import build_model, check_architecture, whole_prism
+from ..models.build import build_model, build_prism, check_architecture
 from ..models.captioner import SlideCaptioner
 from ..models.embeddings import embed_slides, embed_texts
 from ..models.generation import confidences, generate
-from ..models.prism_decoder import PrismCoCa
 from .options import InferenceOptions
 from .records import Record, new_record
 
@@ -85,11 +84,10 @@ class Captioner:
         """Prism itself, with its own text decoder and nothing trained. prism: its weights (default: from the hub)."""
         config = Config()
         config.prism.weights = prism or config.prism.weights
-        whole, target = whole_prism(config), resolve_device(device)
-        config.data.image_dim = whole.tile_dim
-        config.data.max_seq_len = whole.prism_config.biogpt_config.max_position_embeddings
-        model = SlideCaptioner(whole.slide_encoder(), PrismCoCa(whole), config.prism.image_tokens)
-        return cls(model.to(target).eval(), whole.tokenizer, config, resolve_precision("auto", target),
+        model, tokenizer = build_prism(config)
+        target = resolve_device(device)
+        config.data.image_dim, config.data.max_seq_len = model.prism.tile_dim, model.decoder.max_positions
+        return cls(model.to(target).eval(), tokenizer, config, resolve_precision("auto", target),
                    {"val": [], "test": []})
 
     @classmethod
@@ -99,12 +97,10 @@ class Captioner:
             captioner = cls.of_prism(options.prism, options.device)
         else:
             captioner = cls.load(options.checkpoint, options.prism, options.device)
-        decoder = captioner.model.decoder
-        if isinstance(decoder, PrismCoCa):
-            positions = decoder.text_decoder.config.max_position_embeddings
-            if options.max_length > positions:
-                raise UserError("--max_length", f"{options.max_length}, Prism's decoder has {positions} positions",
-                                f"give {positions} or less")
+        positions = captioner.model.decoder.max_positions
+        if positions is not None and options.max_length > positions:
+            raise UserError("--max_length", f"{options.max_length}, the decoder has {positions} positions",
+                            f"give {positions} or less")
         return captioner
 
     @torch.no_grad()
@@ -184,7 +180,7 @@ class Captioner:
 
 def _check_same_prism(model: SlideCaptioner, config: Config, trained_with: dict[str, Any], checkpoint: str) -> None:
     """Raise UserError if a frozen part of Prism has other weights than in training."""
-    loaded = {"text_sha256": getattr(model.decoder, "sha256", None)}
+    loaded = {"text_sha256": model.decoder.describe().get("text_sha256")}
     if config.prism.freeze:
         loaded["sha256"] = model.prism.sha256
     for key, digest in loaded.items():

@@ -27,7 +27,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from coca_pytorch import CoCa
 from prism.attention import encode_weighted
 
 from ..common.errors import UserError, printable, say
@@ -36,6 +35,7 @@ from ..common.log import logger
 from ..common.progress import progress
 from ..data.slides import Slide, open_case
 from ..data.tile_reader import read_coords, read_tiles
+from ..models.captioner import CaptionDecoder
 from ..pages.html import render
 from .captioner import Captioner
 from .options import InferenceOptions
@@ -67,7 +67,7 @@ class Attribution:
 def attribute_tiles(captioner: Captioner, tiles: Tensor, ids: list[int]) -> Attribution:
     """Attribute each token of a caption to the tiles (N, C) of its slide. ids: [bos, token, ..., eos]."""
     model = captioner.model
-    tiles = tiles.to(model.decoder.img_queries)
+    tiles = tiles.to(model.decoder.device, model.decoder.dtype)
     log_weights = tiles.new_zeros(len(tiles)).requires_grad_()
     gradients = []
     with torch.enable_grad():
@@ -82,29 +82,14 @@ def attribute_tiles(captioner: Captioner, tiles: Tensor, ids: list[int]) -> Attr
                        image_tokens.detach())
 
 
-def token_attention(coca: CoCa, image_tokens: Tensor, ids: list[int]) -> tuple[Tensor, Tensor]:
+def token_attention(decoder: CaptionDecoder, image_tokens: Tensor, ids: list[int]) -> tuple[Tensor, Tensor]:
     """Log-probabilities (T + 1,) of ids[1:], and how much each attends to the image tokens: (T + 1, n)."""
-    cross_attentions = [layer.fn for _, layer in coca.multimodal_layers]
-    maps: list[Tensor] = []  # one per module in the order of the forward pass
-
-    def record(module: Any, inputs: tuple[Tensor, ...]) -> None:
-        x, key = inputs[:2]
-        with torch.no_grad():
-            query = module.to_q(module.norm(x)).unflatten(-1, (module.heads, -1))[0]  # (i, h, d)
-            scores = torch.einsum("ihd,jd->hij", query * query.shape[-1] ** -0.5, key[0])
-            maps.append(scores.softmax(-1).mean(0))
-
-    hooks = [module.register_forward_pre_hook(record) for module in (coca.img_attn_pool, *cross_attentions)]
-    try:
-        text = torch.tensor([ids], device=image_tokens.device)
-        logits = coca(text[:, :-1], image_tokens=image_tokens.unsqueeze(0),
-                      text_mask=torch.ones_like(text[:, :-1], dtype=torch.bool))[0]
-    finally:
-        for hook in hooks:
-            hook.remove()
-    log_probs = logits.float().log_softmax(-1).gather(1, text[0, 1:, None]).squeeze(1)
-    pooling, cross = maps[0], torch.stack(maps[1:]).mean(0)
-    return log_probs, cross @ pooling[1:]  # query 0 is the contrastive embedding, which the text does not attend to
+    text = torch.tensor([ids], device=image_tokens.device)
+    inputs, labels = text[:, :-1], text[0, 1:]
+    logits, attention = decoder.logits_and_attention(inputs, image_tokens=image_tokens.unsqueeze(0),
+                                                     text_mask=torch.ones_like(inputs, dtype=torch.bool))
+    log_probs = logits[0].float().log_softmax(-1).gather(1, labels[:, None]).squeeze(1)
+    return log_probs, attention[0]
 
 
 def phrases(pieces: list[str]) -> list[range]:
@@ -132,7 +117,7 @@ def log_probs_without(captioner: Captioner, tiles: Tensor, kept: Tensor, ids: li
         (K, T)
     """
     model, rows = captioner.model, []
-    tiles = tiles.to(model.decoder.img_queries)
+    tiles = tiles.to(model.decoder.device, model.decoder.dtype)
     for mask in progress(kept.split(_BATCH), "deletion test", math.ceil(len(kept) / _BATCH), "batch"):
         image_tokens = model.image_tokens(tiles.expand(len(mask), -1, -1), mask.to(tiles.device))
         for tokens in image_tokens:
@@ -287,7 +272,7 @@ def explain_slide(captioner: Captioner, slide: Slide, caption: str, thumbnail_si
     Raises:
         UserError: a model with Prism's own decoder, or an empty caption.
     """
-    if not isinstance(captioner.model.decoder, CoCa):
+    if "attention" not in captioner.model.decoder.supports:
         raise UserError("--explain", "the captions are of Prism's own text decoder",
                         "explanations are for model.decoder=coca")
     coords = read_coords(slide)

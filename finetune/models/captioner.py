@@ -1,48 +1,109 @@
-"""The captioner: a frozen Prism slide encoder in front of a text decoder."""
+"""The captioner: a Prism slide encoder, usually frozen, in front of a text decoder; and what a decoder has to offer.
+
+Shapes: B slides, N tiles, n image tokens of a slide, T text tokens, D width of the image tokens.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from coca_pytorch import CoCa, CoCaOutputs
+from coca_pytorch import CoCaOutputs
 from prism import PrismSlideEncoder
 
 from ..common.errors import UserError
 from ..common.log import logger
 from ..data.batch import Batch
-from .prism_decoder import PrismCoCa
+
+# A part of the model -> the prefix of its weights in checkpoints. "coca" whatever the decoder: old checkpoints load.
+SAVED_AS = {"decoder": "coca", "prism": "prism"}
+
+
+class CaptionDecoder(Protocol):
+    """A text decoder as training, decoding and scoring use it: an `nn.Module` with what is listed here.
+
+    `coca_pytorch.ContrastiveCaptioner` offers the contrastive part. `models.build.DECODERS` lists the decoders.
+
+    Attributes:
+        caption_loss_weight, contrastive_loss_weight: what the training loss weighs its two parts with; 0 = left out.
+        max_positions: longest text in tokens; None = any.
+        supports: which of these optional features it has: `compile` (a method of that name), `grad_checkpointing` (an
+            attribute to be set), `attention` (a method `logits_and_attention`, as `coca_pytorch.CoCa` has it).
+        dtype, device: of its weights.
+        dim_latents: dimension of the contrastive space.
+        logit_scale: float32 scalar that cosines are multiplied with.
+        logit_parameters: what `pair_loss` takes after text and image latents.
+        pair_loss: (text latents, image latents, *logit_parameters, text groups, rows) -> scalar.
+    """
+
+    caption_loss_weight: float
+    contrastive_loss_weight: float
+    max_positions: int | None
+    supports: frozenset[str]
+    dtype: torch.dtype
+    device: torch.device
+    dim_latents: int
+    logit_scale: Tensor
+    logit_parameters: tuple[Tensor, ...]
+    pair_loss: Callable[..., Tensor]
+
+    def outputs(self, text: Tensor, labels: Tensor, *, image_tokens: Tensor, text_mask: Tensor, caption: bool = True,
+                logits: bool = False) -> CoCaOutputs:
+        """text, labels, text_mask (B, T), image tokens (B, n, D) -> the parts of the losses of a batch.
+
+        caption: False leaves out the caption loss. logits: give logits and latents, whatever the weights of the losses.
+        """
+
+    def __call__(self, text: Tensor, *, image_tokens: Tensor, text_mask: Tensor) -> Tensor:
+        """text, text_mask (B, T), image tokens (B, n, D) -> next-token logits (B, T, vocabulary)."""
+
+    def embed_image(self, *, image_tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """image tokens (B, n, D) -> image embeddings for `img_to_latents`, and the context for `start_decoding`."""
+
+    def embed_text(self, text: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """text, text_mask (B, T) -> text embeddings for `text_to_latents`, and token embeddings."""
+
+    def img_to_latents(self, image_embeds: Tensor) -> Tensor:
+        """Image embeddings -> unit vectors (B, dim_latents), float32."""
+
+    def text_to_latents(self, text_embeds: Tensor) -> Tensor:
+        """Text embeddings -> unit vectors (B, dim_latents), float32."""
+
+    def limit_temperature(self) -> None:
+        """Stop the logit scale at its ceiling; called before each training step."""
+
+    def start_decoding(self, context: Tensor) -> Any:
+        """A cache for `decode_step`, of B sequences, with `repeat(n)` and `reorder(rows)` as `prism.search` wants."""
+
+    def decode_step(self, token_ids: Tensor, cache: Any) -> Tensor:
+        """token ids (B, T) after those in the cache, which gets them -> next-token logits (B, vocabulary)."""
+
+    def describe(self) -> dict[str, Any]:
+        """What a checkpoint says, beside the config, of the architecture and of weights that it does not hold."""
 
 
 class SlideCaptioner(nn.Module):
     """Tile embeddings and text -> caption and contrastive loss.
 
-    CoCa reads Prism's output as image tokens: the slide embedding, then (`image_tokens="latents"`) all image latents.
+    The decoder reads Prism's output as image tokens: the slide embedding, then (`image_tokens="latents"`) all image
+    latents.
     """
 
-    def __init__(self, prism: PrismSlideEncoder, coca: CoCa | PrismCoCa, image_tokens: str) -> None:
+    def __init__(self, prism: PrismSlideEncoder, decoder: CaptionDecoder, image_tokens: str) -> None:
         super().__init__()
-        self.prism, self.decoder, self._image_tokens = prism, coca, image_tokens
+        self.prism, self.decoder, self._image_tokens = prism, decoder, image_tokens
 
-    def image_tokens(self, tile_embeddings: torch.Tensor, tile_mask: torch.Tensor) -> torch.Tensor:
-        """(B, N, tile width) tiles and their mask (B, N) -> image tokens (B, 1 + latents or 1, Prism width)."""
+    def image_tokens(self, tile_embeddings: Tensor, tile_mask: Tensor) -> Tensor:
+        """(B, N, tile width) tiles and their mask (B, N) -> image tokens (B, 1 + latents or 1, D)."""
         slide = self.prism.slide_representations(tile_embeddings, tile_mask)
         embedding = slide["image_embedding"].unsqueeze(1)
-        return embedding if self._image_tokens == "embedding" else torch.cat([embedding, slide["image_latents"]], dim=1)
-
-    def forward(self, batch: Batch, caption: bool = True, logits: bool = False) -> CoCaOutputs:
-        """What the losses of a batch are made of; a sample's part does not depend on the padding of its batch.
-
-        caption: False leaves out the caption loss and what only it needs. logits: give them, too.
-        """
-        image_tokens = batch.image_tokens
-        if image_tokens is None:
-            image_tokens = self.image_tokens(batch.tile_embeddings, batch.tile_mask)
-        return self.decoder.outputs(batch.text, batch.labels, text_mask=batch.text_mask, caption=caption, logits=logits,
-                                 image_tokens=image_tokens.to(self.decoder.temperature.dtype))
+        if self._image_tokens == "embedding":
+            return embedding
+        return torch.cat([embedding, slide["image_latents"]], dim=1)
 
     @property
     def image_tokens_shape(self) -> tuple[int, int]:
@@ -50,91 +111,106 @@ class SlideCaptioner(nn.Module):
         latents = 0 if self._image_tokens == "embedding" else self.prism.config.latent_seq
         return 1 + latents, self.prism.image_dim
 
+    def encode(self, batch: Batch) -> Tensor:
+        """Image tokens (B, n, D) of a batch, in the type that the decoder takes; encoded unless the batch has them."""
+        image_tokens = batch.image_tokens
+        if image_tokens is None:
+            image_tokens = self.image_tokens(batch.tile_embeddings, batch.tile_mask)
+        return image_tokens.to(self.decoder.dtype)
+
+    def forward(self, batch: Batch, caption: bool = True, logits: bool = False) -> CoCaOutputs:
+        """The parts of the losses of a batch; those of a sample do not depend on the padding of its batch.
+
+        caption: False leaves out the caption loss and what only it needs. logits: give them, too.
+        """
+        return self.decoder.outputs(batch.text, batch.labels, image_tokens=self.encode(batch),
+                                    text_mask=batch.text_mask, caption=caption, logits=logits)
+
     def weighted(self, caption_loss, contrastive_loss):
         """The training loss: floats in, a float out; tensors in, a tensor out."""
         return caption_loss * self.decoder.caption_loss_weight + contrastive_loss * self.decoder.contrastive_loss_weight
 
     def trained_parameters(self) -> Iterator[nn.Parameter]:
+        """All that train, in the order of `parameters`."""
         return (p for p in self.parameters() if p.requires_grad)
 
     def named_trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """(its name in a checkpoint, parameter) of all that trains, in the order of `parameters`."""
-        saved_as = {id(part): name for name, part in self._parts().items()}
-        for child in self.children():
-            for name, parameter in child.named_parameters():
+        for child, module in self.named_children():
+            for name, parameter in module.named_parameters():
                 if parameter.requires_grad:
-                    yield f"{saved_as[id(child)]}.{name}", parameter
+                    yield f"{SAVED_AS[child]}.{name}", parameter
 
-    def saved_state(self) -> dict[str, torch.Tensor]:
-        """What a checkpoint holds: all but what is frozen, which is Prism's (its licence forbids copies)."""
-        return {f"{name}.{key}": value for name, part in self._parts().items() for key, value in _trained(part).items()}
+    def saved_state(self) -> dict[str, Tensor]:
+        """The weights of a checkpoint: all but what is frozen, which is Prism's (its licence forbids copies)."""
+        return {f"{prefix}.{key}": value for part, prefix in SAVED_AS.items()
+                for key, value in trained_state(getattr(self, part)).items()}
 
-    def _parts(self) -> dict[str, nn.Module]:
-        return {"coca": self.decoder, "prism": self.prism}
-
-    def load_saved_state(self, state: dict[str, torch.Tensor], where: str) -> None:
-        """Load what `saved_state` gave; what is frozen stays as it is.
+    def load_saved_state(self, state: dict[str, Tensor], where: str) -> None:
+        """Load what `saved_state` gave; frozen weights stay as they are.
 
         Raises:
-            UserError: Other keys, shapes or types than this model's, or weights that are not finite.
+            UserError: other keys, shapes or types than this model's, or weights that are not finite.
         """
         expected = self.saved_state()
-        state = _unwrapped(state, expected, where)
-        _check_weights(state, expected, where)
-        for name, part in self._parts().items():
-            prefix = f"{name}."
-            of_part = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-            if of_part:
-                part.load_state_dict(part.state_dict() | of_part)
+        state = _without_wrappers(state, expected, where)
+        _check_fit(state, expected, where)
+        for part, prefix in SAVED_AS.items():
+            module = getattr(self, part)
+            weights = {key.removeprefix(f"{prefix}."): value for key, value in state.items()
+                       if key.startswith(f"{prefix}.")}
+            if weights:
+                module.load_state_dict(module.state_dict() | weights)
 
 
-def _trained(part: nn.Module) -> dict[str, torch.Tensor]:
-    """The state dict of a part without its frozen parameters."""
-    frozen = {name for name, p in part.named_parameters(remove_duplicate=False) if not p.requires_grad}
-    return {key: value for key, value in part.state_dict().items() if key not in frozen}
+def trained_state(module: nn.Module) -> dict[str, Tensor]:
+    """The state dict of a module without its frozen parameters."""
+    frozen = {name for name, p in module.named_parameters(remove_duplicate=False) if not p.requires_grad}
+    return {key: value for key, value in module.state_dict().items() if key not in frozen}
 
 
-def _unwrapped(state: dict[str, torch.Tensor], expected: dict[str, torch.Tensor],
-               where: str) -> dict[str, torch.Tensor]:
-    """The state without what DistributedDataParallel and torch.compile put into its keys, if that makes them known."""
+def _without_wrappers(state: dict[str, Tensor], expected: dict[str, Tensor], where: str) -> dict[str, Tensor]:
+    """The state without the name parts that DistributedDataParallel and torch.compile add, where that helps."""
     renamed = {}
     for key in state:
         plain = ".".join(part for part in key.split(".") if part not in ("module", "_orig_mod"))
         if key not in expected and plain in expected:
             renamed[key] = plain
-    if not renamed:
-        return state
-    logger.warning("%s: %d weights are of a wrapped model, as %s", where, len(renamed), next(iter(renamed)))
+    if renamed:
+        logger.warning("%s: %d weights are of a wrapped model, as %s", where, len(renamed), next(iter(renamed)))
     return {renamed.get(key, key): value for key, value in state.items()}
 
 
-def _check_weights(state: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], where: str) -> None:
+def _check_fit(state: dict[str, Tensor], expected: dict[str, Tensor], where: str) -> None:
     """Raises UserError with the first three weights of each kind that are missing, unknown or do not fit."""
-    missing, unfit = [], []
-    for key, own in expected.items():
-        if key not in state:
-            missing.append(f"missing {key}")
-        elif fault := _fault(state[key], own):
-            unfit.append(f"{key} is {fault}")
+    missing = [f"missing {key}" for key in expected if key not in state]
     unexpected = [f"unexpected {key}" for key in state if key not in expected]
-    problems = [*unfit[:3], *missing[:3], *unexpected[:3]]
-    if problems:
-        raise UserError(where, f"{len(missing + unexpected + unfit)} weights do not fit this model: "
-                        f"{'; '.join(problems)}", "use the config the checkpoint was trained with")
+    unfit = _misfits(state, expected)
+    count = len(missing) + len(unexpected) + len(unfit)
+    if count:
+        examples = "; ".join([*unfit[:3], *missing[:3], *unexpected[:3]])
+        raise UserError(where, f"{count} weights do not fit this model: {examples}",
+                        "use the config the checkpoint was trained with")
 
 
-def _fault(saved: torch.Tensor, own: torch.Tensor) -> str | None:
-    """Why a saved weight cannot take the place of a model's own, or None."""
-    if saved.shape != own.shape or saved.dtype != own.dtype:
-        return f"{tuple(saved.shape)} {saved.dtype}, here {tuple(own.shape)} {own.dtype}"
-    if saved.is_floating_point() and not torch.isfinite(saved).all():
-        return "not finite"
-    return None
+def _misfits(state: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:
+    """Saved weights that cannot take the place of the model's own, and why."""
+    misfits = []
+    for key in expected.keys() & state.keys():
+        saved, own = state[key], expected[key]
+        if saved.shape != own.shape or saved.dtype != own.dtype:
+            misfits.append(f"{key} is {tuple(saved.shape)} {saved.dtype}, here {tuple(own.shape)} {own.dtype}")
+        elif saved.is_floating_point() and not torch.isfinite(saved).all():
+            misfits.append(f"{key} is not finite")
+    return sorted(misfits)
 
 
 @torch.no_grad()
 def encoded(model: SlideCaptioner, batch: Batch) -> Batch:
-    """The batch with its slides encoded, so that more than one look at them costs one encoding."""
+    """The batch with its slides encoded, so that several forward passes cost one encoding.
+
+    The tokens stay in the type that the encoder gave, half as large under autocast as what `encode` casts them to.
+    """
     if batch.image_tokens is not None:
         return batch
     return replace(batch, image_tokens=model.image_tokens(batch.tile_embeddings, batch.tile_mask))

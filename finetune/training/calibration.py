@@ -13,7 +13,7 @@ from ..checkpoints.nearest_index import NEAREST, mark_of, read_nearest, same_wei
 from ..common.device import Precision
 from ..common.log import logger
 from ..data.batch import Batch, Sample
-from ..models.captioner import SlideCaptioner, encoded
+from ..models.captioner import SlideCaptioner
 from ..models.embeddings import embed_slides
 
 _TEMPERATURES = [2 ** (k / 8) for k in range(-16, 17)]  # 1/4 to 4 in steps of 9 %
@@ -35,9 +35,8 @@ def finish(folder: Path, model: SlideCaptioner, precision: Precision, train: lis
     ids, rows = [], []
     if model.decoder.contrastive_loss_weight:
         for batch in batches_of("train"):
-            with precision.autocast():
-                tokens = encoded(model, batch.to(precision.device)).image_tokens
-                rows.append(embed_slides(model.decoder, tokens.to(model.decoder.temperature.dtype)))
+            with torch.no_grad(), precision.autocast():
+                rows.append(embed_slides(model.decoder, model.encode(batch.to(precision.device))))
             ids += batch.ids
     texts = {s.slide.slide_id: list(s.references) for s in train}
     write_pth(folder, [NEAREST], {
@@ -65,8 +64,8 @@ def calibrate(model: SlideCaptioner, precision: Precision, batches: Iterable[Bat
     words = right = 0
     for batch in batches:
         with precision.autocast():
-            batch = encoded(model, batch.to(precision.device))
-            tokens = batch.image_tokens.to(model.decoder.temperature.dtype)
+            batch = batch.to(precision.device)
+            tokens = model.encode(batch)
             logits = model.decoder(batch.text, image_tokens=tokens, text_mask=batch.text_mask)[batch.text_mask].float()
         labels = batch.labels[batch.text_mask]
         words, right = words + len(labels), right + int((logits.argmax(-1) == labels).sum())

@@ -85,7 +85,7 @@ class CaptionEvaluation:
         rows = [i for i, slide_id in enumerate(batch.ids) if slide_id in references]
         if not rows:
             return
-        tokenizer, tokens = self.tokenizer, batch.image_tokens[rows].to(model.decoder.temperature.dtype)
+        tokenizer, tokens = self.tokenizer, batch.image_tokens[rows].to(model.decoder.dtype)
         options = GenerationOptions(max_length=self.max_seq_len)
         special = {name: getattr(tokenizer, name) for name in ("bos_id", "eos_id", "pad_id")}
         captions = generate(model.decoder, tokens, options, **special)

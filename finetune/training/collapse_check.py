@@ -61,11 +61,11 @@ class CollapseCheck:
             # where a loss of the user's own replaces the caption loss, that is computed only along with the logits
             self._gap += model(exchanged, logits=not model.decoder.caption_loss_weight).caption_loss.item() - loss
             self._loss += loss
-            self._words += outputs.words
+            self._words += outputs.num_tokens
         self._seen += len(batch.ids)
         if (room := _CAPTIONED - len(self._captions)) > 0:
             options = GenerationOptions(max_length=batch.labels.shape[1] + 1)
-            tokens = batch.image_tokens[:room].to(model.decoder.temperature.dtype)
+            tokens = batch.image_tokens[:room].to(model.decoder.dtype)
             ids = generate(model.decoder, tokens, options, bos_id=self.bos_id, eos_id=self.eos_id, pad_id=self.pad_id)
             self._captions += map(tuple, ids)
             self._references |= {tuple(row[mask].tolist()) for row, mask in zip(batch.labels[:room], batch.text_mask,

@@ -164,8 +164,7 @@ class Objective:
     def _contrastive(self, outputs: Sequence[CoCaOutputs], step: StepSizes) -> ContrastiveResult:
         """The contrastive loss of all pairs, this rank's rows of it in chunks, and its gradient if gradients are on."""
         coca, world, device = self.model.decoder, self.world, self.precision.device
-        width = coca.text_to_latents.to_latents.out_features
-        none = torch.zeros(0, width, device=device), torch.zeros(0, dtype=torch.int64, device=device)
+        none = torch.zeros(0, coca.dim_latents, device=device), torch.zeros(0, dtype=torch.int64, device=device)
         text, image, groups = (
             world.gather_rows(torch.cat([empty, *values]), step.counts)
             for empty, values in ((none[0], [o.text_latents for o in outputs]),

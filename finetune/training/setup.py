@@ -28,7 +28,7 @@ from ..data.sampler import BatchOrder
 from ..data.slide_cache import SlideCache
 from ..data.tile_reader import TileReader
 from ..data.tokenizer import tokenizer_from_dict
-from ..models.build import build_model, initialise, prism_tokenizer
+from ..models.build import build_model, decoder_tokenizer, initialise
 from ..models.captioner import SlideCaptioner
 from .batch_size_finder import largest_batch
 from .caption_validation import CaptionEvaluation, choose
@@ -47,11 +47,10 @@ def select_device(config: Config) -> torch.device:
 
 def load_data(config: Config, checkpoint: Checkpoint | None, world: World) -> Data:
     """The samples, read on rank 0; a resumed run keeps its tokenizer. Raises UserError."""
-    tokenizer = None
     if checkpoint:
         tokenizer = tokenizer_from_dict(checkpoint.tokenizer, str(checkpoint.path))
-    elif config.model.decoder == "prism":
-        tokenizer = prism_tokenizer(config)
+    else:
+        tokenizer = decoder_tokenizer(config)  # None: one is made of the training texts
     header_cache = _header_cache_path(config) if config.data.latents_cache else None
     return world.broadcast_object(lambda: prepare_data(config.data, config.training.seed, tokenizer, header_cache))
 

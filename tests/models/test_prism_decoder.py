@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import sys
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from coca_pytorch import CoCa
 from finetune.config.schema import Config
-from finetune.data.batch import Collate, Sample, encode_text
-from finetune.data.slides import SlideFile
 from finetune.data.tokenizer import VocabTokenizer, tokenizer_from_dict
 from finetune.models.build import build_model, check_architecture, describe_prism
 from finetune.models.captioner import SlideCaptioner
+from finetune.models.coca_decoder import start_from_prism
 from finetune.models.generation import generate
-from finetune.models.prism_decoder import PrismCoCa, start_from_prism
+from finetune.models.prism_decoder import PrismDecoder
 from prism import GenerationOptions, Prism
-from prism.tokenizer import letters_tokenizer
+from tests.helpers.decoders import LETTERS, batch_of
 from tests.helpers.files import refused
 from tests.helpers.prism import put
 from tests.parity.prism_weights import small_state
 
-LETTERS = letters_tokenizer()
 TEXTS = ["invasive carcinoma", "benign", "no tumor seen"]
 
 
@@ -41,20 +38,13 @@ def model() -> SlideCaptioner:
     return build_model(config_of(), LETTERS)
 
 
-def batch_of(texts: list[str]):
-    rng = np.random.default_rng(0)
-    return Collate(LETTERS.pad_id)([
-        (Sample(SlideFile(f"s{i}", f"s{i}.h5", "embeddings", 4), encode_text(LETTERS, text, 64)[0]),
-         rng.standard_normal((4, 2560)).astype(np.float32)) for i, text in enumerate(texts)])
-
-
 def test_losses_and_similarities_are_those_of_prism_itself(model):
     prism, batch = Prism.from_pretrained("random-tiny"), batch_of(TEXTS)
     out = model(batch)
     whole = prism(batch.text, batch.tile_embeddings, batch.tile_mask)
     losses = F.cross_entropy(whole["logits"].transpose(1, 2), batch.labels, reduction="none")
     torch.testing.assert_close(out.caption_loss, losses[batch.text_mask].sum(), atol=1e-3, rtol=0)
-    assert out.words == int(batch.text_mask.sum())
+    assert out.num_tokens == int(batch.text_mask.sum())
     sim = out.text_latents @ out.image_latents.T * model.decoder.logit_scale
     torch.testing.assert_close(sim, whole["sim"], atol=1e-4, rtol=0)
     bare = model(batch, caption=False)
@@ -156,7 +146,7 @@ def test_too_long_texts_and_other_image_tokens_are_refused():
 def test_a_tokenizer_with_words_that_the_decoder_lacks_is_refused():
     data = LETTERS.to_dict()
     longer = tokenizer_from_dict(data | {"vocabulary": {**data["vocabulary"], "word</w>": 256}}, "c.pth")
-    with refused("tokenizer", "257 words", "decoder 256"):
+    with refused("tokenizer", "257 tokens", "decoder 256"):
         build_model(config_of(), longer)
 
 
@@ -182,7 +172,7 @@ def test_coca_takes_the_words_that_both_tokenizers_have(dim, log_lines):
     if dim > 64:  # wider than BioGPT: nothing fits
         assert moved == [] and "taken from Prism: the temperature" in log_lines
         return
-    assert moved == shared and f"of {len(shared)} of {len(tokenizer)} words" in " ".join(log_lines)
+    assert moved == shared and f"of {len(shared)} of {len(tokenizer)} tokens" in " ".join(log_lines)
     theirs = prism.text_decoder.model.biogpt.embed_tokens.weight[
         [LETTERS.encode(tokenizer.decode([i]))[0] for i in shared]]
     ours = coca.token_emb.weight[shared].detach()
@@ -192,4 +182,4 @@ def test_coca_takes_the_words_that_both_tokenizers_have(dim, log_lines):
 
 
 def test_frozen_prism_alone_trains_nothing():
-    assert not any(p.requires_grad for p in PrismCoCa(Prism.from_pretrained("random-tiny")).parameters())
+    assert not any(p.requires_grad for p in PrismDecoder(Prism.from_pretrained("random-tiny")).parameters())

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch._dynamo
 
-from coca_pytorch import CoCa, add_logit_bias
+from coca_pytorch import CoCa
 from finetune.common.device import Precision
 from finetune.common.distributed import ALONE
 from finetune.data.batch import Sample
@@ -226,7 +226,7 @@ def test_fp32_on_cuda_uses_tf32_and_nothing_else_does():
 @pytest.mark.parametrize("chunk", [17, 1 << 24])
 def test_siglip_in_micro_batches_gives_the_gradients_of_one_batch(chunk):
     model = tiny_model(2.0, 0.5)
-    add_logit_bias(model.decoder)
+    model.decoder.use_siglip()
     _, wanted = plain_gradients(model, everything(BATCHES))
     objective = Objective(model, Precision("fp32", CPU, "test"), ALONE, chunk=chunk)
     _, found = gradients(objective, BATCHES)

@@ -1,0 +1,118 @@
+"""What contrastive captioners have in common: the space where texts and images are compared, and the loss of pairs.
+
+Letters: i texts, j images.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .layers import EmbedToLatents
+from .losses import contrastive_loss, cosine_similarity, siglip_loss
+
+# CLIP (https://arxiv.org/abs/2103.00020) starts the logit scale at 1 / 0.07 and stops it at 100, which its authors
+# found necessary against instability
+_FIRST_TEMPERATURE = math.log(1 / 0.07)
+_LAST_TEMPERATURE = math.log(100)
+# SigLIP (https://arxiv.org/abs/2303.15343) starts where hardly any pair matches, as is the case
+_SIGLIP_TEMPERATURE, _SIGLIP_BIAS = math.log(10), -10.0
+
+
+class ContrastiveCaptioner(nn.Module):
+    """What contrastive captioners have in common: weights of the losses, and the contrastive space with its loss.
+
+    Parameters are direct attributes, as published state dicts have them. A subclass sets `text_to_latents` and
+    `img_to_latents` (`EmbedToLatents`) and calls `init_temperature`.
+
+    Attributes:
+        temperature: logarithm of the logit scale, one number.
+        logit_bias: SigLIP's bias, (1,); None for CLIP.
+        max_positions: longest text in tokens; None = any.
+        supports: which of compile, grad_checkpointing and attention (`logits_and_attention`) a subclass has.
+    """
+
+    text_to_latents: EmbedToLatents
+    img_to_latents: EmbedToLatents
+    temperature: nn.Parameter
+    logit_bias: nn.Parameter | None
+    max_positions: int | None = None
+    supports: frozenset[str] = frozenset()
+
+    def __init__(self, caption_loss_weight: float, contrastive_loss_weight: float, label_smoothing: float) -> None:
+        """A loss of weight 0 is not computed. label_smoothing: epsilon of the caption loss, while training."""
+        super().__init__()
+        self.caption_loss_weight, self.contrastive_loss_weight = caption_loss_weight, contrastive_loss_weight
+        self.label_smoothing = label_smoothing
+
+    def init_temperature(self, contrastive: str, temperature: nn.Parameter | None = None) -> None:
+        """Set the temperature of a loss, clip or siglip. temperature: of a trained model, for CLIP to go on from."""
+        if temperature is None:
+            temperature = nn.Parameter(torch.tensor([_FIRST_TEMPERATURE]))
+        self.temperature = temperature
+        self.register_parameter("logit_bias", None)
+        if contrastive == "siglip":
+            self.use_siglip()
+
+    def use_siglip(self) -> None:
+        """Make the contrastive loss SigLIP's, from its beginning."""
+        self.logit_bias = nn.Parameter(torch.tensor([_SIGLIP_BIAS]))
+        with torch.no_grad():
+            self.temperature.fill_(_SIGLIP_TEMPERATURE)
+
+    def describe(self) -> dict[str, Any]:
+        """What a checkpoint needs, beside the config, to rebuild the model and the weights that it does not hold."""
+        return {}
+
+    @property
+    def smoothing(self) -> float:
+        """Epsilon of label smoothing, 0 in evaluation."""
+        return self.label_smoothing if self.training else 0.0
+
+    @property
+    def dim_latents(self) -> int:
+        """Dimension of the contrastive space."""
+        return self.text_to_latents.to_latents.out_features
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights."""
+        return self.temperature.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return self.temperature.device
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """What cosines are multiplied with in the contrastive softmax: a float32 scalar, at most 100."""
+        return self.temperature.float().clamp(max=_LAST_TEMPERATURE).exp().squeeze(0)
+
+    @torch.no_grad()
+    def limit_temperature(self) -> None:
+        """Stop the temperature at its ceiling; called before each training step.
+
+        On the parameter itself: a clamp in the graph would leave it stuck above with no gradient.
+        """
+        self.temperature.clamp_(max=_LAST_TEMPERATURE)
+
+    @property
+    def logit_parameters(self) -> tuple[Tensor, ...]:
+        """What `pair_loss` takes after the latents: the logit scale, and the bias of SigLIP."""
+        if self.logit_bias is None:
+            return (self.logit_scale,)
+        return self.logit_scale, self.logit_bias.squeeze(0)
+
+    @property
+    def pair_loss(self) -> Callable[..., Tensor]:
+        """`contrastive_loss` or `siglip_loss`."""
+        return contrastive_loss if self.logit_bias is None else siglip_loss
+
+    def similarity(self, text_embeds: Tensor, image_embeds: Tensor) -> Tensor:
+        """Text embeddings (i, dim), image embeddings (j, dim) -> their cosines (i, j) in the contrastive space."""
+        return cosine_similarity(self.text_to_latents(text_embeds), self.img_to_latents(image_embeds))

@@ -1,0 +1,125 @@
+"""Every decoder of the table keeps to `CaptionDecoder`: nothing else of it is used, and all of that works."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from finetune.common.device import Precision
+from finetune.config.schema import Config
+from finetune.inference.explain import attribute_tiles
+from finetune.models import build
+from finetune.models.captioner import CaptionDecoder, SlideCaptioner
+from finetune.models.embeddings import embed_slides, embed_texts
+from finetune.models.generation import confidences, generate
+from finetune.training.calibration import calibrate
+from prism import GenerationOptions
+from tests.helpers.decoders import LETTERS, SPECIAL, batch_of, train_steps
+from tests.helpers.files import refused
+
+TEXTS = ["invasive", "benign", "no tumor"]
+MEMBERS = {name for name in {*vars(CaptionDecoder), *CaptionDecoder.__annotations__} if not name.startswith("_")}
+OPTIONAL = {"attention": "logits_and_attention", "compile": "compile", "grad_checkpointing": "grad_checkpointing"}
+
+
+class OnlyTheProtocol(nn.Module):
+    """A decoder of which nothing but the protocol, and what it says it supports, can be reached."""
+
+    def __init__(self, decoder: nn.Module) -> None:
+        super().__init__()
+        self.inner = decoder
+
+    def __getattr__(self, name: str) -> object:
+        inner = super().__getattr__("inner")
+        if name in MEMBERS or name in {OPTIONAL[feature] for feature in inner.supports}:
+            return getattr(inner, name)
+        return super().__getattr__(name)
+
+    def forward(self, *args: object, **options: object) -> object:
+        return self.inner(*args, **options)
+
+
+def config_of(decoder: str) -> Config:
+    config = Config()
+    for pair in (f"model.decoder={decoder}", "prism.weights=random-tiny", "model.dim=32", "model.unimodal_depth=1",
+                 "model.multimodal_depth=1", "model.dim_latents=16", "model.num_img_queries=3", "model.heads=2",
+                 "model.dim_head=16"):
+        config.set(*pair.split("="), "test")
+    return config
+
+
+@pytest.fixture(params=sorted(build.DECODERS))
+def model(request) -> SlideCaptioner:
+    torch.manual_seed(0)
+    model = build.build_model(config_of(request.param), LETTERS)
+    return SlideCaptioner(model.prism, OnlyTheProtocol(model.decoder), "latents").eval()
+
+
+def test_the_protocol_has_what_the_table_offers():
+    assert {"outputs", "embed_text", "dtype", "dim_latents", "supports"} <= MEMBERS and len(MEMBERS) == 19
+    for name in build.DECODERS:
+        decoder = build.build_model(config_of(name), LETTERS).decoder
+        assert not [member for member in MEMBERS if not hasattr(decoder, member)]
+        assert decoder.supports <= set(OPTIONAL) and all(hasattr(decoder, OPTIONAL[f]) for f in decoder.supports)
+
+
+def test_every_use_of_a_decoder_keeps_to_the_protocol(model):
+    batch = batch_of(TEXTS)
+    losses = train_steps(model, batch, steps=25, lr=5e-3)
+    assert losses[-1].caption_loss < losses[0].caption_loss
+    assert losses[-1].contrastive_loss < losses[0].contrastive_loss
+    with torch.no_grad():
+        tokens = model.encode(batch)
+        outputs = model(batch, logits=True)
+    decoder, length = model.decoder, batch.text_mask.sum(1)
+    assert tokens.dtype == decoder.dtype and tokens.device == decoder.device
+    assert outputs.num_tokens == int(length.sum()) and outputs.text_latents.shape == (3, decoder.dim_latents)
+    # the parts of a forward pass apart give what they give together
+    assert torch.allclose(outputs.logits, decoder(batch.text, image_tokens=tokens, text_mask=batch.text_mask))
+    assert torch.allclose(torch.from_numpy(embed_slides(decoder, tokens)), outputs.image_latents, atol=1e-5)
+    assert torch.allclose(torch.from_numpy(embed_texts(decoder, LETTERS, TEXTS, 64)), outputs.text_latents, atol=1e-5)
+    log_probs = outputs.logits.log_softmax(-1).gather(2, batch.labels.unsqueeze(2)).squeeze(2)
+    assert torch.allclose(-log_probs[batch.text_mask].sum(), outputs.caption_loss, rtol=1e-4)
+    captions = [generate(decoder, tokens, GenerationOptions(max_length=12, num_beams=beams), **SPECIAL) for beams in (1, 2)]
+    assert all(0 < p <= 1 for rows in captions for p in confidences(decoder, tokens, rows, 12, **SPECIAL))
+    found = calibrate(model, Precision("fp32", torch.device("cpu"), "test"), [batch])
+    assert found["words"] == outputs.num_tokens and 0 < found["right"] <= 1
+
+
+def test_the_cache_gives_the_logits_of_the_whole_text(model):
+    batch = batch_of(TEXTS)
+    with torch.no_grad():
+        tokens = model.encode(batch)
+        cache = model.decoder.start_decoding(model.decoder.embed_image(image_tokens=tokens)[1])
+        shortest = int(batch.text_mask.sum(1).min())
+        steps = torch.stack([model.decoder.decode_step(batch.text[:, i:i + 1], cache) for i in range(shortest)], dim=1)
+        logits = model.decoder(batch.text, image_tokens=tokens, text_mask=batch.text_mask)
+    torch.testing.assert_close(steps, logits[:, :shortest], atol=1e-4, rtol=1e-4)
+
+
+def test_what_a_decoder_says_of_itself_rebuilds_it(model):
+    name = "prism" if model.decoder.describe() else "coca"
+    plain = build.build_model(config_of(name), LETTERS)
+    build.check_architecture(config_of(name), LETTERS, build.describe_prism(model), plain.saved_state(), "c.pth")
+
+
+def test_a_decoder_explains_and_is_made_cheaper_only_if_it_says_so(model):
+    class Captioner:
+        pass
+
+    Captioner.model = model
+    ids = [LETTERS.bos_id, *LETTERS.encode("ab"), LETTERS.eos_id]
+    if "attention" in model.decoder.supports:
+        weights = attribute_tiles(Captioner, torch.randn(5, 2560), ids)
+        torch.testing.assert_close(weights.attention.sum(1), torch.ones(len(ids) - 2))
+    else:
+        assert not hasattr(model.decoder, "logits_and_attention")
+    for feature in ("compile", "grad_checkpointing"):
+        config = config_of("coca" if "attention" in model.decoder.supports else "prism")
+        setattr(config.training, feature, True)
+        if feature in model.decoder.supports:
+            build.build_model(config, LETTERS)
+        else:
+            with refused(f"training.{feature}", "no support"):
+                build.build_model(config, LETTERS)
