@@ -10,13 +10,11 @@ Shapes: B slides, N tiles of C numbers, n image tokens of D numbers.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
+import io
 import os
-import platform
 import shutil
 import time
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,6 +26,7 @@ import torch
 
 from ..common.distributed import ALONE, World
 from ..common.errors import UserError
+from ..common.files import write_atomically
 from ..common.log import logger
 from ..common.progress import progress
 from .batch import pad_tiles
@@ -39,7 +38,6 @@ _GROUP_TILES = 16_000  # tiles encoded together (80 MB in float16); a larger sli
 _GROUP_SLIDES = 16
 _SPARE_BYTES = 1 << 30  # left free on the disk
 _WAIT_SECONDS = 120  # for files of other machines
-_MACHINE = f"{zlib.crc32(platform.node().encode()):08x}"  # process numbers are unique on one machine only
 Encode = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # tiles (B, N, C), mask (B, N) -> tokens (B, n, D)
 
 
@@ -195,19 +193,12 @@ class SlideCache:
 
     def _write(self, slide: Slide, tokens: np.ndarray) -> None:
         path = self.path(slide)
-        temporary = path.with_name(f".{path.stem}.{_MACHINE}.{os.getpid()}.tmp")  # several may fill one folder
-        # synced to the disk before it is renamed: a crash of the machine then leaves the old name or the whole file
+        content = io.BytesIO()
+        np.save(content, tokens, allow_pickle=False)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.unlink(missing_ok=True)  # of a dead process with this number
-            with open(temporary, "xb") as file:
-                np.save(file, tokens, allow_pickle=False)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
+            write_atomically(path, content.getvalue(), durable=True)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
             raise UserError(path, f"cannot be written ({error.strerror})",
                             "free some space, or set data.latents_cache to another folder or null") from None
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..checkpoints.format import LAST, Checkpoint
 from ..common.errors import UserError
-from ..common.files import expand
+from ..common.files import expand, write_atomically
 from ..common.log import log_to_file
 from ..config.schema import Config
 from ..config.yaml_file import dump_yaml
@@ -52,8 +52,8 @@ def _write_settings(folder: Path, config: Config, data: Data) -> None:
     for stale in folder.glob("*.tmp"):  # left by a run that was killed while saving
         stale.unlink()
     tokenizer = json.dumps(data.tokenizer.to_dict(), ensure_ascii=False, indent=1)
-    (folder / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
-    (folder / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
+    write_atomically(folder / "config.yaml", dump_yaml(config))
+    write_atomically(folder / "tokenizer.json", tokenizer)
 
 
 def check_disk_space(folder: Path, model: SlideCaptioner) -> None:
