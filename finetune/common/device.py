@@ -54,22 +54,22 @@ def resolve_device(name: str, local_rank: int | None = None) -> torch.device:
         name = f"cuda:{local_rank}"
     elif local_rank is not None and name.startswith("cuda"):
         raise UserError(_DEVICE_KEY, f"{name!r} is one device for all processes", "use auto or cuda")
+    device = _parse_device(name)
+    num_gpus = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= num_gpus:
+        raise UserError(_DEVICE_KEY, f"{name!r} asked for, {num_gpus} CUDA devices found",
+                        "use auto or cpu, or install a CUDA build of torch")
+    return device
+
+
+def _parse_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
         raise UserError(_DEVICE_KEY, f"{name!r} is no device", "use auto, cpu, cuda or cuda:N") from None
-    if device.type == "cuda":
-        _check_gpu(device, name)
-    elif device.type != "cpu":
+    if device.type not in ("cpu", "cuda"):
         raise UserError(_DEVICE_KEY, f"{name!r} is not supported", "use auto, cpu, cuda or cuda:N")
     return device
-
-
-def _check_gpu(device: torch.device, name: str) -> None:
-    num_gpus = torch.cuda.device_count()
-    if (device.index or 0) >= num_gpus:
-        raise UserError(_DEVICE_KEY, f"{name!r} asked for, {num_gpus} CUDA devices found",
-                        "use auto or cpu, or install a CUDA build of torch")
 
 
 def resolve_precision(name: str, device: torch.device) -> Precision:

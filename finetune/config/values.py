@@ -79,11 +79,7 @@ def _parse(key: str, text: str | None, kind: Any, choices: tuple[str, ...], wher
         return text
     if text in choices:
         return text
-    value = _parse_scalar(text, allowed[0])
-    if value is None:
-        expected = " or ".join((_EXPECTED[allowed[0]], *choices))
-        raise UserError(where, f"{key} is {text!r}", f"it must be {expected}")
-    return value
+    return _parse_scalar(key, text, allowed[0], choices, where)
 
 
 def _parse_list(key: str, text: str, choices: tuple[str, ...], where: str) -> tuple[str, ...]:
@@ -102,17 +98,18 @@ def _check_choice(key: str, text: str, choices: tuple[str, ...], where: str) -> 
         raise UserError(where, f"{key} is {text!r}", f"it must be one of {', '.join(choices)}")
 
 
-def _parse_scalar(text: str, kind: type) -> bool | int | float | None:
-    """The value of a bool, int or float; None if the text is none."""
-    if kind is bool:
-        return {"true": True, "false": False}.get(text.lower())
-    pattern = _INTEGER if kind is int else _FLOAT
-    if not pattern.fullmatch(text):
-        return None
+def _parse_scalar(key: str, text: str, kind: type, choices: tuple[str, ...], where: str) -> bool | int | float:
+    """A bool, int or float. choices: the texts allowed besides, for the message."""
     try:
-        return kind(text)
-    except ValueError:  # `.inf` and `.nan`, as YAML writes them
-        return None
+        if kind is bool:
+            return {"true": True, "false": False}[text.lower()]
+        pattern = _INTEGER if kind is int else _FLOAT
+        if pattern.fullmatch(text):
+            return kind(text)
+    except (KeyError, ValueError):  # ValueError: `.inf` and `.nan`, as YAML writes them
+        pass
+    expected = " or ".join((_EXPECTED[kind], *choices))
+    raise UserError(where, f"{key} is {text!r}", f"it must be {expected}")
 
 
 def _check_range(key: str, value: float, limits: Mapping[str, Any], where: str) -> None:

@@ -79,16 +79,7 @@ def _text_of(node: yaml.Node, key: str, takes_list: bool, where: str) -> str | N
 
 def _yaml_root(path: str | Path) -> yaml.Node:
     """The root node of a YAML file. Raises UserError for tags, aliases, several documents and what is not UTF-8."""
-    try:
-        raw = expand(str(path)).read_bytes()
-    except OSError as error:
-        raise UserError(expand(str(path)), f"cannot be read ({error.strerror})", "give a YAML file") from None
-    if len(raw) > _MAX_YAML_BYTES:
-        raise UserError(path, f"{len(raw)} bytes is no config file", "give the path of a YAML file")
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(path, f"not UTF-8 (byte {error.start})", "save it as UTF-8") from None
+    text = _read_text(path)
     try:
         _check_events(text, path)
         root = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -100,6 +91,20 @@ def _yaml_root(path: str | Path) -> yaml.Node:
     if root is None:
         raise UserError(path, "empty", _COMPARE)
     return root
+
+
+def _read_text(path: str | Path) -> str:
+    file = expand(str(path))
+    try:
+        raw = file.read_bytes()
+    except OSError as error:
+        raise UserError(file, f"cannot be read ({error.strerror})", "give a YAML file") from None
+    if len(raw) > _MAX_YAML_BYTES:
+        raise UserError(path, f"{len(raw)} bytes is no config file", "give the path of a YAML file")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(path, f"not UTF-8 (byte {error.start})", "save it as UTF-8") from None
 
 
 def _check_events(text: str, path: str | Path) -> None:
