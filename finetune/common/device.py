@@ -50,16 +50,20 @@ def resolve_device(name: str, local_rank: int | None = None) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if local_rank is not None and name == "cuda":
-        name = f"cuda:{local_rank}"
-    elif local_rank is not None and name.startswith("cuda"):
-        raise UserError(_DEVICE_KEY, f"{name!r} is one device for all processes", "use auto or cuda")
+    if local_rank is not None and name.startswith("cuda"):
+        name = _gpu_of_rank(name, local_rank)
     device = _parse_device(name)
     num_gpus = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= num_gpus:
         raise UserError(_DEVICE_KEY, f"{name!r} asked for, {num_gpus} CUDA devices found",
                         "use auto or cpu, or install a CUDA build of torch")
     return device
+
+
+def _gpu_of_rank(name: str, local_rank: int) -> str:
+    if name != "cuda":
+        raise UserError(_DEVICE_KEY, f"{name!r} is one device for all processes", "use auto or cuda")
+    return f"cuda:{local_rank}"
 
 
 def _parse_device(name: str) -> torch.device:

@@ -133,13 +133,11 @@ class World:
         if self.size == 1:
             return
         num_ranks_with = self.sum([float(p.grad is not None) for p in parameters])
-        gradients = []
-        for parameter, num_ranks in zip(parameters, num_ranks_with, strict=True):
-            if num_ranks > 0:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-                gradients.append(parameter.grad)
-        for bucket in _buckets(gradients):
+        shared = [p for p, num_ranks in zip(parameters, num_ranks_with, strict=True) if num_ranks > 0]
+        for parameter in shared:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        for bucket in _buckets([parameter.grad for parameter in shared]):
             self._sum_bucket(bucket)
 
     def _sum_bucket(self, gradients: list[torch.Tensor]) -> None:

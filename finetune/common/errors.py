@@ -64,12 +64,16 @@ def run_script(main: Callable[[], int | None]) -> None:
         if "--debug" in sys.argv:
             raise
         if not _is_reported_elsewhere(error):
-            details = [f"  {printable(detail)[:_MAX_LINE]}" for detail in error.details]
-            print(f"error: {error.line()}", *details, sep="\n", file=sys.stderr)
+            _print_error(error)
         code = 2
     except KeyboardInterrupt:
         code = 130
     sys.exit(code or 0)
+
+
+def _print_error(error: UserError) -> None:
+    details = [f"  {printable(detail)[:_MAX_LINE]}" for detail in error.details]
+    print(f"error: {error.line()}", *details, sep="\n", file=sys.stderr)
 
 
 def _is_reported_elsewhere(error: UserError) -> bool:

@@ -60,26 +60,30 @@ def set_field(owner: Any, name: str, key: str, text: str | None, where: str) -> 
     """
     kind = typing.get_type_hints(type(owner))[name]
     limits = type(owner).__dataclass_fields__[name].metadata
-    value = _parse(key, text, kind, limits["choices"], where)
+    value = _null(key, kind, where) if text is None else _parse(key, text, kind, limits["choices"], where)
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         _check_range(key, value, limits, where)
     setattr(owner, name, value)
 
 
-def _parse(key: str, text: str | None, kind: Any, choices: tuple[str, ...], where: str) -> Any:
+def _null(key: str, kind: Any, where: str) -> tuple[()] | None:
+    """The value of a key that is null: None where the type allows it, an empty list of texts."""
+    if typing.get_origin(kind) is tuple:
+        return ()
+    if types.NoneType in typing.get_args(kind):  # X | None
+        return None
+    raise UserError(where, f"{key} is empty", "give a value or leave the key out")
+
+
+def _parse(key: str, text: str, kind: Any, choices: tuple[str, ...], where: str) -> Any:
     if typing.get_origin(kind) is tuple:  # tuple[str, ...]
-        return _parse_list(key, text or "", choices, where)
-    allowed = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)  # X | None, or a number | str
-    if text is None:
-        if types.NoneType in allowed:
-            return None
-        raise UserError(where, f"{key} is empty", "give a value or leave the key out")
-    if allowed[0] is str:
+        return _parse_list(key, text, choices, where)
+    if isinstance(kind, types.UnionType):  # X | None, or a number | str
+        kind = typing.get_args(kind)[0]
+    if kind is str:
         _check_choice(key, text, choices, where)
         return text
-    if text in choices:
-        return text
-    return _parse_scalar(key, text, allowed[0], choices, where)
+    return text if text in choices else _parse_scalar(key, text, kind, choices, where)
 
 
 def _parse_list(key: str, text: str, choices: tuple[str, ...], where: str) -> tuple[str, ...]:

@@ -29,16 +29,20 @@ def load_yaml(path: str | Path, config: Config) -> Config:
     first_line: dict[str, str] = {}
     for section, where, body in _entries(_yaml_root(path), path, str(path)):
         check_known(section, [f.name for f in dataclasses.fields(config)], where, "section")
-        if _is_null(body):
-            continue  # a section whose keys are all commented out
-        for name, where_key, node in _entries(body, path, where):
+        entries = [] if _is_null(body) else _entries(body, path, where)  # null: all keys of the section commented out
+        for name, where_key, node in entries:
             key = f"{section}.{name}"
-            if key in first_line:
-                raise UserError(where_key, f"{key} appears twice (also in line {first_line[key]})", "keep one of them")
-            first_line[key] = where_key.rpartition(":")[2]
+            _check_new(key, where_key, first_line)
             takes_list = isinstance(getattr(getattr(config, section), name, None), tuple)
             config.set(key, _text_of(node, key, takes_list, where_key), where_key)
     return config
+
+
+def _check_new(key: str, where: str, first_line: dict[str, str]) -> None:
+    """Raise UserError for a repeated key; else note its line."""
+    if key in first_line:
+        raise UserError(where, f"{key} appears twice (also in line {first_line[key]})", "keep one of them")
+    first_line[key] = where.rpartition(":")[2]
 
 
 def load_plain_yaml(path: str | Path) -> Any:
