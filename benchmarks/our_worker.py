@@ -164,9 +164,8 @@ def epochs(folder: str, prism: str, batch: int, tokens: int, words: int, model: 
         cache.fill(slides, lambda tiles, mask: encode_slides(captioner, resolved, tiles, mask))
         order = BatchOrder([(0, tokens)] * len(slides), batch, 0, shuffle=True)
         batches = BatchLoader(samples, order, cache, 0, workers=2, encoded=True)
-        parts = Parts(Objective(captioner, resolved, World()), optimizer, resolved.scaler(), batches, None,
-                      RunLog(Path(folder)), lambda *_: None, lambda: False, epochs=2, peak_lr=1e-4, warmup=0,
-                      grad_clip_norm=1.0)
+        parts = Parts(Objective(captioner, resolved, World()), optimizer, resolved.scaler(), batches, lambda step: 1e-4,
+                      None, RunLog(Path(folder)), lambda *_: None, lambda: False, epochs=2, grad_clip_norm=1.0)
         for group in batches.epoch(epoch):
             assert math.isfinite(train_step(parts, group, 1e-4, TrainState())["loss"])
         seconds.append(time.perf_counter() - start)

@@ -9,30 +9,34 @@ import torch
 from ..common.distributed import ALONE
 from ..common.log import logger
 from ..data.batch import Batch, Sample
-from .objective import Objective, is_out_of_memory
+from .objective import Objective
+from .out_of_memory import is_out_of_memory
 
-# On a CPU nothing says no: the system swaps, or kills the process. There a larger batch is no faster either.
+# A CPU never refuses: the system swaps, or kills the process. Nor is a larger batch any faster there.
 _PROBED = ("cuda",)
-_UNPROBED = 4
+_UNPROBED_SIZE = 4
 
 
 def largest_batch(objective: Objective, samples: Sequence[Sample], max_tiles: int | None, cached: bool) -> int:
-    """The number of slides in a micro-batch on each rank: all of them of the longest text and of the largest slide.
+    """The number of slides in a micro-batch that fits on every rank, if all have the longest text and most tiles.
 
-    Doubled until it does not fit, then bisected to within an eighth; at most this rank's share of `samples`. The
-    gradients and both moments of AdamW are in memory meanwhile, as they will be.
+    Doubled until it does not fit, then bisected to within an eighth; at most this rank's share of `samples`. Tensors of
+    the size of the gradients and both moments of AdamW are in memory meanwhile, as they are in training.
+
+    Args:
+        cached: Whether slides come encoded, from the slide cache.
     """
     device, world = objective.precision.device, objective.world
     if device.type not in _PROBED:
-        logger.info("training.batch_size auto: %d, as memory is not probed on a CPU", _UNPROBED)
-        return _UNPROBED
-    local = Objective(objective.model, objective.precision, ALONE, objective.user_loss, retry=False)
+        logger.info("training.batch_size auto: %d, as memory is not probed on a CPU", _UNPROBED_SIZE)
+        return _UNPROBED_SIZE
+    local = Objective(objective.model, objective.precision, ALONE, objective.custom_loss, halve_on_oom=False)
     scaler = objective.precision.scaler()
     moments = [torch.zeros_like(p) for p in objective.model.trained_parameters() for _ in range(2)]
     tried: list[str] = []
 
     def fits(size: int) -> bool:
-        batch = _largest(objective, samples, max_tiles, cached, size)
+        batch = _largest_possible(objective, samples, max_tiles, cached, size)
         try:
             local.backward([batch], scaler)
         except RuntimeError as error:
@@ -48,34 +52,43 @@ def largest_batch(objective: Objective, samples: Sequence[Sample], max_tiles: in
         return True
 
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        found = search(fits, max(1, len(samples) // world.size))
+        local_size = search(fits, max(1, len(samples) // world.size))
     del moments
-    size = min(world.gather(found))
+    size = min(world.gather(local_size))
     logger.info("training.batch_size auto: %d (on this process: %s)", size, ", ".join(tried))
     return size
 
 
-def search(fits: Callable[[int], bool], most: int) -> int:
-    """The largest size from 1 to `most` that fits, or up to an eighth less; 1 if none does: training will tell."""
-    good, bad = 1, most + 1
+def search(fits: Callable[[int], bool], limit: int) -> int:
+    """The largest size from 1 to `limit` that fits, or up to an eighth less. 1 is not tried: training will tell."""
+    good, bad = 1, limit + 1
     while good * 2 < bad and fits(good * 2):
         good *= 2
     bad = min(bad, good * 2)
     while bad - good > max(1, good // 8):
         middle = (good + bad) // 2
-        good, bad = (middle, bad) if fits(middle) else (good, middle)
+        if fits(middle):
+            good = middle
+        else:
+            bad = middle
     return good
 
 
-def _largest(objective: Objective, samples: Sequence[Sample], max_tiles: int | None, cached: bool, size: int) -> Batch:
-    """A batch of random numbers, of the size of the longest text and the largest slide; (size, ...) each."""
+def _largest_possible(objective: Objective, samples: Sequence[Sample], max_tiles: int | None, cached: bool,
+                      size: int) -> Batch:
+    """A batch of `size` random slides, each with the longest text and most tiles of all samples."""
     model, device = objective.model, objective.precision.device
-    length = max(s.most_tokens for s in samples)
-    text = torch.randint(0, 1 + max(max(s.token_ids) for s in samples), (size, length), device=device)
-    mask, ids = torch.ones_like(text, dtype=torch.bool), [""] * size
+    length = max(sample.most_tokens for sample in samples)
+    vocabulary = 1 + max(max(sample.token_ids) for sample in samples)
+    text = torch.randint(0, vocabulary, (size, length), device=device)
+    text_mask = torch.ones_like(text, dtype=torch.bool)
+    ids = [""] * size
     if cached:
-        tokens = torch.randn(size, *model.image_tokens_shape, device=device)
-        return Batch(ids, None, None, text, text, mask, tokens)
-    tiles = max(min(s.slide.num_tiles, max_tiles or s.slide.num_tiles) for s in samples)
-    embeddings = torch.randn(size, tiles, model.prism.tile_dim, device=device)
-    return Batch(ids, embeddings, torch.ones(embeddings.shape[:2], dtype=torch.bool, device=device), text, text, mask)
+        image_tokens = torch.randn(size, *model.image_tokens_shape, device=device)
+        return Batch(ids, None, None, text, text, text_mask, image_tokens)
+    num_tiles = max(sample.slide.num_tiles for sample in samples)
+    if max_tiles:
+        num_tiles = min(num_tiles, max_tiles)
+    tiles = torch.randn(size, num_tiles, model.prism.tile_dim, device=device)
+    tile_mask = torch.ones(size, num_tiles, dtype=torch.bool, device=device)
+    return Batch(ids, tiles, tile_mask, text, text, text_mask)

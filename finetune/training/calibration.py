@@ -1,4 +1,5 @@
-"""After training, from the best weights: the temperature of their probabilities, and where the training slides lie."""
+"""What happens once after training, with the best weights: the temperature of the token probabilities is calibrated,
+and nearest.pt, the index of the training slides, is written."""
 
 from __future__ import annotations
 
@@ -19,35 +20,34 @@ from ..models.embeddings import embed_slides
 _TEMPERATURES = [2 ** (k / 8) for k in range(-16, 17)]  # 1/4 to 4 in steps of 9 %
 
 
-def finish(folder: Path, model: SlideCaptioner, precision: Precision, train: list[Sample],
-           batches_of: Callable[[str], Iterable[Batch]], trains_captions: bool = True) -> None:
-    """Add `calibration` to best_model.pth and write nearest.pt; nothing if both are there. Leaves `model` with the best
-    weights.
+def calibrate_and_index(folder: Path, model: SlideCaptioner, precision: Precision, train: list[Sample],
+                        batches_of: Callable[[str], Iterable[Batch]], trains_captions: bool = True) -> None:
+    """Add `calibration` to best_model.pth and write nearest.pt; do nothing if both are there.
 
-    batches_of: the batches of `train` or `validation`, empty if there is none.
+    Leaves `model` with the best weights.
+
+    Args:
+        train: The training samples, for their texts.
+        batches_of: The batches of "train" or "validation"; none if the side is empty.
     """
-    if is_finished(folder):
+    if is_calibrated_and_indexed(folder):
         return
     best = Checkpoint.load(folder / BEST)
     model.load_saved_state(best.model, BEST)
     model.eval()
     best.calibration = calibrate(model, precision, batches_of("validation") if trains_captions else ())
-    ids, rows = [], []
+    texts_of = {sample.slide.slide_id: list(sample.references) for sample in train}
+    ids, embeddings = list(texts_of), None
     if model.decoder.contrastive_loss_weight:
-        for batch in batches_of("train"):
-            with torch.no_grad(), precision.autocast():
-                rows.append(embed_slides(model.decoder, model.encode(batch.to(precision.device))))
-            ids += batch.ids
-    texts = {s.slide.slide_id: list(s.references) for s in train}
+        ids, embeddings = _embed(model, precision, batches_of("train"))
     write_pth(folder, [NEAREST], {
-        "format_version": FORMAT_VERSION, **mark_of(best), "ids": ids or list(texts),
-        "texts": [texts[i] for i in ids or texts],
-        "embeddings": torch.from_numpy(np.concatenate(rows)) if rows else None})
-    best.save(folder, [BEST])
+        "format_version": FORMAT_VERSION, **mark_of(best), "ids": ids, "texts": [texts_of[i] for i in ids],
+        "embeddings": embeddings})
+    best.save(folder, [BEST])  # last: it marks the run as complete
 
 
-def is_finished(folder: Path) -> bool:
-    """Whether a run has what `finish` gives it, or no best_model.pth any more."""
+def is_calibrated_and_indexed(folder: Path) -> bool:
+    """Whether `calibrate_and_index` has nothing (more) to do: it is done, or best_model.pth is gone."""
     if not (folder / BEST).exists():
         logger.warning("%s is gone: no calibration, no %s", BEST, NEAREST)
         return True
@@ -57,27 +57,49 @@ def is_finished(folder: Path) -> bool:
 
 
 @torch.no_grad()
+def _embed(model: SlideCaptioner, precision: Precision, batches: Iterable[Batch]) -> tuple[list[str], torch.Tensor]:
+    """Ids of all slides, and their unit vectors (slides, dim_latents)."""
+    ids: list[str] = []
+    vectors: list[np.ndarray] = []
+    for batch in batches:
+        with precision.autocast():
+            vectors.append(embed_slides(model.decoder, model.encode(batch.to(precision.device))))
+        ids += batch.ids
+    return ids, torch.from_numpy(np.concatenate(vectors))
+
+
+@torch.no_grad()
 def calibrate(model: SlideCaptioner, precision: Precision, batches: Iterable[Batch]) -> dict[str, float]:
-    """Temperature scaling (Guo et al. 2017, arXiv 1706.04599) of the words' probabilities: the temperature at which the
-    reference texts of the validation slides are most probable. 1.0 without validation, or without captions."""
-    likelihood, confidence = (torch.zeros(len(_TEMPERATURES), dtype=torch.float64) for _ in range(2))
-    words = right = 0
+    """The temperature at which the reference texts of the validation slides are most probable.
+
+    Temperature scaling (Guo et al. 2017, https://arxiv.org/abs/1706.04599) of the token probabilities.
+
+    Returns:
+        `temperature` (1.0 without batches) and `words`, the number of tokens; with batches also the share of tokens
+        predicted `right`, and their mean highest probability before and after: `confidence_before`, `confidence`.
+    """
+    likelihood = torch.zeros(len(_TEMPERATURES), dtype=torch.float64)  # sums over tokens, as is the next one
+    confidence = torch.zeros(len(_TEMPERATURES), dtype=torch.float64)
+    num_tokens = num_right = 0
     for batch in batches:
         with precision.autocast():
             batch = batch.to(precision.device)
-            tokens = model.encode(batch)
-            logits = model.decoder(batch.text, image_tokens=tokens, text_mask=batch.text_mask)[batch.text_mask].float()
+            logits = model.decoder(batch.text, image_tokens=model.encode(batch), text_mask=batch.text_mask)
+        logits = logits[batch.text_mask].float()  # (tokens, vocabulary)
         labels = batch.labels[batch.text_mask]
-        words, right = words + len(labels), right + int((logits.argmax(-1) == labels).sum())
+        num_tokens += len(labels)
+        num_right += int((logits.argmax(-1) == labels).sum())
         for k, temperature in enumerate(_TEMPERATURES):
-            log_odds = (logits / temperature).log_softmax(-1)
-            likelihood[k] += log_odds.gather(1, labels[:, None]).sum().item()
-            confidence[k] += log_odds.max(-1).values.exp().sum().item()
-    if not words:
+            log_probabilities = (logits / temperature).log_softmax(-1)
+            likelihood[k] += log_probabilities.gather(1, labels[:, None]).sum().item()
+            confidence[k] += log_probabilities.max(-1).values.exp().sum().item()
+    if not num_tokens:
         return {"temperature": 1.0, "words": 0}
-    best, plain = int(likelihood.argmax()), _TEMPERATURES.index(1.0)
-    logger.info("confidence: %.1f %% of the validation words are right; their mean probability is %.1f %%, and %.1f %% "
-                "at temperature %.2f", 100 * right / words, 100 * confidence[plain] / words,
-                100 * confidence[best] / words, _TEMPERATURES[best])
-    return {"temperature": _TEMPERATURES[best], "words": words, "right": right / words,
-            "confidence_before": confidence[plain].item() / words, "confidence": confidence[best].item() / words}
+    accuracy = num_right / num_tokens
+    confidence /= num_tokens
+    best, uncalibrated = int(likelihood.argmax()), _TEMPERATURES.index(1.0)
+    logger.info("confidence: %.1f %% of the validation tokens are right; their mean probability is %.1f %%, and "
+                "%.1f %% at temperature %.2f", 100 * accuracy, 100 * confidence[uncalibrated], 100 * confidence[best],
+                _TEMPERATURES[best])
+    return {"temperature": _TEMPERATURES[best], "words": num_tokens, "right": accuracy,
+            "confidence_before": confidence[uncalibrated].item(), "confidence": confidence[best].item()}

@@ -1,17 +1,15 @@
-"""Captions of some validation slides, written and scored after each epoch (`training.eval_captions`)."""
+"""Captions of some validation slides, decoded and scored after each epoch (`training.eval_captions`)."""
 
 from __future__ import annotations
 
 import difflib
 import json
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-
-from prism import GenerationOptions
 
 from ..common.distributed import World
 from ..common.errors import UserError
@@ -19,12 +17,13 @@ from ..common.files import write_atomically
 from ..common.run_folder import MOST_RETRIEVED, RETRIEVAL
 from ..common.score_table import SCORES, VALIDATION, Kind, score_names
 from ..config.schema import Config
-from ..data.batch import Batch, Sample
+from ..data.batch import Sample
 from ..data.tokenizer import Tokenizer
 from ..evaluation.scoring import Answers
-from ..models.captioner import SlideCaptioner
+from ..evaluation.text_metrics import Statistic
 from ..models.embeddings import embed_slides, embed_texts
-from ..models.generation import confidences, generate
+from ..models.generation import confidences
+from .validation import ObservedBatch
 
 FILE = "validation_captions.jsonl"
 
@@ -35,18 +34,19 @@ def check_monitor(config: Config) -> None:
     if training.eval_captions and not config.trains_captions:
         raise UserError("training.eval_captions", "the captions are not trained (model.caption_loss_weight is 0)",
                         "set it to 0")
-    caption_scores = validation_names("text", "retrieval")
+    monitor, caption_scores = training.monitor, validation_names("text", "retrieval")
+    if monitor in caption_scores and not training.eval_captions:
+        raise UserError("training.monitor", f"{monitor} needs captions", "set training.eval_captions to, say, 100")
+    if training.loss is not None:
+        return  # the names of its parts are known once it has been called
     known = validation_names("loss")
     if config.trains_captions:
         known += validation_names("collapse")
     known += caption_scores
-    name = training.monitor
-    if name not in known and training.loss is None:  # parts of a loss of one's own are known once it has been called
-        near = difflib.get_close_matches(name, known, n=1)
-        raise UserError("training.monitor", f"{name!r} is no score of this run",
-                        f"did you mean {near[0]}?" if near else f"one of {', '.join(known)}")
-    if name in caption_scores and not training.eval_captions:
-        raise UserError("training.monitor", f"{name} needs captions", "set training.eval_captions to, say, 100")
+    if monitor not in known:
+        similar = difflib.get_close_matches(monitor, known, n=1)
+        fix = f"did you mean {similar[0]}?" if similar else f"one of {', '.join(known)}"
+        raise UserError("training.monitor", f"{monitor!r} is no score of this run", fix)
 
 
 def validation_names(*kinds: Kind) -> list[str]:
@@ -59,66 +59,110 @@ def not_in_log_line(monitor: str) -> set[str]:
     return {VALIDATION + score.name for score in SCORES.values() if not score.log_line} - {monitor}
 
 
-def choose(samples: list[Sample], count: int, seed: int) -> list[Sample]:
-    """`count` of the samples, the same in each epoch and after a resume."""
-    ordered = sorted(samples, key=lambda s: s.slide.slide_id)
+def choose_samples(samples: list[Sample], count: int, seed: int) -> list[Sample]:
+    """`count` of the samples at random, the same in each epoch and after a resume."""
+    ordered = sorted(samples, key=lambda sample: sample.slide.slide_id)
     return random.Random(seed).sample(ordered, min(count, len(ordered)))
 
 
 @dataclass
-class CaptionEvaluation:
-    """Captions of the chosen samples, greedily decoded while validating; draws nothing from a random generator."""
+class CaptionRecord:
+    """One slide, captioned.
+
+    Attributes:
+        confidence: Mean probability of the caption's tokens.
+        slide_vector: (dim_latents,), a unit vector.
+        text_vectors: (references, dim_latents), unit vectors.
+    """
+
+    caption: str
+    confidence: float
+    slide_vector: np.ndarray
+    text_vectors: np.ndarray
+
+
+@dataclass
+class CaptionScores:
+    """An observer of the validation pass that captions the chosen samples and scores the captions.
+
+    Attributes:
+        max_seq_len: Most tokens of a text, begin and end token included.
+        folder: Of the run. Rank 0 writes validation_captions.jsonl and retrieval.json there.
+    """
 
     chosen: list[Sample]
     tokenizer: Tokenizer
     max_seq_len: int
     folder: Path
-    _records: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _epoch: int = 0
+    _records: dict[str, CaptionRecord] = field(default_factory=dict)
 
-    def begin(self) -> None:
-        """Forget the last epoch."""
+    def begin(self, epoch: int) -> None:
+        """Forget the last pass."""
+        self._epoch = epoch
         self._records = {}
 
-    def see(self, model: SlideCaptioner, batch: Batch) -> None:
-        """Caption those of a validation batch that were chosen; its slides are encoded: `image_tokens` (B, n, D)."""
-        references = {s.slide.slide_id: list(s.references) for s in self.chosen}
-        rows = [i for i, slide_id in enumerate(batch.ids) if slide_id in references]
+    def observe(self, observed: ObservedBatch) -> None:
+        """Caption those slides of a micro-batch that were chosen."""
+        references = {sample.slide.slide_id: list(sample.references) for sample in self.chosen}
+        slide_ids = observed.batch.ids
+        rows = [row for row, slide_id in enumerate(slide_ids) if slide_id in references]
         if not rows:
             return
-        tokenizer, tokens = self.tokenizer, batch.image_tokens[rows].to(model.decoder.dtype)
-        options = GenerationOptions(max_length=self.max_seq_len)
-        special = {name: getattr(tokenizer, name) for name in ("bos_id", "eos_id", "pad_id")}
-        captions = generate(model.decoder, tokens, options, **special)
-        sure = confidences(model.decoder, tokens, captions, self.max_seq_len, **special)
-        vectors = embed_slides(model.decoder, tokens)
-        for row, ids, confidence, vector in zip(rows, captions, sure, vectors, strict=True):
-            texts = references[batch.ids[row]]
-            self._records[batch.ids[row]] = {
-                "caption": tokenizer.decode(ids), "references": texts, "confidence": confidence, "vector": vector,
-                "text_vectors": embed_texts(model.decoder, tokenizer, texts, self.max_seq_len)}
+        decoder, tokenizer = observed.model.decoder, self.tokenizer
+        image_tokens = observed.image_tokens(rows)
+        captions = observed.captions(rows)
+        probabilities = confidences(decoder, image_tokens, captions, self.max_seq_len, bos_id=tokenizer.bos_id,
+                                    eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id)
+        slide_vectors = embed_slides(decoder, image_tokens)
+        for row, ids, probability, vector in zip(rows, captions, probabilities, slide_vectors, strict=True):
+            text_vectors = embed_texts(decoder, tokenizer, references[slide_ids[row]], self.max_seq_len)
+            self._records[slide_ids[row]] = CaptionRecord(tokenizer.decode(ids), probability, vector, text_vectors)
 
-    def scores(self, epoch: int, world: World) -> dict[str, float]:
-        """Scores over the chosen slides, of all ranks, by their name in metrics.jsonl; rank 0 writes
-        validation_captions.jsonl, and retrieval.json with the cosines of the first slides (rows) and their texts."""
-        seen = {slide_id: record for of_rank in world.gather(self._records) for slide_id, record in of_rank.items()}
-        records = [seen[s.slide.slide_id] for s in self.chosen]
-        references = [r["references"] for r in records]
-        vectors = {text: v for r in records for text, v in zip(r["references"], r["text_vectors"], strict=True)}
-        similarity = np.stack([r["vector"] for r in records]) @ np.stack(list(vectors.values())).T
-        statistics = Answers([r["caption"] for r in records], references, list(vectors), similarity).statistics()
-        per_slide = [name for name in score_names("text") if SCORES[name].per_slide]
-        lines = [{"epoch": epoch, "id": sample.slide.slide_id, "caption": r["caption"], "references": r["references"],
-                  "scores": {name: round(statistics[name](np.array([i])), 6) for name in per_slide},
-                  "confidence": round(r["confidence"], 6)}
-                 for i, (sample, r) in enumerate(zip(self.chosen, records, strict=True))]
+    def scores(self, world: World) -> dict[str, float]:
+        """Scores over the chosen slides of all ranks, by their names in metrics.jsonl."""
+        by_id: dict[str, CaptionRecord] = {}
+        for of_rank in world.gather(self._records):
+            by_id |= of_rank
+        records = [by_id[sample.slide.slide_id] for sample in self.chosen]
+        references = [list(sample.references) for sample in self.chosen]
+        texts, similarity = _retrieval(records, references)
+        statistics = Answers([record.caption for record in records], references, texts, similarity).statistics()
         if world.is_main:
-            _write(self.folder / FILE, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-            names, first = list(vectors), slice(MOST_RETRIEVED)
-            columns = [names.index(texts[0]) for texts in references[first]]
-            _write(self.folder / RETRIEVAL, json.dumps({"ids": [line["id"] for line in lines[first]],
-                                                        "similarity": similarity[first, columns].round(4).tolist()}))
-        everyone = np.arange(len(records))
-        return {VALIDATION + name: score(everyone) for name, score in statistics.items()}
+            self._write_captions(records, statistics)
+            columns = [texts.index(of_slide[0]) for of_slide in references[:MOST_RETRIEVED]]
+            self._write_similarity(similarity[:MOST_RETRIEVED, columns])
+        all_rows = np.arange(len(records))
+        return {VALIDATION + name: statistic(all_rows) for name, statistic in statistics.items()}
+
+    def warnings(self) -> list[str]:
+        """None: scores speak for themselves."""
+        return []
+
+    def _write_captions(self, records: Sequence[CaptionRecord], statistics: dict[str, Statistic]) -> None:
+        """Write validation_captions.jsonl: a line for each slide, with its scores."""
+        names = [name for name in score_names("text") if SCORES[name].per_slide]
+        lines = []
+        for row, (sample, record) in enumerate(zip(self.chosen, records, strict=True)):
+            scores = {name: round(statistics[name](np.array([row])), 6) for name in names}
+            line = {"epoch": self._epoch, "id": sample.slide.slide_id, "caption": record.caption,
+                    "references": list(sample.references), "scores": scores, "confidence": round(record.confidence, 6)}
+            lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+        _write(self.folder / FILE, "".join(lines))
+
+    def _write_similarity(self, similarity: np.ndarray) -> None:
+        """Write retrieval.json: cosines of the first slides (rows) and the first text of each (columns)."""
+        ids = [sample.slide.slide_id for sample in self.chosen[:MOST_RETRIEVED]]
+        _write(self.folder / RETRIEVAL, json.dumps({"ids": ids, "similarity": similarity.round(4).tolist()}))
+
+
+def _retrieval(records: Sequence[CaptionRecord], references: Sequence[list[str]]) -> tuple[list[str], np.ndarray]:
+    """All different texts, and the cosines (slides, texts): equal texts are one candidate."""
+    vector_of_text: dict[str, np.ndarray] = {}
+    for record, texts in zip(records, references, strict=True):
+        vector_of_text |= zip(texts, record.text_vectors, strict=True)
+    slide_vectors = np.stack([record.slide_vector for record in records])
+    return list(vector_of_text), slide_vectors @ np.stack(list(vector_of_text.values())).T
 
 
 def _write(path: Path, text: str) -> None:

@@ -15,7 +15,7 @@ from ..common.errors import UserError
 from ..common.score_table import RECORD_FIELDS, find_score
 
 # Names in the report of a step and in metrics.jsonl that are no scores.
-_RESERVED = (*RECORD_FIELDS, "negatives", "words", "slides", "grad_norm")
+_RESERVED = (*RECORD_FIELDS, "negatives", "num_tokens", "num_slides", "words", "slides", "grad_norm")
 
 
 @dataclass(frozen=True)

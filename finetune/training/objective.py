@@ -1,17 +1,25 @@
-"""What a step minimises: the losses of all its samples, however they are divided into micro-batches and processes.
+"""The losses of one optimizer step, over all its micro-batches on all ranks, and their gradients.
 
-A caption loss is a sum over words and adds up by itself. The contrastive loss compares each pair with all others: it is
-taken in two passes (GradCache, https://arxiv.org/abs/2101.06983; open_clip's --accum-freq does the same): the latents
-of all micro-batches without a graph; their loss and its gradient with respect to them; each micro-batch once more with
-a graph, that gradient standing in for the loss. The result is that of one big batch on one device, and the memory
-that of one micro-batch. A single micro-batch keeps its graph and is computed once.
+The caption loss is a sum over tokens, so micro-batches simply add up. The contrastive loss compares every slide with
+every text of the step. It takes two passes (GradCache, Gao et al. 2021, https://arxiv.org/abs/2101.06983; open_clip's
+--accum-freq does the same):
+
+1. The latents of all micro-batches are computed without a graph and gathered; their contrastive loss gives the
+   gradient of each latent.
+2. Each micro-batch is computed again with a graph. The inner product of its latents and their gradients, the surrogate
+   loss, carries the gradient on to the parameters.
+
+The result is that of one big batch on one device, at the memory of one micro-batch. A single micro-batch keeps its
+graph and is computed once.
+
+Letters: B slides of a micro-batch, M slides of a step on all ranks, D dim_latents.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -24,280 +32,268 @@ from ..common.log import logger
 from ..data.batch import Batch
 from ..models.captioner import SlideCaptioner, encoded
 from .custom_loss import LossFunction, LossInputs, parts_of
+from .out_of_memory import is_out_of_memory
+from .step_records import CachedForward, ContrastiveResult, MicroBatchResult, StepLosses, StepSizes
 
 _CHUNK = 1 << 24  # similarities computed at a time: 64 MB, and as much again for each step from them to the loss
-See = Callable[[Batch, CoCaOutputs], None]
-
-
-@dataclass
-class StepLosses:
-    """Means over all samples of a step, equal on all ranks. negatives: true ones of a pair, in each direction.
-
-    bad_ids: slides of this rank's micro-batches whose numbers are not finite.
-    """
-
-    words: float
-    slides: float
-    caption_loss: float
-    contrastive_loss: float
-    negatives: float
-    bad_ids: list[str]
-    user: dict[str, float] = field(default_factory=dict)  # named parts of training.loss
+Observe = Callable[[Batch, CoCaOutputs], None]
 
 
 @dataclass
 class Objective:
-    """The losses of `model` over the micro-batches of all ranks."""
+    """The training loss of `model` over the micro-batches of all ranks.
+
+    Attributes:
+        custom_loss: The user's own loss function, added to those of the model.
+        chunk: Number of similarities computed at a time.
+        max_slides: Slides in a micro-batch, once more did not fit into memory.
+        halve_on_oom: Whether a step that does not fit into memory is done again in halves. Otherwise the error of
+            torch goes to the caller.
+    """
 
     model: SlideCaptioner
     precision: Precision
     world: World
-    user_loss: LossFunction | None = None
+    custom_loss: LossFunction | None = None
     chunk: int = _CHUNK
-    most: int | None = None  # slides in a micro-batch, where more did not fit into memory
-    retry: bool = True  # False: an error of memory goes to the caller
+    max_slides: int | None = None
+    halve_on_oom: bool = True
     _halvings: int = 0
 
     def backward(self, micro_batches: Sequence[Batch], scaler: torch.amp.GradScaler) -> StepLosses:
-        """Add the gradients of a step's loss, scaled by `scaler` and summed over the ranks, to the parameters.
+        """Add the gradients of a step's loss, summed over the ranks, to the parameters.
 
-        micro_batches: those of this rank, of which there may be none as long as another rank has some. What does not
-        fit into memory is halved and done again, with the same result. Between the collectives each rank does so for
-        itself: the others wait, and need not know.
+        A rank that runs out of memory halves its micro-batches between two collectives, so the other ranks only wait.
+
+        Args:
+            micro_batches: Those of this rank; may be empty as long as another rank has some.
+            scaler: Scales the loss.
         """
-        coca, step = self.model.decoder, StepSizes.of(micro_batches, self.world)
-        coca.limit_temperature()  # on a rank without samples, too
-        firsts: list[CachedForward] = []
-        joint = None
-        if coca.contrastive_loss_weight:
-            firsts = self._in_memory(micro_batches, self._first_pass)
-            joint = self._contrastive([first.outputs for first in firsts], step)
-            micro_batches = [first.batch for first in firsts]
+        decoder = self.model.decoder
+        sizes = StepSizes.of(micro_batches, self.world)
+        decoder.limit_temperature()  # on a rank without samples, too: the ranks must not drift apart
+        cached: list[CachedForward] = []
+        contrastive = None
+        if decoder.contrastive_loss_weight:
+            cached = self._halving_on_oom(micro_batches, self._first_pass)
+            contrastive = self._contrastive([forward.outputs for forward in cached], sizes)
+            micro_batches = [forward.batch for forward in cached]
 
         def second_pass(batches: Sequence[Batch]) -> list[MicroBatchResult]:
-            known, seen = {id(first.batch): first for first in firsts}, []
-            firsts.clear()  # a graph that was kept has to go before the work is done again in halves
+            cached_by_batch = {id(forward.batch): forward for forward in cached}
+            cached.clear()  # a kept graph must be freed before the work is done again in halves
+            results: list[MicroBatchResult] = []
+            start = 0
             for batch in batches:
-                begin = sum(len(done.ids) for done in seen)
-                outputs = self._second(known[id(batch)]) if id(batch) in known else self._forward(batch)
-                loss = coca.caption_loss_weight * outputs.caption_loss / step.words
-                if joint:
-                    loss = loss + coca.contrastive_loss_weight * joint.surrogate_loss(outputs, begin)
-                user = self._user(batch, outputs, step)
-                scaler.scale(sum(user.values(), loss)).backward()
-                seen.append(MicroBatchResult.of(batch, outputs, user))
-            return seen
+                outputs = self._second_forward(batch, cached_by_batch.get(id(batch)))
+                loss = decoder.caption_loss_weight * outputs.caption_loss / sizes.num_tokens
+                if contrastive:
+                    loss = loss + decoder.contrastive_loss_weight * contrastive.surrogate_loss(outputs, start)
+                custom = self._custom_losses(batch, outputs, sizes)
+                scaler.scale(sum(custom.values(), loss)).backward()
+                results.append(MicroBatchResult.of(batch, outputs, custom))
+                start += len(batch.ids)
+            return results
 
-        seen = self._in_memory(micro_batches, second_pass)
-        if joint:
-            logit = sum(p * g for p, g in zip(coca.logit_parameters, joint.logit_gradients, strict=True))
-            scaler.scale(coca.contrastive_loss_weight * logit).backward()
+        results = self._halving_on_oom(micro_batches, second_pass)
+        if contrastive:
+            logit_loss = contrastive.logit_surrogate_loss(decoder.logit_parameters)
+            scaler.scale(decoder.contrastive_loss_weight * logit_loss).backward()
         self.world.sum_gradients(list(self.model.trained_parameters()))
-        return self._means(seen, step, joint)
+        return self._step_losses(results, sizes, contrastive)
 
     @torch.no_grad()
-    def losses(self, micro_batches: Sequence[Batch], see: See | None = None) -> StepLosses:
-        """The same losses without gradients. see: is shown each micro-batch, its slides encoded, and its outputs."""
-        step, seen = StepSizes.of(micro_batches, self.world), []
+    def losses(self, micro_batches: Sequence[Batch], observe: Observe | None = None) -> StepLosses:
+        """The same losses without gradients.
 
-        def look(batches: Sequence[Batch]) -> list[tuple[Batch, MicroBatchResult]]:
-            looked_at = []
-            for batch in map(self._encoded, batches):
+        Args:
+            micro_batches: Those of this rank; may be empty as long as another rank has some.
+            observe: Called with each micro-batch, its slides encoded, and its outputs.
+        """
+        sizes = StepSizes.of(micro_batches, self.world)
+
+        def forward(batches: Sequence[Batch]) -> list[tuple[Batch, MicroBatchResult]]:
+            pairs = []
+            for tiles in batches:
+                batch = self._encode(tiles)
                 outputs = self._forward(batch)
-                looked_at.append((batch, MicroBatchResult.of(batch, outputs, self._user(batch, outputs, step))))
-            return looked_at
+                custom = self._custom_losses(batch, outputs, sizes)
+                pairs.append((batch, MicroBatchResult.of(batch, outputs, custom)))
+            return pairs
 
+        results: list[MicroBatchResult] = []
         for micro_batch in micro_batches:
-            for batch, done in self._in_memory([micro_batch], look):
-                seen.append(done)
-                if see:
+            for batch, result in self._halving_on_oom([micro_batch], forward):
+                results.append(result)
+                if observe:
                     with self.precision.autocast():
-                        see(batch, done.outputs)
-        outputs = [done.outputs for done in seen]
-        joint = self._contrastive(outputs, step) if self.model.decoder.contrastive_loss_weight else None
-        return self._means(seen, step, joint)
+                        observe(batch, result.outputs)
+        contrastive = None
+        if self.model.decoder.contrastive_loss_weight:
+            contrastive = self._contrastive([result.outputs for result in results], sizes)
+        return self._step_losses(results, sizes, contrastive)
 
-    def _in_memory(self, micro_batches: Sequence[Batch], work: Callable[[Sequence[Batch]], list]) -> list:
-        """What `work` returns for the micro-batches, or for halves of them, as small as the memory wants."""
+    def _halving_on_oom(self, micro_batches: Sequence[Batch], work: Callable[[Sequence[Batch]], list]) -> list:
+        """What `work` returns for the micro-batches, or for halves of them until they fit into memory."""
         while True:
-            micro_batches = _cut(micro_batches, self.most)
+            micro_batches = _split(micro_batches, self.max_slides)
             state = _random_state(self.precision.device)
             try:
                 return work(micro_batches)
             except RuntimeError as error:
                 largest = max(len(batch.ids) for batch in micro_batches)
-                if not is_out_of_memory(error) or largest == 1 or not self.retry:
+                if not is_out_of_memory(error) or largest == 1 or not self.halve_on_oom:
                     raise
-            # outside of the except, whose traceback holds on to what has to be freed
-            self.most, self._halvings = -(-largest // 2), self._halvings + 1
-            _set_random_state(self.precision.device, state)
-            for parameter in self.model.trained_parameters():
-                parameter.grad = None
-            if self.precision.device.type == "cuda":
-                torch.cuda.empty_cache()
+            # outside of the except block, whose traceback holds the tensors that must be freed
+            self.max_slides = math.ceil(largest / 2)
+            self._halvings += 1
+            self._undo(state)
+
+    def _undo(self, random_state: tuple[torch.Tensor, ...]) -> None:
+        """Forget what a step has done so far, and free its memory."""
+        device = self.precision.device
+        _set_random_state(device, random_state)
+        for parameter in self.model.trained_parameters():
+            parameter.grad = None
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _first_pass(self, micro_batches: Sequence[Batch]) -> list[CachedForward]:
-        return [self._first(batch, keep_graph=len(micro_batches) == 1) for batch in micro_batches]
+        keep_graph = len(micro_batches) == 1
+        return [self._first_forward(batch, keep_graph) for batch in micro_batches]
 
-    def _first(self, batch: Batch, keep_graph: bool) -> CachedForward:
-        state = None if keep_graph else _random_state(self.precision.device)
+    def _first_forward(self, batch: Batch, keep_graph: bool) -> CachedForward:
+        random_state = None if keep_graph else _random_state(self.precision.device)
         if self.model.prism.frozen:
-            batch = self._encoded(batch)  # for both passes: smaller than its tiles
+            batch = self._encode(batch)  # once for both passes, and smaller than its tiles
         with torch.set_grad_enabled(keep_graph):
-            return CachedForward(batch, self._forward(batch, caption=keep_graph), state)
+            return CachedForward(batch, self._forward(batch, caption=keep_graph), random_state)
 
-    def _second(self, first: CachedForward) -> CoCaOutputs:
-        if first.state is None:
-            return first.outputs
-        _set_random_state(self.precision.device, first.state)  # dropout, if there is any, falls as in the first pass
-        return self._forward(first.batch)
+    def _second_forward(self, batch: Batch, cached: CachedForward | None) -> CoCaOutputs:
+        if cached is None:
+            return self._forward(batch)
+        if cached.random_state is None:
+            return cached.outputs
+        _set_random_state(self.precision.device, cached.random_state)  # the dropout masks of the first pass
+        return self._forward(batch)
 
     def _forward(self, batch: Batch, caption: bool = True) -> CoCaOutputs:
+        logits = caption and self.custom_loss is not None
         with self.precision.autocast():
-            return self.model(batch.to(self.precision.device), caption, caption and self.user_loss is not None)
+            return self.model(batch.to(self.precision.device), caption, logits)
 
     @torch.no_grad()
-    def _encoded(self, batch: Batch) -> Batch:
+    def _encode(self, batch: Batch) -> Batch:
         with self.precision.autocast():
             return encoded(self.model, batch.to(self.precision.device))
 
-    def _contrastive(self, outputs: Sequence[CoCaOutputs], step: StepSizes) -> ContrastiveResult:
-        """The contrastive loss of all pairs, this rank's rows of it in chunks, and its gradient if gradients are on."""
-        coca, world, device = self.model.decoder, self.world, self.precision.device
-        none = torch.zeros(0, coca.dim_latents, device=device), torch.zeros(0, dtype=torch.int64, device=device)
-        text, image, groups = (
-            world.gather_rows(torch.cat([empty, *values]), step.counts)
-            for empty, values in ((none[0], [o.text_latents for o in outputs]),
-                                  (none[0], [o.image_latents for o in outputs]),
-                                  (none[1], [o.text_groups for o in outputs])))
-        leaves = [text, image, *(parameter.detach() for parameter in coca.logit_parameters)]
+    def _contrastive(self, outputs: Sequence[CoCaOutputs], sizes: StepSizes) -> ContrastiveResult:
+        """The contrastive loss of all pairs: this rank's rows of it and, with gradients on, its whole gradient."""
+        decoder, device = self.model.decoder, self.precision.device
+        no_latents = torch.zeros(0, decoder.dim_latents, device=device)  # of a rank without samples
+        no_groups = torch.zeros(0, dtype=torch.int64, device=device)
+
+        def gather(rows: list[torch.Tensor]) -> torch.Tensor:
+            return self.world.gather_rows(torch.cat(rows), sizes.slides_per_rank)
+
+        text = gather([no_latents, *(output.text_latents for output in outputs)])  # (M, D)
+        image = gather([no_latents, *(output.image_latents for output in outputs)])  # (M, D)
+        groups = gather([no_groups, *(output.text_groups for output in outputs)])  # (M,)
+        logit_parameters = [parameter.detach() for parameter in decoder.logit_parameters]
+        leaves = [text, image, *logit_parameters]
         if torch.is_grad_enabled():
             for leaf in leaves:
-                leaf.requires_grad_().grad = torch.zeros_like(leaf)
-        loss, begin = torch.zeros((), device=device), sum(step.counts[:world.rank])
-        end, rows = begin + step.counts[world.rank], max(1, self.chunk // len(text))
-        for start in range(begin, end, rows):
-            part = coca.pair_loss(*leaves, groups, slice(start, min(start + rows, end)))
+                leaf.requires_grad_()
+                leaf.grad = torch.zeros_like(leaf)
+        rows = sizes.rows_of(self.world.rank)
+        loss = self._contrastive_in_chunks(leaves, groups, rows)
+        _, repeats = groups.unique(return_counts=True)
+        negatives = len(text) - repeats.square().sum().item() / len(text)
+        if not torch.is_grad_enabled():
+            return ContrastiveResult(loss, negatives)
+        self.world.sum_(text.grad, image.grad)  # the rows of each rank have a share in every latent's gradient
+        logit_gradients = [leaf.grad for leaf in logit_parameters]
+        return ContrastiveResult(loss, negatives, text.grad[rows], image.grad[rows], logit_gradients)
+
+    def _contrastive_in_chunks(self, leaves: list[torch.Tensor], groups: torch.Tensor, rows: slice) -> torch.Tensor:
+        """The share of `rows` in the contrastive loss. Adds its gradient to that of `leaves` if gradients are on."""
+        loss = torch.zeros((), device=groups.device)
+        rows_per_chunk = max(1, self.chunk // len(groups))
+        for start in range(rows.start, rows.stop, rows_per_chunk):
+            stop = min(start + rows_per_chunk, rows.stop)
+            part = self.model.decoder.pair_loss(*leaves, groups, slice(start, stop))
             if torch.is_grad_enabled():
                 part.backward()
             loss += part.detach()
-        _, repeated = groups.unique(return_counts=True)
-        negatives = len(text) - repeated.square().sum().item() / len(text)
-        if not torch.is_grad_enabled():
-            return ContrastiveResult(loss, negatives)
-        world.sum_(text.grad, image.grad)  # each rank has its rows' part of every pair's gradient
-        return ContrastiveResult(loss, negatives, text.grad[begin:end], image.grad[begin:end],
-                      [leaf.grad for leaf in leaves[2:]])
+        return loss
 
-    def _user(self, batch: Batch, outputs: CoCaOutputs, step: StepSizes) -> dict[str, torch.Tensor]:
-        """The parts of the user's loss, which sees one micro-batch, by its share of the step's slides."""
-        if self.user_loss is None:
+    def _custom_losses(self, batch: Batch, outputs: CoCaOutputs, sizes: StepSizes) -> dict[str, torch.Tensor]:
+        """The parts of the user's own loss of one micro-batch, times the micro-batch's share of the step's slides."""
+        if self.custom_loss is None:
             return {}
         batch = batch.to(self.precision.device)
         inputs = LossInputs(outputs.logits.float(), batch.labels, batch.text_mask, outputs.text_latents,
                             outputs.image_latents, self.model.decoder.logit_scale)
-        share = len(batch.ids) / sum(step.counts)
+        share = len(batch.ids) / sizes.num_slides
         try:
-            return {name: part * share for name, part in parts_of(self.user_loss, inputs).items()}
+            return {name: part * share for name, part in parts_of(self.custom_loss, inputs).items()}
         except Exception as error:  # whatever the user's function raises
             if isinstance(error, UserError) or is_out_of_memory(error):
                 raise
-            raise UserError("training.loss", f"failed ({type(error).__name__}: {' '.join(str(error).split())[:200]})",
-                            "mend the function; --debug shows where") from error
+            message = " ".join(str(error).split())[:200]
+            raise UserError("training.loss", f"failed ({type(error).__name__}: {message})",
+                            "fix the function; --debug shows where") from error
 
-    def _means(self, seen: Sequence[MicroBatchResult], step: StepSizes, joint: ContrastiveResult | None) -> StepLosses:
-        device = self.precision.device
-        sums = torch.stack([sum((done.outputs.caption_loss for done in seen), torch.zeros((), device=device)),
-                            joint.loss if joint else torch.zeros((), device=device)])
-        caption, contrastive, halvings = self.world.sum([*sums.tolist(), self._halvings])
+    def _step_losses(self, results: Sequence[MicroBatchResult], sizes: StepSizes,
+                     contrastive: ContrastiveResult | None) -> StepLosses:
+        zero = torch.zeros((), device=self.precision.device)
+        caption_sum = sum((result.outputs.caption_loss for result in results), zero)
+        contrastive_sum = contrastive.loss if contrastive else zero
+        local = torch.stack([caption_sum, contrastive_sum]).tolist()  # waits for the device once
+        caption_sum, contrastive_sum, halvings = self.world.sum([*local, self._halvings])
+        self._report_halvings(int(halvings))
+        custom = self._sum_custom_losses(results)
+        bad_ids: list[str] = []
+        if not math.isfinite(sum(custom.values(), caption_sum + contrastive_sum)):
+            for result in results:
+                if not result.is_finite():
+                    bad_ids += result.ids
+        negatives = contrastive.negatives if contrastive else 0.0
+        return StepLosses(float(sizes.num_tokens), float(sizes.num_slides), caption_sum / sizes.num_tokens,
+                          contrastive_sum, negatives, bad_ids, custom)
+
+    def _report_halvings(self, halvings: int) -> None:
+        """Warn of the halvings of this step on all ranks."""
         if halvings:
             logger.warning("out of memory: micro-batches are halved (%d times, on this process to %s slides), the "
-                           "effective batch stays", halvings, self.most or "as many")
+                           "effective batch stays", halvings, self.max_slides or "as many")
             self._halvings = 0
-        user: dict[str, float] = {}
-        if self.user_loss is not None:
-            for name, value in (part for mine in self.world.gather([p for d in seen for p in d.user]) for part in mine):
-                user[name] = user.get(name, 0.0) + value
-        bad: list[str] = []
-        if not math.isfinite(sum(user.values(), caption + contrastive)):
-            bad = [i for done in seen if not done.is_finite() for i in done.ids]
-        return StepLosses(float(step.words), float(sum(step.counts)), caption / step.words, contrastive,
-                          joint.negatives if joint else 0.0, bad, user)
+
+    def _sum_custom_losses(self, results: Sequence[MicroBatchResult]) -> dict[str, float]:
+        """The parts of the user's own loss, over all micro-batches of all ranks."""
+        if self.custom_loss is None:
+            return {}
+        local = [result.custom for result in results]
+        total: dict[str, float] = {}
+        for of_rank in self.world.gather(local):
+            for parts in of_rank:
+                for name, value in parts.items():
+                    total[name] = total.get(name, 0.0) + value
+        return total
 
 
-@dataclass(frozen=True)
-class StepSizes:
-    """Numbers of slides of each rank and of the words of all."""
-
-    counts: list[int]
-    words: int
-
-    @classmethod
-    def of(cls, micro_batches: Sequence[Batch], world: World) -> StepSizes:
-        sizes = [0.0] * (world.size + 1)
-        sizes[world.rank] = float(sum(len(b.ids) for b in micro_batches))
-        sizes[-1] = float(sum(int(b.text_mask.sum()) for b in micro_batches))
-        *counts, words = map(int, world.sum(sizes))
-        return cls(counts, max(words, 1))
-
-
-@dataclass(frozen=True)
-class CachedForward:
-    """A micro-batch after the first pass; state: of the random generators before it, None if its graph was kept."""
-
-    batch: Batch
-    outputs: CoCaOutputs
-    state: tuple[torch.Tensor, ...] | None
-
-
-@dataclass(frozen=True)
-class ContrastiveResult:
-    """This rank's part of the contrastive loss, and the whole loss's gradient with respect to this rank's latents."""
-
-    loss: torch.Tensor
-    negatives: float
-    text_gradient: torch.Tensor | None = None
-    image_gradient: torch.Tensor | None = None
-    logit_gradients: Sequence[torch.Tensor] = ()
-
-    def surrogate_loss(self, outputs: CoCaOutputs, start: int) -> torch.Tensor:
-        """A scalar whose gradient in the parameters is that of the contrastive loss through the slides of a
-        micro-batch, the first of which is number `start` of this rank."""
-        rows = slice(start, start + len(outputs.text_groups))
-        return (outputs.text_latents * self.text_gradient[rows]).sum() \
-            + (outputs.image_latents * self.image_gradient[rows]).sum()
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """torch's CPU allocator raises a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
-
-
-def _cut(micro_batches: Sequence[Batch], most: int | None) -> list[Batch]:
-    return [part for batch in micro_batches for part in batch.split(most or len(batch.ids))]
-
-
-@dataclass(frozen=True)
-class MicroBatchResult:
-    """What is left of a micro-batch: its slides, its outputs without their graph, the parts of the user's loss."""
-
-    ids: list[str]
-    outputs: CoCaOutputs
-    user: list[tuple[str, float]]
-
-    @classmethod
-    def of(cls, batch: Batch, outputs: CoCaOutputs, user: dict[str, torch.Tensor]) -> MicroBatchResult:
-        return cls(batch.ids, outputs.detach(), [(name, part.item()) for name, part in user.items()])
-
-    def is_finite(self) -> bool:
-        parts = (self.outputs.caption_loss, self.outputs.text_latents, self.outputs.image_latents)
-        return (all(bool(part.isfinite().all()) for part in parts if part is not None)
-                and all(math.isfinite(value) for _, value in self.user))
+def _split(micro_batches: Sequence[Batch], max_slides: int | None) -> list[Batch]:
+    parts: list[Batch] = []
+    for batch in micro_batches:
+        parts += batch.split(max_slides or len(batch.ids))
+    return parts
 
 
 def _random_state(device: torch.device) -> tuple[torch.Tensor, ...]:
     cpu = torch.get_rng_state()
-    return (cpu, torch.cuda.get_rng_state(device)) if device.type == "cuda" else (cpu,)
+    if device.type != "cuda":
+        return (cpu,)
+    return cpu, torch.cuda.get_rng_state(device)
 
 
 def _set_random_state(device: torch.device, state: tuple[torch.Tensor, ...]) -> None:

@@ -139,6 +139,9 @@ def _warn_of_other_versions(before: dict[str, Any], now: dict[str, Any]) -> None
             logger.warning("%s was %s, now %s: the resumed run may differ in the last bits", name, version,
                            now.get(name))
 
+# Names in the running sums of checkpoints of earlier versions.
+_RENAMED_SUMS = {"words": "num_tokens", "slides": "num_slides"}
+
 
 def saved_state(checkpoint: Checkpoint) -> TrainState:
     """Where the run of a checkpoint stood. Raises UserError for fields of other names or types."""
@@ -147,7 +150,9 @@ def saved_state(checkpoint: Checkpoint) -> TrainState:
         if name not in known or type(value) is not type(known[name]):
             raise UserError(str(checkpoint.path), f"its progress has an unusable {name}",
                             "use another checkpoint of the run")
-    return TrainState(**checkpoint.progress)
+    state = TrainState(**checkpoint.progress)
+    state.sums = {_RENAMED_SUMS.get(name, name): value for name, value in state.sums.items()}
+    return state
 
 
 def restore(checkpoint: Checkpoint, model: SlideCaptioner, optimizer: torch.optim.Optimizer,

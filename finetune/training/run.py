@@ -18,12 +18,13 @@ from ..common.log import log_to_console, logger
 from ..common.run_lock import RunLock
 from ..config.schema import Config
 from ..data.prepare import contents_are_checked, prepare_data, scan_contents
-from .calibration import finish, is_finished
+from ..pages.run_report import write_report
+from .calibration import calibrate_and_index, is_calibrated_and_indexed
 from .caption_validation import check_monitor, not_in_log_line
 from .custom_loss import LossFunction, load_loss, try_loss
 from .loop import Parts, fit
 from .objective import Objective
-from .optim import build_optimizer
+from .optim import build_optimizer, learning_rate_schedule
 from .random_states import seed_all
 from .resume import check_same_run, open_checkpoint, restore, saved_state
 from .run_files import open_run_folder
@@ -33,8 +34,8 @@ from .setup import (
     LoaderFactory,
     fill_caches,
     load_data,
-    make_collapse_check,
     make_model,
+    make_validator,
     open_slide_cache,
     select_device,
     set_batch_size,
@@ -89,25 +90,26 @@ def _train(config: Config, resume: str | None, folder: Path, buffered: MemoryHan
     cache = open_slide_cache(config, data, model, precision)
     set_batch_size(state, config, objective, data, cache, checkpoint)
     loaders = LoaderFactory(config, data, cache, world, state)
-    batches, validation = loaders.training(), loaders.validation()
+    batches = loaders.training()
     optimizer = build_optimizer(model.named_trained_parameters(), training.learning_rate, training.weight_decay)
     scaler = precision.scaler()
+    learning_rate = learning_rate_schedule(training, sum(batches.count(epoch) for epoch in range(training.epochs)))
+    validator = make_validator(config, data, objective, loaders, folder)
     if checkpoint:
         restore(checkpoint, model, optimizer, scaler, world)
-    if state.epoch >= training.epochs and world.broadcast_object(lambda: is_finished(folder)):
+    if state.epoch >= training.epochs and world.broadcast_object(lambda: is_calibrated_and_indexed(folder)):
         logger.info("%s is of a finished run: nothing to do", checkpoint.path.name)
         return 0
 
-    log = RunLog(folder if world.is_main else None, quiet=not_in_log_line(training.monitor))
+    log = RunLog(folder if world.is_main else None, quiet=not_in_log_line(training.monitor), write_report=write_report)
     saver = Saver(folder, training.save_every, model, optimizer, scaler, description, world)
     open_run_folder(config, data, saver, log, buffered, checkpoint, state)
     log_run(config, data, objective, batches, state, checkpoint)
     fill_caches(config, data, model, precision, cache, world)
     with StopSignals(world) as signals:
-        parts = Parts(objective, optimizer, scaler, batches, validation, log, saver.save, signals.any_received,
-                      epochs=training.epochs, peak_lr=training.learning_rate, warmup=training.warmup,
-                      grad_clip_norm=training.grad_clip_norm, save_every_steps=training.save_every_steps,
-                      watch=make_collapse_check(config, data, folder), monitor=training.monitor)
+        parts = Parts(objective, optimizer, scaler, batches, learning_rate, validator, log, saver.save,
+                      signals.any_received, epochs=training.epochs, grad_clip_norm=training.grad_clip_norm,
+                      save_every_steps=training.save_every_steps, monitor=training.monitor)
         try:
             state = fit(parts, state)
         except UserError as error:
@@ -120,8 +122,8 @@ def _train(config: Config, resume: str | None, folder: Path, buffered: MemoryHan
         return 128 + number
     log.finish("finished")
     if world.is_main:
-        finish(folder, model, precision, data.train, lambda side: loaders.in_order(getattr(data, side)),
-               config.trains_captions)
+        calibrate_and_index(folder, model, precision, data.train, lambda side: loaders.in_order(getattr(data, side)),
+                            config.trains_captions)
     logger.info("finished: best epoch %d, files in %s", state.best_epoch, training.output_dir)
     return 0
 

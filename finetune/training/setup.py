@@ -31,10 +31,11 @@ from ..data.tokenizer import tokenizer_from_dict
 from ..models.build import build_model, decoder_tokenizer, initialise
 from ..models.captioner import SlideCaptioner
 from .batch_size_finder import largest_batch
-from .caption_validation import CaptionEvaluation, choose
+from .caption_validation import CaptionScores, choose_samples
 from .collapse_check import CollapseCheck
 from .objective import Objective
 from .state import TrainState
+from .validation import Observer, Validator
 
 
 def select_device(config: Config) -> torch.device:
@@ -186,12 +187,21 @@ class LoaderFactory:
         return min(tiles, self.config.data.max_tiles or tiles)
 
 
-def make_collapse_check(config: Config, data: Data, folder: Path) -> CollapseCheck | None:
-    """What watches the captions during validation, and with `training.eval_captions` writes and scores them."""
-    if not config.trains_captions:
+def make_validator(config: Config, data: Data, objective: Objective, loaders: LoaderFactory,
+                   folder: Path) -> Validator | None:
+    """The validation pass: losses, a check for collapse and, with `training.eval_captions`, captions and their scores.
+
+    None if there is no validation slide.
+    """
+    batches = loaders.validation()
+    if batches is None:
         return None
-    training, tokenizer, evaluation = config.training, data.tokenizer, None
-    if training.eval_captions and data.validation:
-        chosen = choose(data.validation, training.eval_captions, training.seed)
-        evaluation = CaptionEvaluation(chosen, tokenizer, config.data.max_seq_len, folder)
-    return CollapseCheck(tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, evaluation)
+    training, max_length = config.training, None
+    observers: list[Observer] = []
+    if config.trains_captions:
+        observers.append(CollapseCheck(training.epochs))
+    if training.eval_captions:
+        max_length = config.data.max_seq_len
+        chosen = choose_samples(data.validation, training.eval_captions, training.seed)
+        observers.append(CaptionScores(chosen, data.tokenizer, max_length, folder))
+    return Validator(objective, batches, data.tokenizer, observers, max_length)

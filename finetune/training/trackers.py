@@ -1,10 +1,14 @@
-"""Where else curves go (`training.report_to`): TensorBoard or Weights & Biases, asked for by name, imported then."""
+"""Experiment trackers (`training.report_to`): TensorBoard and Weights & Biases, each imported only if asked for.
+
+To add one: a class with the methods of `Tracker`, a line in `_TRACKERS`, and its name among the choices of
+`training.report_to` in config/schema.py.
+"""
 
 from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,23 +16,32 @@ from ..common.errors import UserError
 
 
 class Tracker(Protocol):
-    def log(self, record: dict[str, Any], step: int) -> None: ...
-    def close(self) -> None: ...
+    """What `RunLog` needs of a tracker. Its exceptions end the tracker, not the run."""
+
+    def log(self, record: dict[str, Any], step: int) -> None:
+        """Add the record of an epoch; step: its number, from 1."""
+
+    def close(self) -> None:
+        """Flush and end."""
 
 
 def open_trackers(names: Sequence[str], folder: Path, config: dict[str, Any]) -> list[Tracker]:
-    """One tracker for each name, writing below the run folder. Raises UserError, before training, if it cannot."""
-    return [{"tensorboard": _TensorBoard, "wandb": _Wandb}[name](folder, config) for name in names]
+    """One tracker for each name, writing below the run folder.
+
+    Raises:
+        UserError: It is not installed or cannot start. This is before training.
+    """
+    return [_TRACKERS[name](folder, config) for name in names]
 
 
 class _TensorBoard:
-    """Event files in `folder`/tensorboard. A resumed run adds a file; of an epoch done twice TensorBoard shows both."""
+    """Event files in `folder`/tensorboard. A resumed run adds a file; an epoch trained twice is shown twice."""
 
     def __init__(self, folder: Path, config: dict[str, Any]) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            raise _absent("tensorboard") from None
+            raise _not_installed("tensorboard") from None
         try:
             self._writer = SummaryWriter(folder / "tensorboard")
         except OSError as error:
@@ -46,16 +59,16 @@ class _TensorBoard:
 
 
 class _Wandb:
-    """A run of Weights & Biases named after the run folder; its own settings (WANDB_PROJECT, WANDB_MODE) hold."""
+    """A run named after the run folder. The settings of wandb itself hold (WANDB_PROJECT, WANDB_MODE)."""
 
     def __init__(self, folder: Path, config: dict[str, Any]) -> None:
         try:
             import wandb
         except ImportError:
-            raise _absent("wandb") from None
+            raise _not_installed("wandb") from None
         try:
-            self._run = wandb.init(dir=str(folder), name=folder.name, id=_own_id(folder), resume="allow", config=config)
-        except Exception as error:  # of many kinds: no key, no network
+            self._run = wandb.init(dir=str(folder), name=folder.name, id=_run_id(folder), resume="allow", config=config)
+        except Exception as error:  # of many types: no key, no network
             raise UserError("training.report_to", f"wandb cannot start ({type(error).__name__})",
                             "run `wandb login`, set WANDB_MODE=offline, or leave wandb out") from None
 
@@ -66,8 +79,12 @@ class _Wandb:
         self._run.finish()
 
 
-def _own_id(folder: Path) -> str:
-    """What a resumed run is found by: made once for a run folder, as many of them are named `checkpoints`."""
+# Choices of `training.report_to`.
+_TRACKERS: dict[str, Callable[[Path, dict[str, Any]], Tracker]] = {"tensorboard": _TensorBoard, "wandb": _Wandb}
+
+
+def _run_id(folder: Path) -> str:
+    """The id by which wandb finds a resumed run: random, as many run folders are named `checkpoints`."""
     path = folder / "wandb" / "run_id"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,9 +93,14 @@ def _own_id(folder: Path) -> str:
 
 
 def _numbers(record: dict[str, Any]) -> dict[str, float]:
-    return {name: value for name, value in record.items() if name not in ("epoch", "step")
-            and isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)}
+    """The finite numbers of a record, without its position in the run."""
+    numbers = {}
+    for name, value in record.items():
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if is_number and math.isfinite(value) and name not in ("epoch", "step"):
+            numbers[name] = value
+    return numbers
 
 
-def _absent(name: str) -> UserError:
+def _not_installed(name: str) -> UserError:
     return UserError("training.report_to", f"{name} is not installed", f"python -m pip install {name}, or leave it out")

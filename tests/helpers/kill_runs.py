@@ -27,6 +27,7 @@ from finetune.config.schema import Config, apply_overrides
 from finetune.models import build as model
 from finetune.training import loop, run
 from finetune.training.run_log import RunLog
+from finetune.training.validation import Validator
 from prism import PerceiverConfig, PrismSlideEncoder
 from tests.helpers.files import write_json, write_slides
 
@@ -125,12 +126,14 @@ def _shrink() -> None:
         noise = torch.rand(()).item() + random.random() + np.random.rand() if self.training else 0.0
         return dataclasses.replace(losses, caption_loss=losses.caption_loss * (1 + noise))
 
-    validate = loop.validate
+    end_epoch = loop.end_epoch
 
-    def lowest_at_half_rate(parts, epoch):
-        return validate(parts, epoch) | {"val_loss": abs(parts.optimizer.param_groups[0]["lr"] / parts.peak_lr - 0.5)}
+    def lowest_at_half_rate(parts, state):
+        rate, peak = parts.optimizer.param_groups[0]["lr"], parts.learning_rate.keywords["peak"]
+        loss = {"val_loss": abs(rate / peak - 0.5)}
+        end_epoch(dataclasses.replace(parts, validate=lambda epoch: parts.validate(epoch) | loss), state)
 
-    loop.validate = lowest_at_half_rate
+    loop.end_epoch = lowest_at_half_rate
     model.load_prism = tiny_prism
     model.SlideCaptioner.forward = noisy
     device.Precision.scaler = lambda self: torch.amp.GradScaler("cpu", init_scale=2.0**8, growth_interval=3)
@@ -182,7 +185,7 @@ def _install(point: str, count: str, signal_name: str = "SIGKILL") -> None:
     if point == "mid_write":
         torch.save = half_written
         return
-    {"step": lambda: _after(loop, "train_step", hit), "validation": lambda: _before(loop, "validate", hit),
+    {"step": lambda: _after(loop, "train_step", hit), "validation": lambda: _before(Validator, "__call__", hit),
      "before_log": lambda: _before(RunLog, "epoch", hit), "after_log": lambda: _after(RunLog, "epoch", hit),
      "before_write": lambda: _before(torch, "save", hit), "between": lambda: _after(os, "replace", hit, to("best_model.pth")),
      "before_replace": lambda: _before(os, "replace", hit, to(".pth")),

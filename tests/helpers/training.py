@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import socket
+from functools import partial
 
 import torch
 
@@ -12,14 +13,17 @@ from coca_pytorch import CoCa
 from finetune.common.device import Precision
 from finetune.common.distributed import World
 from finetune.data.batch import Batch
+from finetune.data.tokenizer import VocabTokenizer
 from finetune.models.captioner import SlideCaptioner
 from finetune.training.loop import Parts
 from finetune.training.objective import Objective
-from finetune.training.optim import build_optimizer
+from finetune.training.optim import build_optimizer, warmup_cosine
 from finetune.training.run_log import RunLog
+from finetune.training.validation import Validator
 from prism import PerceiverConfig, PrismSlideEncoder
 
 CPU = torch.device("cpu")
+TOKENIZER = VocabTokenizer(list("甲乙丙丁戊己庚"))  # 11 tokens, as the tiny model has
 
 
 def tiny_model(caption_weight: float = 1.0, contrastive_weight: float = 1.0) -> SlideCaptioner:
@@ -62,13 +66,16 @@ class ListBatches(list):
         return len(self)
 
 
-def parts_of(model, tmp_path, batches=(), validation=None, saved=None, **more) -> Parts:
+def parts_of(model, tmp_path, batches=(), validation=None, saved=None, *, observers=(), max_length=None, peak_lr=1e-2,
+             **more) -> Parts:
+    """What trains `model`: steps of `batches`, a cosine from `peak_lr` without warm-up, states kept in `saved`."""
     optimizer = build_optimizer(model.named_parameters(), 1e-2, 0.1)
     scaler = more.pop("scaler", torch.amp.GradScaler("cpu", enabled=False))
-    world = more.pop("world", World())
-    settings = {"epochs": 2, "peak_lr": 1e-2, "warmup": 0.0, "grad_clip_norm": 1.0} | more
-    objective = Objective(model, Precision("fp32", CPU, "test"), world)
-    return Parts(objective, optimizer, scaler, ListBatches(batches), ListBatches(validation) if validation else None, RunLog(tmp_path),
+    objective = Objective(model, Precision("fp32", CPU, "test"), more.pop("world", World()))
+    settings = {"epochs": 2, "grad_clip_norm": 1.0} | more
+    learning_rate = partial(warmup_cosine, total_steps=settings["epochs"] * len(batches), peak=peak_lr, warmup=0.0)
+    validator = Validator(objective, ListBatches(validation), TOKENIZER, observers, max_length) if validation else None
+    return Parts(objective, optimizer, scaler, ListBatches(batches), learning_rate, validator, RunLog(tmp_path),
                  lambda state, best: saved.append(copy.deepcopy(state)) if saved is not None else None,
                  lambda: False, **settings)
 

@@ -166,7 +166,7 @@ def test_points_stand_where_their_values_are():
 def test_an_epoch_writes_the_report_with_its_warnings(tmp_path):
     memory = log_to_console()
     logger.warning("before the files were open")
-    log = RunLog(tmp_path)
+    log = RunLog(tmp_path, write_report=write_report)
     log.start(log_to_file(memory, tmp_path), {"slides": "4"})
     logger.warning("in the middle\nof it")
     log.epoch(TrainState(epoch=1), {"loss": 1.0}, 0.1, True)
@@ -181,7 +181,7 @@ def test_an_epoch_writes_the_report_with_its_warnings(tmp_path):
 
 def test_a_report_that_cannot_be_written_is_a_warning(tmp_path, log_lines):
     (tmp_path / "report.html").mkdir()
-    RunLog(tmp_path).epoch(TrainState(epoch=1), {"loss": 1.0}, 0.1, True)
+    RunLog(tmp_path, write_report=write_report).epoch(TrainState(epoch=1), {"loss": 1.0}, 0.1, True)
     assert any("report.html could not be written" in line for line in log_lines)
     assert (tmp_path / "metrics.jsonl").exists() and not list(tmp_path.glob(".*tmp"))
 

@@ -15,7 +15,7 @@ from finetune.data.batch import Sample
 from finetune.data.slides import SlideFile
 from finetune.models.embeddings import embed_slides
 from finetune.models.generation import confidences, generate
-from finetune.training.calibration import calibrate, finish, is_finished
+from finetune.training.calibration import calibrate, calibrate_and_index, is_calibrated_and_indexed
 from prism import GenerationOptions
 from tests.helpers.files import refused
 from tests.helpers.scripts import TEXTS
@@ -87,16 +87,16 @@ def test_a_finished_run_has_its_calibration_and_its_training_slides_once(tmp_pat
     checkpoint_of(model).save(tmp_path, [BEST])
     with torch.no_grad():
         model.decoder.img_queries.add_(1)  # training went on: the index must be of the best weights
-    finish(tmp_path, model, FP32, samples_of(train), lambda side: {"train": train, "validation": validation}[side])
+    calibrate_and_index(tmp_path, model, FP32, samples_of(train), lambda side: {"train": train, "validation": validation}[side])
     best, index = Checkpoint.load(tmp_path / BEST), read_nearest(tmp_path / BEST, checkpoint_of(model))
-    assert best.calibration["words"] == 10 and is_finished(tmp_path) and same_weights(index, best)
+    assert best.calibration["words"] == 10 and is_calibrated_and_indexed(tmp_path) and same_weights(index, best)
     fresh = tiny_model().eval()
     expected = embed_slides(fresh.decoder, fresh.image_tokens(train[0].tile_embeddings, train[0].tile_mask))
     assert torch.allclose(index["embeddings"][:3], torch.from_numpy(expected), atol=1e-6)
     assert index["ids"] == train[0].ids + train[1].ids and index["texts"][1] == [TEXTS[1]]
     assert torch.allclose(index["embeddings"].norm(dim=1), torch.ones(5))
     before = (tmp_path / BEST).stat().st_mtime_ns
-    finish(tmp_path, model, FP32, samples_of(train), lambda side: pytest.fail("nothing is left to do"))
+    calibrate_and_index(tmp_path, model, FP32, samples_of(train), lambda side: pytest.fail("nothing is left to do"))
     assert (tmp_path / BEST).stat().st_mtime_ns == before
     assert not same_weights(index, checkpoint_of(model, step=2)), "of other weights of the same run"
     assert read_nearest(tmp_path / BEST, checkpoint_of(model, fingerprint="other")) is None
@@ -105,7 +105,7 @@ def test_a_finished_run_has_its_calibration_and_its_training_slides_once(tmp_pat
 def test_without_the_contrastive_loss_there_are_texts_but_no_places(tmp_path):
     model, train = tiny_model(contrastive_weight=0.0), [a_batch(1, 2)]
     checkpoint_of(model).save(tmp_path, [BEST])
-    finish(tmp_path, model, FP32, samples_of(train), lambda side: [] if side == "validation" else train)
+    calibrate_and_index(tmp_path, model, FP32, samples_of(train), lambda side: [] if side == "validation" else train)
     index = read_nearest(tmp_path / BEST, Checkpoint.load(tmp_path / BEST))
     assert index["embeddings"] is None and index["texts"] == [[TEXTS[0]], [TEXTS[1]]]
 

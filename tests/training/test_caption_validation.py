@@ -13,16 +13,16 @@ from finetune.common.distributed import World
 from finetune.config.schema import Config, apply_overrides
 from finetune.data.batch import Sample
 from finetune.data.slides import SlideFile
-from finetune.data.tokenizer import VocabTokenizer
 from finetune.models.captioner import encoded
-from finetune.training.caption_validation import FILE, CaptionEvaluation, check_monitor, choose, validation_names
+from finetune.models.generation import generate
+from finetune.training import validation
+from finetune.training.caption_validation import FILE, CaptionScores, check_monitor, choose_samples, validation_names
 from finetune.training.collapse_check import CollapseCheck
-from finetune.training.loop import _note_score, fit, train_step, validate
+from finetune.training.loop import fit, train_step, update_best
 from finetune.training.state import TrainState
+from finetune.training.validation import ObservedBatch
 from tests.helpers.files import refused
-from tests.helpers.training import a_batch, parts_of, tiny_model
-
-TOKENIZER = VocabTokenizer(list("甲乙丙丁戊己庚"))  # 11 words, as the tiny model has
+from tests.helpers.training import TOKENIZER, a_batch, parts_of, tiny_model
 
 
 def samples_of(*batches) -> list[Sample]:
@@ -30,15 +30,15 @@ def samples_of(*batches) -> list[Sample]:
             for b in batches for i, row in zip(b.ids, b.labels, strict=True)]
 
 
-def watch(samples, folder) -> CollapseCheck:
-    return CollapseCheck(1, 2, 0, CaptionEvaluation(samples, TOKENIZER, 8, folder))
+def observing(samples, folder) -> dict:
+    return {"observers": [CollapseCheck(), CaptionScores(samples, TOKENIZER, 8, folder)], "max_length": 8}
 
 
 def test_each_epoch_writes_and_scores_the_captions_of_the_chosen_slides(tmp_path):
     model, batches = tiny_model(), [a_batch(1, 3), a_batch(2, 2)]
     chosen = samples_of(*batches)[1:4]  # of both batches
     state = torch.get_rng_state()
-    scores = validate(parts_of(model, tmp_path, validation=batches, watch=watch(chosen, tmp_path)), 7)
+    scores = parts_of(model, tmp_path, validation=batches, **observing(chosen, tmp_path)).validate(7)
     assert torch.equal(torch.get_rng_state(), state) and set(validation_names("text", "retrieval")) <= set(scores)
     lines = [json.loads(line) for line in (tmp_path / FILE).read_text(encoding="utf-8").splitlines()]
     assert [(r["epoch"], r["id"]) for r in lines] == [(7, s.slide.slide_id) for s in chosen]
@@ -52,16 +52,32 @@ def test_each_epoch_writes_and_scores_the_captions_of_the_chosen_slides(tmp_path
     assert 0 <= scores["val_image_to_text_r1"] <= 1 <= scores["val_text_to_image_median_rank"] <= 3
 
 
+def test_a_slide_is_decoded_once_for_all_observers_and_the_collapse_check_compares_as_many_tokens_as_without_scores(
+        tmp_path, monkeypatch):
+    model, batches, rows = tiny_model(), [a_batch(1, 3), a_batch(2, 2)], []
+    alone = parts_of(model, tmp_path, validation=batches, observers=[CollapseCheck()]).validate(1)
+
+    def counting(decoder, image_tokens, *args, **kwargs):
+        rows.append(len(image_tokens))
+        return generate(decoder, image_tokens, *args, **kwargs)
+
+    monkeypatch.setattr(validation, "generate", counting)
+    scores = parts_of(model, tmp_path, validation=batches, **observing(samples_of(*batches), tmp_path)).validate(1)
+    assert rows == [3, 2] and {name: scores[name] for name in alone} == alone
+
+
 def test_ranks_together_score_what_one_process_scores(tmp_path):
     model, batches = tiny_model(), [a_batch(1, 3), a_batch(2, 2)]
     chosen = samples_of(*batches)[1:4]
-    alone, *ranks = (CaptionEvaluation(chosen, TOKENIZER, 8, tmp_path) for _ in range(3))
+    alone, *ranks = (CaptionScores(chosen, TOKENIZER, 8, tmp_path) for _ in range(3))
+    alone.begin(1)
     with torch.no_grad():
         for batch, rank in zip(batches, ranks, strict=True):
+            rank.begin(1)
             for evaluation in (alone, rank):
-                evaluation.see(model, encoded(model, batch))
+                evaluation.observe(ObservedBatch(model, encoded(model, batch), None, TOKENIZER, 8))
     together = SimpleNamespace(gather=lambda own: [rank._records for rank in ranks], is_main=False)
-    assert ranks[1].scores(1, together) == alone.scores(1, World())
+    assert ranks[1].scores(together) == alone.scores(World())
     assert {r["id"] for r in map(json.loads, (tmp_path / FILE).read_text(encoding="utf-8").splitlines())} == {
         s.slide.slide_id for s in chosen}
 
@@ -69,28 +85,26 @@ def test_ranks_together_score_what_one_process_scores(tmp_path):
 def test_a_captioner_that_has_learned_its_slides_scores_one(tmp_path):
     model, batch = tiny_model(), a_batch(1, 4)
     batch.text[:, 0], batch.labels[:, -1] = 1, 2  # texts that begin and end
-    parts = parts_of(model, tmp_path, validation=[batch], watch=watch(samples_of(batch), tmp_path))
+    parts = parts_of(model, tmp_path, validation=[batch], **observing(samples_of(batch), tmp_path))
     for _ in range(150):
         train_step(parts, [batch], 1e-2, TrainState())
-    scores = validate(parts)
+    scores = parts.validate(1)
     assert scores["val_exact_match"] == scores["val_image_to_text_r1"] == 1 and scores["val_bleu_4"] == pytest.approx(1)
 
 
 @pytest.mark.parametrize(("monitor", "values", "best"), [
     ("val_loss", [2, 1, 3], 2), ("val_bleu_4", [0.1, 0.3, 0.3], 2), ("val_image_to_text_median_rank", [5, 6, 4], 3),
     ("val_cider", [0.0, float("nan"), -1], 1), ("val_my_own_part", [3, 1, 2], 2)])
-def test_the_best_model_is_chosen_by_any_score(tmp_path, monkeypatch, monitor, values, best):
-    given = iter(values)
-    monkeypatch.setattr("finetune.training.loop.validate", lambda parts, epoch: {"val_loss": 1.0, monitor: next(given)})
-    batch = a_batch(1, 2)
-    state = fit(parts_of(tiny_model(), tmp_path, [batch], [batch], epochs=3, monitor=monitor), TrainState())
-    assert state.best_epoch == best
+def test_the_best_model_is_chosen_by_any_score(tmp_path, monitor, values, best):
+    parts = parts_of(tiny_model(), tmp_path, [a_batch(1, 2)], epochs=3, monitor=monitor)
+    parts.validate = lambda epoch: {"val_loss": 1.0, monitor: values[epoch - 1]}
+    assert fit(parts, TrainState()).best_epoch == best
 
 
 def test_the_chosen_slides_are_the_same_whatever_their_order():
     samples = samples_of(a_batch(1, 9))
-    first, second = choose(samples, 4, 42), choose(samples[::-1], 4, 42)
-    assert first == second and len(first) == 4 and choose(samples, 99, 42) != samples[:4]
+    first, second = choose_samples(samples, 4, 42), choose_samples(samples[::-1], 4, 42)
+    assert first == second and len(first) == 4 and choose_samples(samples, 99, 42) != samples[:4]
 
 
 @pytest.mark.parametrize(("settings", "word"), [
@@ -102,5 +116,5 @@ def test_a_monitor_that_no_epoch_has_is_refused_before_training(settings, word):
         check_monitor(apply_overrides(Config(), settings))
     check_monitor(apply_overrides(Config(), ["training.loss=my.loss:part", "training.monitor=val_part"]))
     with refused("training.monitor", "val_prat", "val_part"):  # whose parts are known after the first epoch
-        _note_score(TrainState(epoch=1), "val_prat", {"val_loss": 1.0, "val_part": 1.0})
+        update_best(TrainState(epoch=1), "val_prat", {"val_loss": 1.0, "val_part": 1.0})
     check_monitor(apply_overrides(Config(), ["training.eval_captions=3", "training.monitor=val_cider"]))

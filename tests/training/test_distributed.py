@@ -14,7 +14,7 @@ import torch
 from finetune.common.distributed import World, join_world
 from finetune.common.errors import UserError
 from finetune.training.collapse_check import CollapseCheck
-from finetune.training.loop import train_step, validate
+from finetune.training.loop import train_step
 from finetune.training.state import TrainState
 from tests.helpers.files import ROOT
 from tests.helpers.training import (
@@ -85,8 +85,7 @@ VALIDATION = [[[2], [3], [1], [2]], [[1], [], [2], []], [[1], [], [], []]]
 
 def validated(world: World, folder: Path) -> dict[str, float]:
     steps = [a_step(layout[:world.size])[world.rank] for layout in VALIDATION]
-    parts = parts_of(tiny_model(), folder, world=world, validation=steps, watch=CollapseCheck(1, 2, 0))
-    return validate(parts)
+    return parts_of(tiny_model(), folder, world=world, validation=steps, observers=[CollapseCheck()]).validate(1)
 
 
 def worker(folder: Path) -> None:
@@ -146,8 +145,8 @@ def test_N01_a_number_that_is_not_finite_on_one_rank_ends_all_with_its_slides(ra
 
 def test_N08_validation_is_exact_over_ranks(ranks, tmp_path):
     micro_batches = [[b for rank in a_step(layout[:len(ranks)]) for b in rank] for layout in VALIDATION]
-    whole = validate(parts_of(tiny_model(), tmp_path, validation=[everything(step) for step in micro_batches]))
-    watched = validate(parts_of(tiny_model(), tmp_path, validation=micro_batches, watch=CollapseCheck(1, 2, 0)))
+    whole = parts_of(tiny_model(), tmp_path, validation=[everything(step) for step in micro_batches]).validate(1)
+    watched = parts_of(tiny_model(), tmp_path, validation=micro_batches, observers=[CollapseCheck()]).validate(1)
     for rank in ranks:
         assert {k: rank["validated"][k] for k in whole} == pytest.approx(whole, abs=1e-5)
         assert rank["validated"]["val_shuffled_gap"] == pytest.approx(watched["val_shuffled_gap"], abs=1e-5)

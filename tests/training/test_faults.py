@@ -202,7 +202,7 @@ def test_K18_K01_the_newest_is_the_furthest_in_training_not_in_the_alphabet(tmp_
 
 def test_K20_a_validation_loss_of_nan_is_told(tmp_path, log_lines):
     state = TrainState(epoch=3)
-    assert not loop._note_score(state, "val_loss", {"val_loss": math.nan}) and state.best_loss == math.inf
+    assert not loop.update_best(state, "val_loss", {"val_loss": math.nan}) and state.best_loss == math.inf
     assert any("epoch 3 is not a number" in line for line in log_lines)
 
 
@@ -312,7 +312,7 @@ def test_out_of_memory_names_the_largest_slide(tmp_path, monkeypatch, error):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(loop, "train_step", fail)
+    monkeypatch.setattr("finetune.training.objective.Objective.backward", fail)
     with refused("out of memory at epoch 1, step 1", "4 tiles in slide s1_1", "data.max_tiles"):
         loop.fit(parts_of(tiny_model(), tmp_path, [a_batch(1, 2)]), TrainState())
 
@@ -321,7 +321,7 @@ def test_R03_another_runtime_error_stays_a_bug(tmp_path, monkeypatch):
     def fail(*_):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(loop, "train_step", fail)
+    monkeypatch.setattr("finetune.training.objective.Objective.backward", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         loop.fit(parts_of(tiny_model(), tmp_path, [a_batch(1, 2)]), TrainState())
 

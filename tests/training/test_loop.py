@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from finetune.common.errors import UserError
-from finetune.training.loop import fit, train_step, validate
-from finetune.training.optim import lr_at
+from finetune.training.loop import fit, train_step
+from finetune.training.loss_means import means_of
+from finetune.training.optim import warmup_cosine
+from finetune.training.resume import saved_state
 from finetune.training.run_log import RunLog
 from finetune.training.state import TrainState
 from tests.helpers.training import a_batch, joined, parts_of, tiny_model
@@ -70,8 +73,8 @@ def test_N08_validation_is_the_same_however_it_is_batched_and_leaves_no_trace(tm
     model = tiny_model(contrastive_weight=0.0)
     model.train()
     random_state = torch.get_rng_state()
-    two = validate(parts_of(model, tmp_path, validation=batches))
-    one = validate(parts_of(model, tmp_path, validation=[joined(*batches)]))
+    two = parts_of(model, tmp_path, validation=batches).validate(1)
+    one = parts_of(model, tmp_path, validation=[joined(*batches)]).validate(1)
     assert two["val_caption_loss"] == pytest.approx(one["val_caption_loss"], rel=1e-5)
     assert model.training and not model.prism.training
     assert torch.equal(torch.get_rng_state(), random_state)
@@ -83,14 +86,14 @@ def test_N08_a_lone_slide_counts_in_every_mean_but_the_contrastive(tmp_path):
     batches = [a_batch(1, 3, [5, 2, 4]), a_batch(2, 1, [3])]
     model = tiny_model(1.0, 0.5)
     parts = parts_of(model, tmp_path, validation=batches)
-    parts.objective.user_loss = lambda inputs: {"own": inputs.labels.float().sum(1).mean()}
-    found = validate(parts)
+    parts.objective.custom_loss = lambda inputs: {"own": inputs.labels.float().sum(1).mean()}
+    found = parts.validate(1)
     own = [float(b.labels.sum()) for b in batches]
     assert found["val_own"] == pytest.approx(sum(own) / 4)
-    first = validate(parts_of(model, tmp_path, validation=batches[:1]))
+    first = parts_of(model, tmp_path, validation=batches[:1]).validate(1)
     assert found["val_contrastive_loss"] == pytest.approx(first["val_contrastive_loss"]) and first["val_contrastive_loss"] > 0
-    parts.validation[:] = batches[1:]
-    assert validate(parts)["val_own"] == pytest.approx(own[1])
+    parts.validate.batches[:] = batches[1:]
+    assert parts.validate(1)["val_own"] == pytest.approx(own[1])
 
 
 def test_the_loop_runs_every_batch_at_the_scheduled_rate_and_saves_each_epoch(tmp_path):
@@ -100,7 +103,7 @@ def test_the_loop_runs_every_batch_at_the_scheduled_rate_and_saves_each_epoch(tm
     step = parts.optimizer.step
     parts.optimizer.step = lambda *a, **k: (rates.append(parts.optimizer.param_groups[0]["lr"]), step(*a, **k))[1]
     state = fit(parts, TrainState())
-    assert rates == [lr_at(i, 9, 1e-2, 0.0) for i in range(9)]  # 3 steps an epoch
+    assert rates == [warmup_cosine(i, 9, 1e-2, 0.0) for i in range(9)]  # 3 steps an epoch
     assert [(s.epoch, s.batches_done, s.step) for s in saved] == [(1, 0, 3), (2, 0, 6), (3, 0, 9)]
     assert state.best_loss == min(s.best_loss for s in saved)
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
@@ -123,6 +126,13 @@ def test_a_stop_inside_an_epoch_saves_where_it_stopped_and_goes_on_to_the_same_e
         ends.append((model.decoder.state_dict(), (folder / "metrics.jsonl").read_bytes()))
     assert ends[0][1] == ends[1][1]
     assert all(torch.equal(v, ends[1][0][k]) for k, v in ends[0][0].items())
+
+
+def test_the_running_sums_of_a_checkpoint_of_an_earlier_version_are_read():
+    old = {"caption_loss": 6.0, "contrastive_loss": 1.0, "words": 3.0, "slides": 2.0}
+    sums = saved_state(SimpleNamespace(progress={"sums": old}, path="c.pth")).sums
+    assert list(sums) == ["caption_loss", "contrastive_loss", "num_tokens", "num_slides"]
+    assert means_of(sums, tiny_model()) == {"loss": 2.5, "caption_loss": 2.0, "contrastive_loss": 0.5}
 
 
 def test_K20_a_score_of_nan_is_never_the_best(tmp_path):

@@ -110,7 +110,7 @@ def test_R03_a_step_that_runs_out_of_memory_is_done_in_halves_with_the_same_resu
     objective = Objective(tiny_model(2.0, weight), Precision("fp32", CPU, "test"), ALONE)
     memory, state = Small(objective.model, 1, where), torch.get_rng_state()
     losses, found = gradients(objective, BATCHES[:count])
-    assert memory.errors == 2 and objective.most == 1
+    assert memory.errors == 2 and objective.max_slides == 1
     assert losses == pytest.approx(wanted_losses, abs=1e-5)
     for name, gradient in wanted.items():
         torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-5)
@@ -124,7 +124,7 @@ def test_R03_validation_is_done_in_halves_too_and_sees_each_slide_once():
     wanted, objective = objective_of(ALONE).losses(BATCHES), objective_of(ALONE)
     memory, seen = Small(objective.model, 1, "forward"), []
     losses = objective.losses(BATCHES, lambda batch, outputs: seen.extend(batch.ids))
-    assert memory.errors and objective.most == 1 and seen == [i for b in BATCHES for i in b.ids]
+    assert memory.errors and objective.max_slides == 1 and seen == [i for b in BATCHES for i in b.ids]
     assert (losses.caption_loss, losses.contrastive_loss) == pytest.approx((wanted.caption_loss, wanted.contrastive_loss),
                                                                            abs=1e-5)
 
@@ -159,7 +159,7 @@ def test_auto_probes_with_the_longest_text_and_the_largest_slide_and_leaves_no_t
     assert largest_batch(objective, samples, 12, cached) == 5 and memory.errors == 2
     assert all(b.text.shape[1] == 8 and b.text_mask.all() for b in seen) and [len(b.ids) for b in seen] == [2, 4, 8, 6, 5]
     assert all(b.image_tokens.shape[1:] == (4, 16) if cached else b.tile_embeddings.shape[1:] == (12, 8) for b in seen)
-    assert torch.equal(torch.get_rng_state(), state) and objective.most is None
+    assert torch.equal(torch.get_rng_state(), state) and objective.max_slides is None
     assert all(torch.equal(v, before[k]) for k, v in objective.model.state_dict().items())
     assert all(p.grad is None for p in objective.model.parameters()) 
     assert any("auto: 5" in line and "8 does not fit" in line for line in log_lines)
@@ -252,11 +252,11 @@ def test_a_loss_of_the_users_own_in_micro_batches_is_the_mean_over_all_slides():
     alone = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     objective = Objective(tiny_model(2.0, 0.5), Precision("fp32", CPU, "test"), ALONE, per_slide)
     losses, found = gradients(objective, BATCHES)
-    assert losses["user"] == pytest.approx({k: v.item() for k, v in parts.items()}, rel=1e-4)
+    assert losses["custom"] == pytest.approx({k: v.item() for k, v in parts.items()}, rel=1e-4)
     for name, gradient in found.items():
         wanted = plain.get(name, 0) + alone.get(name, 0)
         torch.testing.assert_close(gradient, wanted, atol=1e-4, rtol=1e-4)
-    assert objective.losses(BATCHES).user == pytest.approx(losses["user"], rel=1e-4)
+    assert objective.losses(BATCHES).custom == pytest.approx(losses["custom"], rel=1e-4)
 
 
 def test_what_the_users_function_raises_is_one_line_but_memory_errors_pass():

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from finetune.common.device import resolve_device, resolve_precision
-from finetune.training.optim import build_optimizer, lr_at
+from finetune.training.optim import build_optimizer, warmup_cosine
 from tests.helpers.files import refused
 
 CPU = torch.device("cpu")
@@ -18,13 +18,13 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize(("step", "rate"), [(0, 0.25), (1, 0.5), (3, 1.0), (4, 1.0), (7, 0.5 + 0.5 * math.cos(math.pi / 2)),
                                             (9, 0.5 + 0.5 * math.cos(math.pi * 5 / 6)), (10, 0.0), (99, 0.0)])
 def test_the_rate_warms_up_in_a_line_and_falls_as_a_cosine(step, rate):
-    assert lr_at(step, total_steps=10, peak=2.0, warmup=4) == pytest.approx(2 * rate, abs=1e-12)
+    assert warmup_cosine(step, total_steps=10, peak=2.0, warmup=4) == pytest.approx(2 * rate, abs=1e-12)
 
 
 def test_below_one_the_warm_up_is_a_share_of_all_steps():
     for step in range(100):
-        assert lr_at(step, 100, 1e-4, 0.03) == lr_at(step, 100, 1e-4, 3)
-    assert lr_at(0, 10, 1.0, 0.0) == 1.0 and lr_at(0, 10, 1.0, 0.04) == 1.0, "no warm-up at all"
+        assert warmup_cosine(step, 100, 1e-4, 0.03) == warmup_cosine(step, 100, 1e-4, 3)
+    assert warmup_cosine(0, 10, 1.0, 0.0) == 1.0 and warmup_cosine(0, 10, 1.0, 0.04) == 1.0, "no warm-up at all"
 
 
 @pytest.mark.parametrize(("total", "warm"), [(50, 1), (50, 7), (200, 20)])
@@ -34,14 +34,14 @@ def test_the_rate_is_that_of_torchs_own_schedulers(total, warm):
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total - warm)
     both = torch.optim.lr_scheduler.SequentialLR(optimizer, [line, cosine], [warm])
     for step in range(total):
-        assert lr_at(step, total, 3e-4, warm) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9, abs=1e-15)
+        assert warmup_cosine(step, total, 3e-4, warm) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9, abs=1e-15)
         optimizer.step()
         both.step()
 
 
 @pytest.mark.parametrize(("total", "warmup"), [(1, 0.03), (1, 5), (3, 100), (10, 10)])
 def test_the_rate_stays_between_zero_and_the_peak(total, warmup):
-    assert all(0 <= lr_at(s, total, 1e-4, warmup) <= 1e-4 for s in range(2 * total))
+    assert all(0 <= warmup_cosine(s, total, 1e-4, warmup) <= 1e-4 for s in range(2 * total))
 
 
 class Model(nn.Module):

@@ -73,7 +73,7 @@ def test_slides_per_second_are_those_of_training_not_of_validation(tmp_path, mon
     log, seen = RunLog(tmp_path), []
     log.trackers = [types.SimpleNamespace(log=lambda record, step: seen.append(record["slides_per_second"]))]
     with log.epoch_bar(TrainState(), 1, 1) as bar:
-        log.step(bar, {"slides": 8.0, "loss": 1.0, "lr": 1e-4})
+        log.step(bar, {"num_slides": 8.0, "loss": 1.0, "lr": 1e-4})
     log.epoch(TrainState(epoch=1), {"loss": 1.0}, 1e-4, True)
     assert seen == [4.0]
 
