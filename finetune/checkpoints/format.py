@@ -153,12 +153,7 @@ def read_pth(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(path, "is a folder" if path.is_dir() else "not found", "give the path of a .pth file")
     try:
-        content = None
-        damage = _damage(path)
-        if damage is None:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-            if not _is_plain(content):
-                damage = "it holds other things than plain values and whole tensors"
+        content, damage = _load_plain(path)
     except zipfile.BadZipFile:
         raise DamagedCheckpoint(path, f"truncated or no checkpoint ({path.stat().st_size} bytes)", _FIX) from None
     except Exception as error:  # the unpickler may fail in any way on a hostile file; none of its text is of use
@@ -169,6 +164,17 @@ def read_pth(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def _load_plain(path: Path) -> tuple[Any, str | None]:
+    """(content, None), or (None, what is wrong with the archive or with what it holds)."""
+    damage = _damage(path)
+    if damage:
+        return None, damage
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    if not _is_plain(content):
+        return None, "it holds other things than plain values and whole tensors"
+    return content, None
+
+
 def check_version(content: Any, path: Path) -> None:
     """Raises UserError unless `content` is of a format version that this code reads."""
     version = None
@@ -176,15 +182,18 @@ def check_version(content: Any, path: Path) -> None:
         version = content.get("format_version")
     if type(version) is int and version in range(1, FORMAT_VERSION + 1):
         return
-    if version is None:
-        fix = "it holds weights only, not a run: give the last_model.pth of a run"
-    elif isinstance(version, int) and version > FORMAT_VERSION:
-        fix = "it is of a newer version of this project: update (git pull)"
-    else:
-        fix = "use the version of this project that wrote it"
+    fix = _fix_of_version(version)
     if not isinstance(version, (int, str, type(None))):
         version = type(version).__name__  # not its value: it may be of any size
     raise UserError(path, f"checkpoint format {version!r}, this version reads 1 to {FORMAT_VERSION}", fix)
+
+
+def _fix_of_version(version: Any) -> str:
+    if version is None:
+        return "it holds weights only, not a run: give the last_model.pth of a run"
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        return "it is of a newer version of this project: update (git pull)"
+    return "use the version of this project that wrote it"
 
 
 def _check_sections(content: dict[str, Any], path: str | Path) -> None:

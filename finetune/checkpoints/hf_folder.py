@@ -31,8 +31,7 @@ _MAX_JSON = 1 << 26  # bytes; a vocabulary of 100 000 tokens has a tenth of it
 def write_folder(checkpoint: Path, folder: Path) -> None:
     """Write the run in `checkpoint` to `folder`, all files or none. Raises UserError."""
     content = Checkpoint.load(checkpoint)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(folder, "is there already", "choose another --output")
+    _require_empty(folder)
     _remove_private(content)
     temporary = folder.with_name(folder.name + ".tmp")
     try:
@@ -46,6 +45,12 @@ def write_folder(checkpoint: Path, folder: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(folder, f"cannot be written ({getattr(error, 'strerror', None) or error})",
                         "choose another --output") from None
+
+
+def _require_empty(folder: Path) -> None:
+    """Raises UserError for a file, or a folder with something in it."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(folder, "is there already", "choose another --output")
 
 
 def _remove_private(content: Checkpoint) -> None:

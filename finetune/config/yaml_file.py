@@ -88,13 +88,18 @@ def _yaml_root(path: str | Path) -> yaml.Node:
         _check_events(text, path)
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else path
-        problem = getattr(error, "problem", None) or "unreadable"
-        raise UserError(where, f"not valid YAML ({problem})", _COMPARE) from None
+        raise _as_user_error(error, path) from None
     if root is None:
         raise UserError(path, "empty", _COMPARE)
     return root
+
+
+def _as_user_error(error: yaml.YAMLError, path: str | Path) -> UserError:
+    """The parser's error with the line and column it points to."""
+    mark = getattr(error, "problem_mark", None)
+    where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else path
+    problem = getattr(error, "problem", None) or "unreadable"
+    return UserError(where, f"not valid YAML ({problem})", _COMPARE)
 
 
 def _read_text(path: str | Path) -> str:

@@ -209,27 +209,35 @@ def _find_features(file: h5py.File, key: str | None, width: int) -> tuple[str, h
     if not present:
         raise _no_features(file, candidates)
 
-    # STAMP stores slide-level features under the same name
+    _require_tile_level(file)
+    matches = _matrices(file, present, width)
+    if len(matches) > 1:
+        names = " and ".join(name for name, _, _ in matches)
+        raise BadSlide(f"has several matrices of features: {names}", "say which with data.h5_key")
+    return matches[0]
+
+
+def _require_tile_level(file: h5py.File) -> None:
+    """Raises BadSlide for slide-level features, which STAMP stores under the same name."""
     level = _attribute(file, "feat_type")
     if level in ("slide", "patient"):
         raise BadSlide(f"this is a {level}-level file of STAMP", _TILE_FOLDER)
 
+
+def _matrices(file: h5py.File, names: list[str], width: int) -> list[tuple[str, h5py.Dataset, int]]:
+    """(key, dataset, number of tiles) of those that are matrices of features. Raises BadSlide if none is."""
     # a file may hold a dataset that has a usual name but is no matrix of features
     matches: list[tuple[str, h5py.Dataset, int]] = []
     problems: list[BadSlide] = []
-    for name in present:
+    for name in names:
         try:
             dataset, num_tiles = _check_header(file, name, width)
             matches.append((name, dataset, num_tiles))
         except BadSlide as problem:
             problems.append(problem)
-
     if not matches:
         raise problems[0]
-    if len(matches) > 1:
-        names = " and ".join(name for name, _, _ in matches)
-        raise BadSlide(f"has several matrices of features: {names}", "say which with data.h5_key")
-    return matches[0]
+    return matches
 
 
 def _no_features(file: h5py.File, candidates: tuple[str, ...]) -> BadSlide:
@@ -345,15 +353,20 @@ def _attribute(owner: h5py.File | h5py.Dataset, name: str) -> object:
     return owner.attrs[name] if h5py.h5a.exists(owner.id, name.encode()) else None
 
 
+def _possible_chunk_sizes(dataset: h5py.Dataset) -> range:
+    """In bytes, as stored."""
+    chunk_bytes = math.prod(dataset.chunks) * dataset.dtype.itemsize
+    if dataset.id.get_create_plist().get_nfilters() == 0:
+        return range(chunk_bytes, chunk_bytes + 1)
+    # zlib takes 8 bytes for no data at all; what a filter cannot shrink it may enlarge
+    return range(9, 2 * chunk_bytes + _MAX_FILTER_BYTES + 1)
+
+
 def _check_chunks(dataset: h5py.Dataset, file_size: int) -> None:
     """Raises OSError for a broken index of chunks: HDF5's filters crash the process on chunks of impossible sizes."""
     if dataset.chunks is None:
         return
-    chunk_bytes = math.prod(dataset.chunks) * dataset.dtype.itemsize
-    sizes = range(chunk_bytes, chunk_bytes + 1)
-    # zlib takes 8 bytes for no data at all; what a filter cannot shrink it may enlarge
-    if dataset.id.get_create_plist().get_nfilters() > 0:
-        sizes = range(9, 2 * chunk_bytes + _MAX_FILTER_BYTES + 1)
+    sizes = _possible_chunk_sizes(dataset)
 
     # a callback instead of a list of chunks: TRIDENT writes one chunk per tile
     def check(chunk: h5py.h5d.StoreInfo) -> None:

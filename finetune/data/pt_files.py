@@ -75,6 +75,18 @@ def _load(path: Path, key: str | None) -> tuple[torch.Tensor, str, bool]:
     if isinstance(content, dict):
         found_key = _find_key(content, key)
         content = content[found_key]
+    _check_tensor(content)
+
+    # torch writes each storage as an entry NAME/data/NUMBER
+    storages = [entry for entry in entries if "/data/" in entry.filename]
+    is_alone = not found_key and len(storages) == 1
+    return content.detach(), found_key, is_alone
+
+
+def _check_tensor(content: Any) -> None:
+    """Raises BadSlide for anything but a dense tensor within its storage."""
+    import torch
+
     is_dense = type(content) is torch.Tensor and content.layout is torch.strided and content.device.type == "cpu"
     if not is_dense:
         raise BadSlide(f"holds a {type(content).__name__}, expected a tensor (N, D)", "save one tensor with torch.save")
@@ -82,11 +94,6 @@ def _load(path: Path, key: str | None) -> tuple[torch.Tensor, str, bool]:
     # a tensor of stride 0 can declare 10^9 numbers in a file of 1 kB
     if content.nbytes > content.untyped_storage().nbytes():
         raise BadSlide("declares more numbers than it holds", "extract its features again")
-
-    # torch writes each storage as an entry NAME/data/NUMBER
-    storages = [entry for entry in entries if "/data/" in entry.filename]
-    is_alone = not found_key and len(storages) == 1
-    return content.detach(), found_key, is_alone
 
 
 def _find_key(content: dict, wanted: str | None) -> str:
@@ -108,12 +115,16 @@ def _entries(path: Path) -> list[zipfile.ZipInfo]:
     except zipfile.BadZipFile:
         raise BadSlide(f"truncated ({file_size} bytes)", "copy it again") from None
 
-    # torch itself compresses nothing: a small file that declares gigabytes is an attack
+    _require_stored(entries, file_size)
+    return entries
+
+
+def _require_stored(entries: list[zipfile.ZipInfo], file_size: int) -> None:
+    """torch itself compresses nothing: a small file that declares gigabytes is an attack. Raises BadSlide for it."""
     methods = {entry.compress_type for entry in entries}
     declared = sum(entry.file_size for entry in entries)
     if methods - {zipfile.ZIP_STORED} or declared > file_size:
         raise BadSlide("declares more than it holds", "extract its features again")
-    return entries
 
 
 def _refuse_other_files(path: Path) -> None:

@@ -136,9 +136,7 @@ class SlideCache:
         missing = self._missing(slides)
         if missing:
             self._check_disk(len(missing), len(slides))
-            groups = _groups(slides)[world.rank::world.size]
-            groups = [group for group in groups if missing.intersection(slide.slide_id for slide in group)]
-            self._encode(groups, encode, max(1, workers))
+            self._encode(_groups_of_rank(slides, missing, world), encode, max(1, workers))
         else:
             logger.info("slide cache %s: all %d slides are there", self._name, len(slides))
 
@@ -229,6 +227,15 @@ class SlideCache:
 
 def _num_tiles(slides: Sequence[Slide]) -> int:
     return sum(slide.num_tiles for slide in slides)
+
+
+def _groups_of_rank(slides: Sequence[Slide], missing: set[str], world: World) -> list[list[Slide]]:
+    """This rank's share of the groups in which a slide is missing."""
+    groups = []
+    for group in _groups(slides)[world.rank::world.size]:
+        if missing.intersection(slide.slide_id for slide in group):
+            groups.append(group)
+    return groups
 
 
 def _groups(slides: Sequence[Slide]) -> list[list[Slide]]:

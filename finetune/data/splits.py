@@ -202,11 +202,9 @@ def _warn_of_leaking_patients(split: Split) -> None:
 def _given_splits(labels: Mapping[str, Label], split_file: str | None) -> dict[str, str]:
     """{id: train, val or test} as the split file or the labels say; empty if neither does."""
     if split_file is None:
-        source = "data.labels_file"
-        splits = {i: label.split for i, label in labels.items() if label.split}
+        source, splits = "data.labels_file", _splits_of_labels(labels)
     else:
-        source = split_file
-        splits = read_split_file(split_file)
+        source, splits = split_file, read_split_file(split_file)
 
     # a split file may cover more cases than one data set
     unused = sorted(splits.keys() - labels.keys())
@@ -219,6 +217,10 @@ def _given_splits(labels: Mapping[str, Label], split_file: str | None) -> dict[s
         raise UserError(source, f"gives no split for {len(missing)} of {len(labels)} cases, such as {missing[0]!r}",
                         "give each case train, val or test")
     return splits
+
+
+def _splits_of_labels(labels: Mapping[str, Label]) -> dict[str, str]:
+    return {case_id: label.split for case_id, label in labels.items() if label.split}
 
 
 def read_split_file(path: str) -> dict[str, str]:

@@ -46,11 +46,17 @@ def read_tiles(slide: Slide, rows: np.ndarray | None = None, *, check: bool = Tr
     dtype = np.float16 if tiles.dtype.itemsize == 2 else np.float32
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is infinite, and is reported below
         tiles = tiles.astype(dtype, copy=False)
-    if check and not _all_finite(tiles):
-        num_bad = np.count_nonzero(~np.isfinite(tiles).all(axis=1))
-        raise UserError(file.path, f"NaN or infinity in {num_bad} of {len(tiles)} tiles",
-                        "extract the features of this slide again")
+    if check:
+        _require_finite(tiles, file.path)
     return tiles
+
+
+def _require_finite(tiles: np.ndarray, path: str) -> None:
+    if _all_finite(tiles):
+        return
+    num_bad = np.count_nonzero(~np.isfinite(tiles).all(axis=1))
+    raise UserError(path, f"NaN or infinity in {num_bad} of {len(tiles)} tiles",
+                    "extract the features of this slide again")
 
 
 def _read_case(slide: Slide, rows: np.ndarray | None, check: bool) -> np.ndarray:
