@@ -157,6 +157,7 @@ def test_a_stopped_and_resumed_run_ends_bit_equal_to_an_undisturbed_one(data, tm
 
 
 
+@pytest.mark.full
 def test_resume_from_each_kind_of_checkpoint_goes_on(data, trained, tmp_path):
     import shutil
 
