@@ -55,11 +55,7 @@ class GroundTruth:
             records: of all captioned slides; failed ones and withheld captions are left out.
             embeddings: {slide id: unit vector (dim_latents,)}.
         """
-        known_ids = self.labels if self.labels is not None else self.classes or {}
-        captions = {}
-        for record in records:
-            if record["caption"] is not None and record["id"] in known_ids:
-                captions[record["id"]] = record["caption"]
+        captions = self._known_captions(records)
         if not captions:
             return None
         ids = list(captions)
@@ -73,6 +69,15 @@ class GroundTruth:
             answers.class_probabilities = captioner.class_probabilities(images, self.prompts)
             answers.true_classes = self._class_numbers(ids)
         return answers
+
+    def _known_captions(self, records: list[Record]) -> dict[str, str]:
+        """{slide id: caption} of the slides of which something is known."""
+        known_ids = self.labels if self.labels is not None else self.classes or {}
+        captions = {}
+        for record in records:
+            if record["caption"] is not None and record["id"] in known_ids:
+                captions[record["id"]] = record["caption"]
+        return captions
 
     def _class_numbers(self, ids: list[str]) -> np.ndarray:
         """(slides,) index of each slide's class among the prompts, -1 where it is not known."""

@@ -159,15 +159,19 @@ def answer(captioner: Captioner, path: Path, texts: list[str], options: Generati
     return result
 
 
-def parse_texts(header: str) -> list[str]:
-    """The texts to score, sent as a JSON list in ASCII: stripped, printable, without repeats. Raises UserError."""
+def _parse_list(header: str) -> list[str]:
     try:
         values = json.loads(header)
     except (ValueError, RecursionError):
         values = None
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
         raise UserError("texts", "are no list of texts", "send them from the page")
-    texts = [value.strip() for value in values if value.strip()]
+    return values
+
+
+def parse_texts(header: str) -> list[str]:
+    """The texts to score, sent as a JSON list in ASCII: stripped, printable, without repeats. Raises UserError."""
+    texts = [text.strip() for text in _parse_list(header) if text.strip()]
     longest = max(map(len, texts), default=0)
     if len(texts) > _MAX_TEXTS or longest > _MAX_CHARACTERS:
         raise UserError("texts", f"{len(texts)} texts, the longest of {longest} characters",
