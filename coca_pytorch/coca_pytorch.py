@@ -1,11 +1,11 @@
 """CoCa: Contrastive Captioners (https://arxiv.org/abs/2205.01917), a drop-in for CoCa-pytorch 0.1.0.
 
-Constructor, `forward` and state-dict keys are those of https://github.com/lucidrains/CoCa-pytorch. What differs, all
-of it held by tests: image tokens can be masked; a sample's text embedding does not depend on the padding of its batch;
-the contrastive temperature follows CLIP and equal texts are no negatives; nothing is gathered over processes; decoding
-has a cache.
+Constructor, `forward` and state-dict keys are those of https://github.com/lucidrains/CoCa-pytorch. The differences,
+all covered by tests: image tokens can be masked; a sample's text embedding does not depend on the padding of its batch;
+the contrastive temperature follows CLIP; equal texts are not negatives of each other; nothing is gathered across
+processes; decoding uses a key/value cache.
 
-Letters: b batch, t text tokens, n image tokens, q image queries, h heads, d width of a head.
+Shapes: b batch, t text tokens, n image tokens, q image queries, h heads, d dimension of a head.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ from .losses import CoCaLosses, CoCaOutputs, caption_loss, equal_text_groups
 class CoCa(ContrastiveCaptioner):
     """Image tokens and text -> next-token logits, embeddings of both, and their losses.
 
-    Texts are padded on the right. In every `text_mask` (b, t) true is a real token; the default is `text != pad_id`,
-    so give one if the end token equals `pad_id`. In every `image_mask` (b, n) true is a token; the values of masked
-    places, even NaN, change nothing. Token ids are not checked here (that would wait for the device at each step).
+    Texts are padded on the right. In every `text_mask` (b, t), true marks a real token; the default is
+    `text != pad_id`, so pass a mask if the end token equals `pad_id`. In every `image_mask` (b, n), true marks a token;
+    masked values, even NaN, have no effect. Token ids are not validated: that would synchronize with the device at each
+    step.
     """
 
     supports = frozenset({"compile", "grad_checkpointing", "attention"})
@@ -61,10 +62,25 @@ class CoCa(ContrastiveCaptioner):
         contrastive: str = "clip",
         label_smoothing: float = 0.0,
     ) -> None:
-        """dim: width of text and pooled image tokens. num_tokens: size of the vocabulary. dim_latents: width of the
-        contrastive space (default `dim`). image_dim: width of the image tokens (default `dim`). img_encoder: images ->
-        image tokens, needed only to pass `images`. A loss of weight 0 is not computed. contrastive: clip or siglip.
-        label_smoothing: of the caption loss, while training."""
+        """
+        Args:
+            dim: Dimension of the text tokens and of the pooled image tokens.
+            num_tokens: Size of the vocabulary.
+            unimodal_depth: Number of text-only layers.
+            multimodal_depth: Number of layers with cross-attention to the image.
+            dim_latents: Dimension of the contrastive space (default `dim`).
+            image_dim: Dimension of the image tokens (default `dim`).
+            num_img_queries: Number of pooled image tokens, q.
+            dim_head: Dimension of an attention head.
+            heads: Number of attention heads.
+            ff_mult: Feed-forward dimension as a multiple of `dim`.
+            img_encoder: Images -> image tokens; only needed to pass `images`.
+            caption_loss_weight: Weight of the caption loss; 0 = not computed.
+            contrastive_loss_weight: Weight of the contrastive loss; 0 = not computed.
+            pad_id: Id of the padding token.
+            contrastive: clip or siglip.
+            label_smoothing: Epsilon of the caption loss in training mode.
+        """
         super().__init__(caption_loss_weight, contrastive_loss_weight, label_smoothing)
         self.dim, self.image_dim, self.dim_head, self.pad_id = dim, image_dim or dim, dim_head, pad_id
         self.grad_checkpointing = False  # True: layers are computed again in the backward pass instead of kept
@@ -98,7 +114,7 @@ class CoCa(ContrastiveCaptioner):
         self.to_logits[1].weight = self.token_emb.weight
         nn.init.normal_(self.token_emb.weight, std=0.02)
 
-    # what others ask for, in the order of a forward pass
+    # --- public interface, in the order of a forward pass
 
     def embed_text(self, text: Tensor, text_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """text (b, t) ids -> text embeddings (b, dim) and text tokens (b, t, dim).
@@ -133,13 +149,13 @@ class CoCa(ContrastiveCaptioner):
 
         Args:
             text: (b, t) ids.
-            labels: (b, t), the next token of each; without them text is cut into inputs and labels, the last real token
-                of *each* row being a label only.
-            text_mask: (b, t), over text and over labels, of which it alone then says which are learned; without it
-                that is each label other than `pad_id`.
+            labels: (b, t), the next token of each; by default `text` is split into inputs and labels, the last real
+                token of *each* row being a label only.
+            text_mask: (b, t), of `text` and of `labels`, of which it alone then selects those in the loss; without it
+                these are all labels other than `pad_id`.
 
         Raises:
-            ValueError: shapes that do not fit, and as `embed_image`.
+            ValueError: Shapes do not match; or as `embed_image`.
         """
         outputs = self.outputs(text, labels, images=images, image_tokens=image_tokens, text_mask=text_mask,
                                image_mask=image_mask)
@@ -157,9 +173,9 @@ class CoCa(ContrastiveCaptioner):
         """The parts of the losses of a batch, so that batches can be joined before the losses are computed.
 
         Args:
-            caption: False leaves out the upper half and with it the caption loss.
-            logits: give logits and latents, whatever the weights of the losses.
-            others: and errors as in `compute_losses`.
+            caption: False skips the upper half and with it the caption loss.
+            logits: Return logits and latents even for losses of weight 0.
+            others: As in `compute_losses`, as are the errors.
         """
         text, labels, text_mask, label_mask = self._inputs_and_labels(text, labels, text_mask)
         rotary, bias = self._positions(text_mask)
@@ -229,15 +245,18 @@ class CoCa(ContrastiveCaptioner):
         return logits, torch.stack(layers).mean(0) @ pooling[:, 1:]
 
     def compile(self, **options: object) -> None:
-        """Compile the three parts that the work of training is in, each as one graph (`torch.compile`, whose options
-        these are). What stays outside, the choice of real positions and the losses, has shapes that depend on the data.
+        """Compile the three expensive parts of a training step, each into one graph.
 
-        Parameters keep their names, and decoding is left as it is.
+        The selection of real positions and the losses are not compiled, as their shapes depend on the data. Parameters
+        keep their names, and decoding is not compiled.
+
+        Args:
+            options: Of `torch.compile`.
         """
         for name in ("_unimodal", "_multimodal", "embed_image"):
             setattr(self, name, torch.compile(getattr(self, name), **{"fullgraph": True, "dynamic": True, **options}))
 
-    # decoding: text tokens never see the text CLS, so it has no part in this
+    # --- decoding; text tokens never attend to the text CLS, so it is left out
 
     @torch.no_grad()
     def start_decoding(self, image_tokens: Tensor) -> DecoderCache:
@@ -261,7 +280,7 @@ class CoCa(ContrastiveCaptioner):
         with cache.packed:
             return self._decode(token_ids, cache)
 
-    # the parts of a forward pass
+    # --- parts of a forward pass
 
     def _image_tokens(self, images: Tensor | None, image_tokens: Tensor | None) -> Tensor:
         """The given image tokens, or those of the images (b, n, image_dim). Raises ValueError as `embed_image`."""
@@ -285,9 +304,9 @@ class CoCa(ContrastiveCaptioner):
 
     def _inputs_and_labels(self, text: Tensor, labels: Tensor | None,
                            text_mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Input ids, labels, which inputs are real, which labels are learned; each (b, t)."""
+        """Input ids, labels, mask of the real inputs, mask of the labels in the loss; each (b, t)."""
         mask = self._mask(text, text_mask)
-        if labels is None:  # shifted by one, the mask tells both: a token is an input if another one follows
+        if labels is None:  # the shifted mask serves both: a token is an input if another one follows
             return text[:, :-1], text[:, 1:], mask[:, 1:], mask[:, 1:]
         if labels.shape != text.shape:
             raise ValueError(f"labels are {tuple(labels.shape)}, text is {tuple(text.shape)}")
@@ -295,7 +314,7 @@ class CoCa(ContrastiveCaptioner):
 
     def _positions(self, mask: Tensor) -> tuple[Rotary, Tensor]:
         """mask (b, t) -> rotations and attention bias (b, t + 1, t + 1) of the text with its CLS behind it, for all
-        layers. The CLS stands right after the last real token of its own text and sees only real tokens."""
+        layers. The CLS is positioned right after the last real token of its text and attends to real tokens only."""
         batch, length = mask.shape
         positions = torch.arange(length, device=mask.device).expand(batch, -1)
         positions = torch.cat([positions, mask.sum(1, keepdim=True)], dim=1)
@@ -305,7 +324,7 @@ class CoCa(ContrastiveCaptioner):
         return rotary_table(positions, self.dim_head), attention_bias(allowed)
 
     def _unimodal(self, text: Tensor, rotary: Rotary, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """text (b, t) -> embeddings (b, dim), tokens (b, t, dim): the decoder's lower half, which sees no image."""
+        """text (b, t) -> embeddings (b, dim), tokens (b, t, dim): the decoder's text-only lower half."""
         cls_tokens = self.text_cls_token.expand(len(text), 1, -1)
         x = torch.cat([self.token_emb(text), cls_tokens], dim=1)
         for block in self.unimodal_layers:
@@ -313,8 +332,8 @@ class CoCa(ContrastiveCaptioner):
         return self.text_cls_norm(x[:, -1]), x[:, :-1]
 
     def _multimodal(self, x: Tensor, image_tokens: Tensor, rotary: Rotary, bias: Tensor) -> Tensor:
-        """Text tokens (b, t, dim), image tokens (b, q, dim) -> (b, t, dim): the upper half. The CLS is cut off, and
-        without it all rows have the same positions and may see the same."""
+        """Text tokens (b, t, dim), image tokens (b, q, dim) -> (b, t, dim): the upper half. The CLS is dropped; without
+        it all rows share the same positions and the same attention bias."""
         cos, sin = rotary
         rotary, bias = (cos[:1, :-1], sin[:1, :-1]), bias[:1, :-1, :-1]
         for block, cross_attention in self.multimodal_layers:
@@ -332,7 +351,7 @@ class CoCa(ContrastiveCaptioner):
         total = cache.length + token_ids.shape[1]
         positions = torch.arange(cache.length, total, device=token_ids.device).unsqueeze(0)
         rotary, bias = rotary_table(positions, self.dim_head), None
-        if token_ids.shape[1] > 1:  # a single token may see all before it
+        if token_ids.shape[1] > 1:  # a single token attends to everything before it
             bias = attention_bias(positions.unsqueeze(-1) >= torch.arange(total, device=token_ids.device))
         x = self.token_emb(token_ids)
         for layer, block in enumerate(self.unimodal_layers):

@@ -1,6 +1,6 @@
-"""What contrastive captioners have in common: the space where texts and images are compared, and the loss of pairs.
+"""The base class of contrastive captioners: the contrastive space, its temperature and its loss.
 
-Letters: i texts, j images.
+Shapes: i texts, j images.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from torch import Tensor, nn
 from .layers import EmbedToLatents
 from .losses import contrastive_loss, cosine_similarity, siglip_loss
 
-# CLIP (https://arxiv.org/abs/2103.00020) starts the logit scale at 1 / 0.07 and stops it at 100, which its authors
-# found necessary against instability
+# CLIP (https://arxiv.org/abs/2103.00020) initializes the logit scale to 1 / 0.07 and clips it at 100, which its authors
+# found necessary for stability
 _FIRST_TEMPERATURE = math.log(1 / 0.07)
 _LAST_TEMPERATURE = math.log(100)
-# SigLIP (https://arxiv.org/abs/2303.15343) starts where hardly any pair matches, as is the case
+# SigLIP's initial values (https://arxiv.org/abs/2303.15343): nearly all pairs are negatives
 _SIGLIP_TEMPERATURE, _SIGLIP_BIAS = math.log(10), -10.0
 
 
 class ContrastiveCaptioner(nn.Module):
-    """What contrastive captioners have in common: weights of the losses, and the contrastive space with its loss.
+    """Base class of contrastive captioners: the loss weights, and the contrastive space with its loss.
 
     Parameters are direct attributes, as published state dicts have them. A subclass sets `text_to_latents` and
     `img_to_latents` (`EmbedToLatents`) and calls `init_temperature`.
 
     Attributes:
-        temperature: logarithm of the logit scale, one number.
+        temperature: Logarithm of the logit scale, one number.
         logit_bias: SigLIP's bias, (1,); None for CLIP.
-        max_positions: longest text in tokens; None = any.
-        supports: which of compile, grad_checkpointing and attention (`logits_and_attention`) a subclass has.
+        max_positions: Longest text in tokens; None = any.
+        supports: Which of compile, grad_checkpointing and attention (`logits_and_attention`) a subclass has.
     """
 
     text_to_latents: EmbedToLatents
@@ -44,13 +44,22 @@ class ContrastiveCaptioner(nn.Module):
     supports: frozenset[str] = frozenset()
 
     def __init__(self, caption_loss_weight: float, contrastive_loss_weight: float, label_smoothing: float) -> None:
-        """A loss of weight 0 is not computed. label_smoothing: epsilon of the caption loss, while training."""
+        """
+        Args:
+            caption_loss_weight, contrastive_loss_weight: A loss of weight 0 is not computed.
+            label_smoothing: Epsilon of the caption loss in training mode.
+        """
         super().__init__()
         self.caption_loss_weight, self.contrastive_loss_weight = caption_loss_weight, contrastive_loss_weight
         self.label_smoothing = label_smoothing
 
     def init_temperature(self, contrastive: str, temperature: nn.Parameter | None = None) -> None:
-        """Set the temperature of a loss, clip or siglip. temperature: of a trained model, for CLIP to go on from."""
+        """Initialize the temperature.
+
+        Args:
+            contrastive: The loss, clip or siglip.
+            temperature: Of a pretrained model, to continue from with CLIP's loss.
+        """
         if temperature is None:
             temperature = nn.Parameter(torch.tensor([_FIRST_TEMPERATURE]))
         self.temperature = temperature
@@ -59,7 +68,7 @@ class ContrastiveCaptioner(nn.Module):
             self.use_siglip()
 
     def use_siglip(self) -> None:
-        """Make the contrastive loss SigLIP's, from its beginning."""
+        """Switch to SigLIP's loss, with its initial temperature and bias."""
         self.logit_bias = nn.Parameter(torch.tensor([_SIGLIP_BIAS]))
         with torch.no_grad():
             self.temperature.fill_(_SIGLIP_TEMPERATURE)
@@ -80,7 +89,7 @@ class ContrastiveCaptioner(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the weights."""
+        """Dtype of the weights."""
         return self.temperature.dtype
 
     @property
@@ -90,14 +99,14 @@ class ContrastiveCaptioner(nn.Module):
 
     @property
     def logit_scale(self) -> Tensor:
-        """What cosines are multiplied with in the contrastive softmax: a float32 scalar, at most 100."""
+        """The factor of the cosines in the contrastive loss: a float32 scalar, at most 100."""
         return self.temperature.float().clamp(max=_LAST_TEMPERATURE).exp().squeeze(0)
 
     @torch.no_grad()
     def limit_temperature(self) -> None:
-        """Stop the temperature at its ceiling; called before each training step.
+        """Clip the temperature at its maximum; called before each training step.
 
-        On the parameter itself: a clamp in the graph would leave it stuck above with no gradient.
+        The parameter itself is clipped: a clamp in the graph would leave it stuck above the maximum without a gradient.
         """
         self.temperature.clamp_(max=_LAST_TEMPERATURE)
 

@@ -1,4 +1,4 @@
-"""What CoCa keeps between two decoded tokens. Letters: b sequences, t tokens, j keys, d width of a head."""
+"""The key/value cache of CoCa's decoder. Shapes: b sequences, t tokens, j keys, d dimension of a head."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ _PACK = "_reorder_linear_weight"
 class DecoderCache:
     """Keys and values of all layers: of the tokens so far (self-attention) and of the image (cross-attention).
 
-    Made by `CoCa.start_decoding`, filled by `CoCa.decode_step`; multi-query attention keeps it small
-    (full size: 0.8 MB a slide, 6 KB a token). `length` is the number of tokens seen;
-    within `packed` the tokens are computed.
+    Made by `CoCa.start_decoding`, filled by `CoCa.decode_step`; multi-query attention keeps it small (full size: 0.8 MB
+    per slide, 6 KB per token).
+
+    Attributes:
+        length: Number of cached tokens.
+        packed: Context in which tokens are computed, a hook for faster products (`PackedLinears`).
     """
 
     def __init__(self, cross: list[tuple[Tensor, Tensor]], batch: int, depth: int) -> None:
@@ -47,7 +50,7 @@ class DecoderCache:
         self.length += tokens
 
     def reorder(self, indices: Tensor) -> None:
-        """indices (b',): sequence n goes on from what is now sequence indices[n], as beam search chooses."""
+        """indices (b',): sequence n continues the current sequence indices[n], as beam search selects."""
         self.batch = len(indices)
         self.cross = [(k.index_select(0, indices), v.index_select(0, indices)) for k, v in self.cross]
         self._past = [None if past is None else past.index_select(1, indices) for past in self._past]
@@ -61,13 +64,17 @@ class DecoderCache:
 class PackedLinears(TorchFunctionMode):
     """While active (in this thread), `F.linear` takes some weights from copies in bfloat16, laid out for oneDNN.
 
-    A product with a few rows does nothing but read its weights. Plain `F.linear` reads a bfloat16 matrix at 15 GB/s on
+    A product with few rows is bound by reading its weights. Plain `F.linear` reads a bfloat16 matrix at 15 GB/s on
     two CPU cores, from this layout 32 GB/s (the memory gives 55). Packing all weights costs about as much as a few
     tokens. The operators are those that torch.compile emits.
     """
 
     def __init__(self, modules: Iterable[nn.Module], rows: int) -> None:
-        """modules: those whose linear layers are packed. rows: how many a product will have."""
+        """
+        Args:
+            modules: Their linear layers are packed.
+            rows: Number of rows in each product.
+        """
         super().__init__()
         linears = [part for module in modules for part in module.modules() if isinstance(part, nn.Linear)]
         self._packed = {id(linear.weight): torch.ops.mkldnn._reorder_linear_weight(linear.weight.bfloat16(), rows)

@@ -1,6 +1,6 @@
 """The blocks of CoCa, with the parameter names of CoCa-pytorch 0.1.0 (https://github.com/lucidrains/CoCa-pytorch).
 
-Letters: b batch, t text tokens, i queries, j keys, h heads, d width of a head.
+Shapes: b batch, t text tokens, i queries, j keys, h heads, d dimension of a head.
 """
 
 from __future__ import annotations
@@ -19,9 +19,16 @@ Remember = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # new keys and val
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
     """Multi-query attention: all heads read one set of keys and values (https://arxiv.org/abs/1911.02150).
 
-    q: (b or 1, i, h, d). k, v: (b, j, d). bias: (b or 1, i, j), added to the scores. Returns (b, i, h * d).
     The heads become further query rows, so no key or value is repeated: as fast as fused attention in float32 on CPU
     (128 x 128), 3 to 4 times as fast under bfloat16 autocast, and the masks stay one tensor for all layers.
+
+    Args:
+        q: (b or 1, i, h, d)
+        k, v: (b, j, d)
+        bias: (b or 1, i, j), added to the scores.
+
+    Returns:
+        (b, i, h * d)
     """
     scores = attention_scores(q, k)
     if bias is not None:
@@ -41,13 +48,13 @@ def attention_scores(q: Tensor, k: Tensor) -> Tensor:
 def attention_bias(allowed: Tensor) -> Tensor:
     """Boolean, true = may attend -> float32 of the same shape to add to scores.
 
-    Finite, not -inf: an image without a single token then gets finite numbers.
+    Finite, not -inf, so that an image without any token gives finite numbers.
     """
     return torch.zeros(allowed.shape, device=allowed.device).masked_fill_(~allowed, torch.finfo(torch.float32).min)
 
 
 def inverse_frequencies(d: int, device: torch.device | None = None) -> Tensor:
-    """Angle per position of each pair of a head's numbers, (d / 2,) float32."""
+    """Angle per position of each pair of elements of a head, (d / 2,) float32."""
     return 1.0 / 10000 ** (torch.arange(0, d, 2, device=device).float() / d)
 
 
@@ -58,7 +65,7 @@ def rotary_table(positions: Tensor, d: int) -> Rotary:
 
 
 def rotate(x: Tensor, rotary: Rotary) -> Tensor:
-    """x (b, t, h, d), turned by its position. Number n of a head is paired with number n + d / 2."""
+    """Rotate x (b, t, h, d) by its positions. Element n of a head is paired with element n + d / 2."""
     cos, sin = rotary
     first, second = x.float().chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
@@ -107,7 +114,7 @@ class EmbedToLatents(nn.Module):
 class RotaryEmbedding(nn.Module):
     """Keeps `inv_freq` in the state dict, where published checkpoints have it.
 
-    Not read: `model.bfloat16()` would round it, so `rotary_table` computes it anew.
+    Not read: `model.bfloat16()` would round it, so `rotary_table` recomputes it.
     """
 
     def __init__(self, d: int) -> None:
@@ -130,7 +137,7 @@ class ParallelTransformerBlock(nn.Module):
         self.ff_out = nn.Sequential(SwiGLU(), nn.Linear(ff_inner, dim, bias=False))
 
     def forward(self, x: Tensor, rotary: Rotary, bias: Tensor | None, remember: Remember | None = None) -> Tensor:
-        """x: (b, t, dim). bias: (b or 1, t, j). remember: puts keys and values behind those of earlier tokens."""
+        """x: (b, t, dim). bias: (b or 1, t, j). remember: appends keys and values to those of earlier tokens."""
         qk, v, ff = self.fused_attn_ff_proj(self.norm(x)).split(self.fused_dims, dim=-1)
         qk = rotate(rearrange(qk, "b t (h d) -> b t h d", h=self.heads + 1), rotary)
         q, k = qk[:, :, :-1], qk[:, :, -1]

@@ -1,7 +1,8 @@
 """The two losses of CoCa (https://arxiv.org/abs/2205.01917): captioning and contrastive.
 
-Letters: b batch, t text tokens, m real positions of the batch, v size of the vocabulary.
-Both are computed in float32 from the logits on, whatever autocast says.
+Both are computed in float32 from the logits on, also under autocast.
+
+Shapes: b batch, t text tokens, m real positions of the batch, v size of the vocabulary.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# odd constants of SplitMix64, as signed numbers: the step of its counter, one more for the place, its two multipliers
+# odd constants of SplitMix64, signed: step of its counter, another one for the position, its two multipliers
 _SPLITMIX = (-0x61C8864680B583EB, 0x1F83D9ABFB41BD6B, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15)
 
 
@@ -27,12 +28,14 @@ class CoCaLosses:
 
 @dataclass(frozen=True)
 class CoCaOutputs:
-    """What the losses of a batch are made of, so that batches and processes can be put together before they are.
+    """The parts of a batch's losses, to be joined over micro-batches and processes before the losses are computed.
 
-    text_latents, image_latents: (b, dim_latents), L2-normalised; None if the contrastive loss has weight 0.
-    text_groups: (b,), equal numbers for equal texts, in this and any other batch.
-    caption_loss: scalar, the sum over the `num_tokens` learned; 0 if it has weight 0 or was not asked for.
-    logits: (b, t, v), only if asked for.
+    Attributes:
+        text_latents, image_latents: (b, dim_latents), L2-normalised; None if the contrastive loss has weight 0.
+        text_groups: (b,), equal numbers for equal texts, in this and any other batch.
+        caption_loss: Scalar, the sum over `num_tokens` tokens; 0 if it has weight 0 or was not requested.
+        num_tokens: Number of labels in the caption loss.
+        logits: (b, t, v), only if requested.
     """
 
     text_latents: Tensor | None
@@ -43,7 +46,7 @@ class CoCaOutputs:
     logits: Tensor | None = None
 
     def detach(self) -> CoCaOutputs:
-        """The same without its graph and without the logits, for keeping."""
+        """A copy without graph and logits."""
         text_latents, image_latents = self.text_latents, self.image_latents
         if text_latents is not None:
             text_latents, image_latents = text_latents.detach(), image_latents.detach()
@@ -71,8 +74,8 @@ def contrastive_loss(text_latents: Tensor, image_latents: Tensor, logit_scale: T
     Args:
         text_latents, image_latents: (b, dim_latents), L2-normalised; b may be a batch gathered from all processes.
         logit_scale: scalar.
-        text_groups: (b,), equal numbers for equal texts: a slide with the identical text is no negative, so these pairs
-            are left out of both softmax denominators.
+        text_groups: (b,), equal numbers for equal texts: a slide with an identical text is not a negative, so these
+            pairs are left out of both softmax denominators.
         rows: texts and images whose part of the loss is computed, in memory of rows x b. The parts of all rows add up
             to the loss.
     """
@@ -120,8 +123,8 @@ def cosine_similarity(text_latents: Tensor, image_latents: Tensor) -> Tensor:
 def equal_text_groups(text: Tensor, mask: Tensor) -> Tensor:
     """text (b, t) ids, mask (b, t) true = a real token -> (b,): equal numbers for equal texts, in any two batches.
 
-    A 64-bit hash, the sum over the tokens of one random-looking number for each token in its place (SplitMix64,
-    https://doi.org/10.1145/2660193.2660195): among 100 000 texts two different ones share it with a chance of 3e-10.
+    A 64-bit hash, the sum over the tokens of one random-looking number for each token at its position (SplitMix64,
+    https://doi.org/10.1145/2660193.2660195): among 100 000 texts the probability that any two collide is 3e-10.
     """
     place = torch.arange(1, text.shape[1] + 1, device=text.device)
     x = text * _SPLITMIX[0] + place * _SPLITMIX[1]  # all of this modulo 2^64

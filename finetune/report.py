@@ -1,4 +1,4 @@
-"""Write report.html of a run anew: python -m finetune.report checkpoints"""
+"""Rebuild report.html of a run: python -m finetune.report checkpoints"""
 
 from .common.errors import run_script
 from .pages.run_report import main

@@ -77,7 +77,7 @@ class Prism(PrismSlideEncoder):
             state, total = read_weights(path, "")
             if state and all(name.startswith(ENCODER) for name in state):
                 raise PrismWeightsError(
-                    f"{path}: its {total} keys are of the slide encoder alone; give the whole of Prism")
+                    f"{path}: its {total} keys are of the slide encoder alone; give the full Prism weights")
             prism.tokenizer = tokenizer_beside(path, commit)
             if prism.tokenizer is not None:
                 _check_vocabulary(prism.tokenizer, prism.text_decoder.config, path.parent)
@@ -180,7 +180,7 @@ class Prism(PrismSlideEncoder):
 
     def _tokenizer(self) -> BioGptTokenizer:
         if self.tokenizer is None:
-            raise ValueError("this Prism has no tokenizer: put vocab.json and merges.txt of microsoft/biogpt "
+            raise ValueError("no tokenizer was loaded: put vocab.json and merges.txt of microsoft/biogpt "
                              "beside its weights")
         return self.tokenizer
 

@@ -110,7 +110,7 @@ class PrismSlideEncoder(nn.Module):
             raise ValueError(f"tile_embeddings have shape {tuple(tiles.shape)}; need (slides, tiles, {self.tile_dim})")
         if tiles.shape[-1] != self.tile_dim:
             raise ValueError(
-                f"tile_embeddings are {tiles.shape[-1]} wide, the encoder takes {self.tile_dim}; "
+                f"tile_embeddings have dimension {tiles.shape[-1]}, the encoder takes {self.tile_dim}; "
                 "were the tiles made by another tile encoder?"
             )
         if tiles.shape[1] == 0:

@@ -19,7 +19,8 @@ class BioGptTokenizer:
     """Text <-> ids as in `transformers.BioGptTokenizer`, except that `</s>` in a text is text and no end token.
 
     Raises:
-        ValueError: a special token is missing, a merge is no pair, an id is given twice or is no integer from 0.
+        ValueError: a special token is missing, a merge is not a pair, an id is a duplicate or not an integer
+            of 0 or more.
     """
 
     def __init__(self, vocabulary: Mapping[str, int], merges: Iterable[Sequence[str]]) -> None:
@@ -107,12 +108,12 @@ class BioGptTokenizer:
 def _check_vocabulary(vocabulary: Mapping[str, int]) -> None:
     """Raises ValueError as `BioGptTokenizer`."""
     if any(type(number) is not int or number < 0 for number in vocabulary.values()):
-        raise ValueError("an id of the vocabulary is no integer from 0")
+        raise ValueError("an id of the vocabulary is not an integer of 0 or more")
     for token in SPECIALS:
         if token not in vocabulary:
             raise ValueError(f"the vocabulary has no {token}")
     if len(set(vocabulary.values())) != len(vocabulary):
-        raise ValueError("the vocabulary has an id twice")
+        raise ValueError("the vocabulary has a duplicate id")
 
 
 def _join(pieces: list[str], pair: tuple[str, str]) -> list[str]:

@@ -171,7 +171,7 @@ def _load_plain(path: Path) -> tuple[Any, str | None]:
         return None, damage
     content = torch.load(path, map_location="cpu", weights_only=True)
     if not _is_plain(content):
-        return None, "it holds other things than plain values and whole tensors"
+        return None, "it holds objects other than plain values and whole tensors"
     return content, None
 
 

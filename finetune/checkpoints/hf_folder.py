@@ -50,7 +50,7 @@ def write_folder(checkpoint: Path, folder: Path) -> None:
 def _require_empty(folder: Path) -> None:
     """Raises UserError for a file, or a folder with something in it."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(folder, "is there already", "choose another --output")
+        raise UserError(folder, "already exists", "choose another --output")
 
 
 def _remove_private(content: Checkpoint) -> None:
@@ -131,7 +131,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         size = path.stat().st_size
         if size > _MAX_JSON:
-            raise UserError(path, f"{size / 1e6:.0f} MB is no config", _FIX)
+            raise UserError(path, f"{size / 1e6:.0f} MB is not a config", _FIX)
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(path, f"cannot be read ({error.strerror})", "give a folder of finetune.export") from None

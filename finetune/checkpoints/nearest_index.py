@@ -39,7 +39,7 @@ def read_nearest(path: Path, checkpoint: Checkpoint) -> dict[str, Any] | None:
         return None
     index = read_pth(path)
     if not _is_index(index):
-        raise UserError(path, "is no index of training slides", "delete it, then --resume auto writes it again")
+        raise UserError(path, "is not an index of training slides", "delete it, then --resume auto writes it again")
     return index if index.get("fingerprint") == checkpoint.data.get("fingerprint") else None
 
 

@@ -70,7 +70,7 @@ def _parse_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(_DEVICE_KEY, f"{name!r} is no device", "use auto, cpu, cuda or cuda:N") from None
+        raise UserError(_DEVICE_KEY, f"{name!r} is not a device", "use auto, cpu, cuda or cuda:N") from None
     if device.type not in ("cpu", "cuda"):
         raise UserError(_DEVICE_KEY, f"{name!r} is not supported", "use auto, cpu, cuda or cuda:N")
     return device

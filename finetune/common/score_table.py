@@ -15,7 +15,7 @@ from typing import Literal
 
 Kind = Literal["loss", "collapse", "text", "retrieval", "classification", "finding"]
 VALIDATION = "val_"  # prefix in metrics.jsonl of what is measured on the validation slides
-# The fields of a line of metrics.jsonl that are no scores.
+# The fields of a metrics.jsonl line that are not scores.
 RECORD_FIELDS = ("epoch", "step", "lr", "best", "skipped_steps")
 
 

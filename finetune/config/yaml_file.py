@@ -109,7 +109,7 @@ def _read_text(path: str | Path) -> str:
     except OSError as error:
         raise UserError(file, f"cannot be read ({error.strerror})", "give a YAML file") from None
     if len(raw) > _MAX_YAML_BYTES:
-        raise UserError(path, f"{len(raw)} bytes is no config file", "give the path of a YAML file")
+        raise UserError(path, f"{len(raw)} bytes is not a config file", "give the path of a YAML file")
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:

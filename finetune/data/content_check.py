@@ -60,7 +60,7 @@ def read_sums(path: str) -> dict[str, str]:
     for number, line in enumerate(filter(None, lines), start=1):
         match = re.fullmatch(r"([0-9a-fA-F]{64}) [ *](.+)", line)
         if match is None:
-            raise UserError(f"{file}:{number}", "no line of sha256sum", _SUMS_FIX)
+            raise UserError(f"{file}:{number}", "not a line of sha256sum", _SUMS_FIX)
         name = re.split(r"[/\\]", match[2])[-1]
         sums[name] = match[1].lower()
     return sums

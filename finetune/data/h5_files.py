@@ -226,7 +226,7 @@ def _require_tile_level(file: h5py.File) -> None:
 
 def _matrices(file: h5py.File, names: list[str], width: int) -> list[tuple[str, h5py.Dataset, int]]:
     """(key, dataset, number of tiles) of those that are matrices of features. Raises BadSlide if none is."""
-    # a file may hold a dataset that has a usual name but is no matrix of features
+    # a file may hold a dataset that has a usual name but is not a feature matrix
     matches: list[tuple[str, h5py.Dataset, int]] = []
     problems: list[BadSlide] = []
     for name in names:

@@ -91,7 +91,7 @@ def _read_object(path: Path) -> dict[str, Any]:
         # a features file given by mistake may have many gigabytes
         size = path.stat().st_size
         if size > _MAX_BYTES:
-            raise UserError(path, f"{size / 1e9:.1f} GB is no labels file", _EXPECTED)
+            raise UserError(path, f"{size / 1e9:.1f} GB is not a labels file", _EXPECTED)
         text = path.read_bytes().decode("utf-8-sig")  # editors on Windows write a byte order mark
     except OSError as error:
         raise UserError(path, f"cannot be read ({error.strerror})", "give the path of the labels JSON") from None
@@ -158,7 +158,7 @@ def _histgen_cases(data: dict[str, Any], path: Path) -> list[tuple[str, Any]]:
 
 
 def _file_names(paths: Any) -> Any:
-    """Paths without their folders. What is no path stays as it is, for `_parse_slides` to refuse."""
+    """Paths without their folders. Anything else stays as it is, for `_parse_slides` to reject."""
     if isinstance(paths, str):
         paths = [paths]
     if not isinstance(paths, list):

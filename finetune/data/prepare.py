@@ -247,7 +247,7 @@ def _duplicate_files(slides: dict[str, Slide]) -> list[list[str]]:
 def _warn_of_repeated_texts(texts: list[str]) -> None:
     num_repeated = len(texts) - len(set(texts))
     if num_repeated:
-        logger.warning("%d of %d training texts repeat another one: they are no negatives of each other",
+        logger.warning("%d of %d training texts repeat another one: equal texts are not negatives of each other",
                        num_repeated, len(texts))
 
 

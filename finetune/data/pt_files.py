@@ -69,7 +69,7 @@ def _load(path: Path, key: str | None) -> tuple[torch.Tensor, str, bool]:
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception:  # a hostile file may raise anything; torch's own message advises to trust the file
-        raise BadSlide("holds other things than tensors, or is damaged",
+        raise BadSlide("holds objects other than tensors, or is damaged",
                        "save one tensor (N, D) with torch.save") from None
     found_key = ""
     if isinstance(content, dict):
@@ -135,7 +135,7 @@ def _refuse_other_files(path: Path) -> None:
     fix = "load it and save it again with today's torch"
     if head.startswith(b"version https://git-lfs"):
         fix = "run git lfs pull"
-    raise BadSlide(f"no file of torch 1.6 or newer (starts with {head.decode('latin-1')!r})", fix)
+    raise BadSlide(f"not a file of torch 1.6 or newer (starts with {head.decode('latin-1')!r})", fix)
 
 
 def _offset(path: Path, tensor: torch.Tensor, dtype: np.dtype) -> int | None:

@@ -86,14 +86,14 @@ def patients(ids: Iterable[str], pattern: str | None) -> dict[str, str]:
         pattern: regular expression whose first group, or match if it has none, is the patient; None takes the id.
 
     Raises:
-        UserError: the pattern is no regular expression, or does not match an id.
+        UserError: the pattern is not a regular expression, or does not match an id.
     """
     if pattern is None:
         return {i: i for i in ids}
     try:
         regex = re.compile(pattern)
     except re.error as error:
-        raise UserError("data.group_pattern", f"{pattern!r} is no regular expression ({error})",
+        raise UserError("data.group_pattern", f"{pattern!r} is not a regular expression ({error})",
                         r"for TCGA barcodes write ^TCGA-\w\w-\w{4}") from None
 
     # group 0 is the whole match; an optional group 1 may match nothing

@@ -244,7 +244,7 @@ def _dictionary_path(name: str) -> Path:
 
 def _entries(content: Any, path: Path) -> Iterator[tuple[str, dict[str, list[str]]]]:
     if not isinstance(content, dict):
-        raise UserError(path, "is no dictionary of findings", _ENTRY_FORMAT)
+        raise UserError(path, "is not a dictionary of findings", _ENTRY_FORMAT)
     for finding, entry in content.items():
         if not _is_entry(entry):
             raise UserError(path, f"finding {finding!r} has no usable phrases", _ENTRY_FORMAT)

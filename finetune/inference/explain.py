@@ -216,7 +216,7 @@ def run_explain(options: InferenceOptions) -> int:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(folder, f"cannot be made ({error.strerror})", "give another folder to --explain") from None
+        raise UserError(folder, f"cannot be created ({error.strerror})", "give another folder to --explain") from None
     captioner = Captioner.from_options(options)
     slide = open_slide(captioner, expand(options.embeddings_file))
     caption = captioner.describe([slide], [], options.generation())[0]["caption"]
@@ -248,8 +248,8 @@ def describe_test(test: dict[str, Any]) -> str:
     if test["holds"] is None:
         return f"probability {test['probability']:.5g}; too few tiles for a deletion test"
     line = (f"probability {test['probability']:.5g}; without its top {test['removed']} tiles "
-            f"{test['without_top']:.5g}, without as many random ones {test['without_random']:.5g}")
-    return line if test["holds"] else f"{line}  (the deletion test does not hold: do not trust this map)"
+            f"{test['without_top']:.5g}, without as many random tiles {test['without_random']:.5g}")
+    return line if test["holds"] else f"{line}  (the deletion test fails: do not trust this map)"
 
 
 def open_slide(captioner: Captioner, path: Path) -> Slide:
@@ -277,7 +277,7 @@ def explain_slide(captioner: Captioner, slide: Slide, caption: str, thumbnail_si
                         "explanations are for model.decoder=coca")
     coords = read_coords(slide)
     if coords is None:
-        logger.warning("%s has no coordinates: its tiles are laid on a square in the order of the file", slide.slide_id)
+        logger.warning("%s has no coordinates: its tiles are laid out as a square in file order", slide.slide_id)
     layout = lay_out(slide.num_tiles, coords, thumbnail_size, thumbnail_scale)
     explanation = explain(captioner, slide, caption)
     explanation["unit"] = coords.unit if coords else None

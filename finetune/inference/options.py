@@ -62,8 +62,8 @@ class InferenceOptions:
                                   "token comes from")
     thumbnail: str | None = setting(None, "with --explain: a PNG or JPEG of the whole slide")
     thumbnail_scale: float | None = setting(
-        None, "with --thumbnail: full-resolution slide pixels per thumbnail pixel; default: the tiles are taken to end "
-        "where the thumbnail ends", 0, open_low=True)
+        None, "with --thumbnail: full-resolution slide pixels per thumbnail pixel; default: the thumbnail is assumed "
+        "to end where the tiles end", 0, open_low=True)
 
     max_length: int = setting(100, "maximum caption length in tokens, begin and end token included", 2)
     num_beams: int = setting(1, "beams of beam search; 1 = greedy search or sampling", 1, 64)

@@ -137,7 +137,7 @@ async def _save_upload(request: Request, path: Path, max_bytes: int) -> None:
                                      "use inference.py --embeddings_file")
                 file.write(part)
     except OSError as error:
-        raise _HttpError(507, "upload", f"cannot be kept ({error.strerror})", "free some space") from None
+        raise _HttpError(507, "upload", f"cannot be stored ({error.strerror})", "free some space") from None
 
 
 def answer(captioner: Captioner, path: Path, texts: list[str], options: GenerationOptions,
@@ -165,7 +165,7 @@ def _parse_list(header: str) -> list[str]:
     except (ValueError, RecursionError):
         values = None
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise UserError("texts", "are no list of texts", "send them from the page")
+        raise UserError("texts", "are not a list of texts", "send them from the page")
     return values
 
 

@@ -60,7 +60,7 @@ def lay_out(num_tiles: int, coords: Coords | None, thumbnail_size: tuple[int, in
         size = (cells.max(axis=0) + 1) * step
         if thumbnail_scale is None:
             thumbnail_scale = float(((low + size) / thumbnail_size).max())
-            logger.warning("the thumbnail is taken to end with the tiles, %.4g to a pixel; if not so, give "
+            logger.warning("assuming that the thumbnail ends where the tiles end (%.4g units per pixel); else give "
                            "--thumbnail_scale", thumbnail_scale)
         if ((low + size - step) / thumbnail_scale > thumbnail_size).any():
             raise UserError("--thumbnail_scale", f"is {thumbnail_scale:g}: tiles would lie outside the thumbnail of "
@@ -70,13 +70,13 @@ def lay_out(num_tiles: int, coords: Coords | None, thumbnail_size: tuple[int, in
 
 
 def open_thumbnail(path: Path) -> Image.Image:
-    """A picture of the slide, at most `_LONGEST` pixels long when drawn. Raises UserError if it is none."""
+    """A picture of the slide, at most `_LONGEST` pixels long when drawn. Raises UserError if it is not one."""
     try:
         with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning), \
                 Image.open(path, formats=("PNG", "JPEG")) as image:
             return image.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        what = f"is no usable PNG or JPEG ({type(error).__name__})"
+        what = f"is not a usable PNG or JPEG ({type(error).__name__})"
         what = "not found" if isinstance(error, FileNotFoundError) else what
         raise UserError(path, what, "give --thumbnail a picture of the whole slide") from None
 

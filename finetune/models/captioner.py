@@ -74,7 +74,7 @@ class CaptionDecoder(Protocol):
         """Text embeddings -> unit vectors (B, dim_latents), float32."""
 
     def limit_temperature(self) -> None:
-        """Stop the logit scale at its ceiling; called before each training step."""
+        """Clip the logit scale at its maximum; called before each training step."""
 
     def start_decoding(self, context: Tensor) -> Any:
         """A cache for `decode_step`, of B sequences, with `repeat(n)` and `reorder(rows)` as `prism.search` wants."""

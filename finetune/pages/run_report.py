@@ -1,4 +1,4 @@
-"""report.html of a run: what was trained on what, its curves, captions beside their references, warnings.
+"""report.html of a run: data, model and versions, its curves, captions beside their references, warnings.
 
     python -m finetune.report checkpoints        # training writes it too, after each epoch
 
@@ -38,7 +38,7 @@ _PATH_KEYS = re.compile(r"_(dir|file|cache)$|^weights$")  # of places on this di
 
 
 def write_report(folder: Path) -> Path:
-    """Write `folder`/report.html anew and return its path. Raises OSError if it cannot be written."""
+    """Write `folder`/report.html and return its path. Raises OSError if it cannot be written."""
     write_atomically(folder / NAME, render("report.html", **view(folder)))
     return folder / NAME
 
@@ -184,7 +184,7 @@ def _single_chart(name: str, points: Points) -> Chart | None:
 
 
 def _score_curves(metrics: list[Record]) -> dict[str, Points]:
-    """The curves of everything in metrics.jsonl but losses and what is no score."""
+    """The curves of every score in metrics.jsonl except the losses."""
     losses = score_names("loss")
     curves: dict[str, Points] = {}
     for record in metrics:
@@ -210,7 +210,7 @@ def _curve(records: Iterable[Record], name: str) -> Points:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line of `python -m finetune.report`."""
-    parser = argparse.ArgumentParser(prog="python -m finetune.report", description="Write report.html of a run anew.")
+    parser = argparse.ArgumentParser(prog="python -m finetune.report", description="Rebuild report.html of a run.")
     parser.add_argument("folder", type=Path, help="run folder, such as ./checkpoints")
     folder: Path = parser.parse_args(arguments).folder
     if not (folder / METRICS).is_file():

@@ -46,7 +46,7 @@ def check_monitor(config: Config) -> None:
     if monitor not in known:
         similar = difflib.get_close_matches(monitor, known, n=1)
         fix = f"did you mean {similar[0]}?" if similar else f"one of {', '.join(known)}"
-        raise UserError("training.monitor", f"{monitor!r} is no score of this run", fix)
+        raise UserError("training.monitor", f"{monitor!r} is not a score of this run", fix)
 
 
 def validation_names(*kinds: Kind) -> list[str]:

@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 from ..common.errors import UserError
 from ..common.score_table import RECORD_FIELDS, find_score
 
-# Names in the report of a step and in metrics.jsonl that are no scores.
+# Names in the report of a step and in metrics.jsonl that are not scores.
 _RESERVED = (*RECORD_FIELDS, "negatives", "num_tokens", "num_slides", "words", "slides", "grad_norm")
 
 
@@ -58,7 +58,7 @@ def load_loss(name: str | None) -> LossFunction | None:
         raise UserError("training.loss", f"{name} cannot be imported ({type(error).__name__}: {error})",
                         "give package.module:function, importable from here (see PYTHONPATH)") from None
     if not callable(function):
-        raise UserError("training.loss", f"{name} is no function", "give package.module:function")
+        raise UserError("training.loss", f"{name} is not a function", "give package.module:function")
     _check_signature(function, name)
     return function
 
@@ -98,12 +98,12 @@ def try_loss(function: LossFunction, vocabulary: int, dim_latents: int, device: 
             raise
         except Exception as error:  # whatever the user's function raises
             message = " ".join(str(error).split())[:200]
-            raise UserError("training.loss", f"failed on made-up inputs ({type(error).__name__}: {message})",
-                            "mend the function; --debug shows where") from error
+            raise UserError("training.loss", f"failed on random inputs ({type(error).__name__}: {message})",
+                            "fix the function; --debug shows where") from error
 
 
 def parts_of(function: LossFunction, inputs: LossInputs) -> dict[str, Tensor]:
-    """The named parts, checked. Raises UserError for what is no mapping of names to scalars, or a reserved name."""
+    """The named parts, checked. Raises UserError for anything but a mapping of names to scalars, or a reserved name."""
     parts = function(inputs)
     if not isinstance(parts, Mapping) or not parts:
         raise UserError("training.loss", f"returned {type(parts).__name__}", "return a dict of named scalar tensors")
@@ -114,8 +114,8 @@ def parts_of(function: LossFunction, inputs: LossInputs) -> dict[str, Tensor]:
 
 def _check_part(name: object, part: object) -> None:
     if not isinstance(name, str):
-        raise UserError("training.loss", f"the name of part {name!r} is no text", "return a dict {name: scalar}")
+        raise UserError("training.loss", f"the name of part {name!r} is not a string", "return a dict {name: scalar}")
     if not isinstance(part, Tensor) or part.ndim:
-        raise UserError("training.loss", f"part {name!r} is no scalar tensor", "return means over the slides")
+        raise UserError("training.loss", f"part {name!r} is not a scalar tensor", "return means over the slides")
     if name in _RESERVED or find_score(name):
-        raise UserError("training.loss", f"part {name!r} has a name of the log's own", "choose another name")
+        raise UserError("training.loss", f"part {name!r} uses a reserved name", "choose another name")

@@ -128,10 +128,10 @@ def update_best(state: TrainState, monitor: str, scores: dict[str, float]) -> bo
         state.best_epoch = state.epoch
         return True
     if monitor not in scores:  # the parts of training.loss are known only now
-        raise UserError("training.monitor", f"{monitor!r} is no score of this run", f"one of {', '.join(scores)}")
+        raise UserError("training.monitor", f"{monitor!r} is not a score of this run", f"one of {', '.join(scores)}")
     value = scores[monitor]
     if math.isnan(value):
-        logger.warning("%s of epoch %d is not a number: it does not count", monitor, state.epoch)
+        logger.warning("%s of epoch %d is NaN and is ignored", monitor, state.epoch)
     if higher_is_better(monitor):
         value = -value
     if not value < state.best_loss:
@@ -146,4 +146,4 @@ def _not_finite(what: str, parts: Parts, state: TrainState, ids: list[str]) -> U
     names = [slide_id for of_rank in parts.objective.world.gather(ids) for slide_id in of_rank]
     return UserError("training", f"{what} is not finite at epoch {state.epoch + 1}, step {state.step + 1}, "
                      f"slides {', '.join(names[:_MAX_NAMED])}",
-                     "look at these slides, lower the learning rate or use fp32; the last checkpoint is good")
+                     "check these slides, lower the learning rate or use fp32; the last checkpoint is good")

@@ -266,7 +266,7 @@ class Objective:
         """Warn of the halvings of this step on all ranks."""
         if halvings:
             logger.warning("out of memory: micro-batches are halved (%d times, on this process to %s slides), the "
-                           "effective batch stays", halvings, self.max_slides or "as many")
+                           "effective batch is unchanged", halvings, self.max_slides or "as many")
             self._halvings = 0
 
     def _sum_custom_losses(self, results: Sequence[MicroBatchResult]) -> dict[str, float]:

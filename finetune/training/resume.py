@@ -67,7 +67,7 @@ def choose_checkpoint(resume: str | None, folder: Path) -> Checkpoint | None:
         if newest is None:
             raise
     if resume != "auto":
-        raise UserError(damage.where, damage.what, f"newest good one: {newest.path.name}")
+        raise UserError(damage.where, damage.what, f"the newest intact checkpoint is {newest.path.name}")
     logger.warning("%s: %s; going on from %s instead", damage.where, damage.what, newest.path.name)
     return newest
 
@@ -82,7 +82,7 @@ def find_path(resume: str | None, folder: Path) -> Path | None:
         return folder / LAST if (folder / LAST).exists() else None
     if resume is None:
         if any(folder.glob("*.pth")) or (folder / METRICS).exists():
-            raise UserError(folder, "holds another run", "go on with --resume auto, or choose another --output_dir")
+            raise UserError(folder, "holds another run", "resume it with --resume auto, or choose another --output_dir")
         return None
     path = Path(resume).expanduser().absolute()
     if path.is_file() and path.parent.resolve() != folder.resolve():
@@ -114,14 +114,14 @@ def check_same_run(checkpoint: Checkpoint, run: RunDescription) -> None:
     _check_same_settings(from_dict(checkpoint.config, where).to_dict(), run.config, where)
     if checkpoint.data.get("fingerprint") != run.data["fingerprint"]:
         raise UserError(where, "was trained on other data (slides, texts, tile counts or split changed)",
-                        "put the data back, or start anew in another --output_dir")
+                        "restore the data, or start over in another --output_dir")
     for key in ("sha256", "text_sha256"):
         if checkpoint.prism.get(key) != run.prism.get(key):
             raise UserError(where, f"was trained with other Prism weights ({checkpoint.prism.get('source')})",
                             "give the same weights with prism.weights")
     if checkpoint.format_version == 1 and run.config["training"]["accum_freq"] > 1:
         raise UserError(where, "is of an older version, where accum_freq did not enlarge the contrastive batch",
-                        "start anew in another --output_dir, or go on with that version")
+                        "start over in another --output_dir, or resume with that version")
     _warn_of_other_versions(checkpoint.versions, run.versions)
 
 
@@ -130,7 +130,7 @@ def _check_same_settings(before: dict[str, Any], now: dict[str, Any], where: str
         for key, value in settings.items():
             if before[section][key] != value and f"{section}.{key}" not in _MAY_CHANGE:
                 raise UserError(where, f"was trained with {section}.{key}={before[section][key]}, this run has {value}",
-                                "use the same value, or start anew in another --output_dir")
+                                "use the same value, or start over in another --output_dir")
 
 
 def _warn_of_other_versions(before: dict[str, Any], now: dict[str, Any]) -> None:

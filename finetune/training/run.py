@@ -98,7 +98,7 @@ def _train(config: Config, resume: str | None, folder: Path, buffered: MemoryHan
     if checkpoint:
         restore(checkpoint, model, optimizer, scaler, world)
     if state.epoch >= training.epochs and world.broadcast_object(lambda: is_calibrated_and_indexed(folder)):
-        logger.info("%s is of a finished run: nothing to do", checkpoint.path.name)
+        logger.info("%s belongs to a finished run: nothing to do", checkpoint.path.name)
         return 0
 
     log = RunLog(folder if world.is_main else None, quiet=not_in_log_line(training.monitor), write_report=write_report)
@@ -118,7 +118,8 @@ def _train(config: Config, resume: str | None, folder: Path, buffered: MemoryHan
     if state.epoch < training.epochs:
         log.finish("stopped")
         number = signals.received or signal.SIGTERM  # of another process
-        logger.warning("stopped by %s after step %d; go on with --resume auto", signal.Signals(number).name, state.step)
+        logger.warning("stopped by %s after step %d; continue with --resume auto", signal.Signals(number).name,
+                       state.step)
         return 128 + number
     log.finish("finished")
     if world.is_main:
@@ -146,7 +147,7 @@ def _check(config: Config, user_loss: LossFunction | None) -> int:
     log_data(data)
     if config.data.on_bad == "skip":
         usable = len(data.train) + len(data.validation)
-        logger.info("%d slides are good; what else there is would be skipped", usable)
+        logger.info("%d slides are usable; the others would be skipped", usable)
     else:
         logger.info("all files are good")
     return 0

@@ -70,7 +70,7 @@ class RunLog:
         """Drop the lines of metrics.jsonl after the first `length` bytes: a resumed run writes them again."""
         size = self.path.stat().st_size if self.path.exists() else 0
         if size < length:  # truncating would fill it up with zero bytes
-            logger.warning("%s has lost %d bytes of its first %d: it was changed by somebody else", self.path,
+            logger.warning("%s has lost %d bytes of its first %d: was it edited?", self.path,
                            length - size, length)
         elif size > length:
             os.truncate(self.path, length)

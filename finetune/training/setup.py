@@ -158,7 +158,7 @@ class LoaderFactory:
                             "the contrastive loss needs 2 slides in a batch; add slides or lower data.val_split")
         left_out = len(samples) - sum(len(batch) for batch in loader.order.epoch(0))
         if left_out:
-            logger.warning("the last batch of an epoch would have %d slide, hence no contrastive loss: it is left out",
+            logger.warning("the last batch of an epoch would have %d slide, hence no contrastive loss: it is dropped",
                            left_out)
         return loader
 

@@ -74,7 +74,7 @@ def log_run(config: Config, data: Data, objective: Objective, batches: BatchLoad
     """Log what is trained on what, how, and from where it goes on."""
     model, precision = objective.model, objective.precision
     log_data(data)
-    logger.info("Prism %s (%s), sha256 %s; %.1f M parameters train", config.prism.weights,
+    logger.info("Prism %s (%s), sha256 %s; %.1f M trainable parameters", config.prism.weights,
                 "frozen" if config.prism.freeze else "trained", model.prism.sha256[:12], _millions_trained(model))
     logger.info("device %s, precision %s (%s), %s", precision.device, precision.name, precision.reason,
                 _describe_steps(config, batches, state))
@@ -97,10 +97,10 @@ def _log_batch_size(config: Config, state: TrainState, world: World) -> None:
     effective = str(state.batch_size * state.micro_batches)
     if config.training.max_batch_tokens is not None:
         effective = f"up to {config.training.max_batch_tokens * state.micro_batches} tokens"
-    logger.info("effective batch %s: every pair is compared with all others of it; %d processes", effective,
+    logger.info("effective batch %s: every slide is compared with all its texts; %d processes", effective,
                 world.size)
     if state.micro_batches != config.training.accum_freq * world.size:
-        logger.info("the run began with %d processes: its effective batch stays",
+        logger.info("the run began with %d processes: its effective batch is kept",
                     state.micro_batches // config.training.accum_freq)
 
 

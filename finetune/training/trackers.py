@@ -46,7 +46,7 @@ class _TensorBoard:
             self._writer = SummaryWriter(folder / "tensorboard")
         except OSError as error:
             raise UserError(folder / "tensorboard", f"cannot be written ({error.strerror})",
-                            "free the place, or leave tensorboard out of training.report_to") from None
+                            "free some space, or leave tensorboard out of training.report_to") from None
 
     def log(self, record: dict[str, Any], step: int) -> None:
         for name, value in _numbers(record).items():

@@ -105,7 +105,7 @@ def test_H15_sums_that_are_none_or_not_there_are_refused(sums, tmp_path):
     with refused("s7.h5", "not in data.sha256_file"):
         prepare_data(sums, 42)
     (tmp_path / "SHA256SUMS").write_text(lines[0] + "0123  x.h5\n", encoding="utf-8")
-    with refused("SHA256SUMS:2", "no line of sha256sum"):
+    with refused("SHA256SUMS:2", "not a line of sha256sum"):
         prepare_data(sums, 42)
     (tmp_path / "SHA256SUMS").unlink()
     with refused("SHA256SUMS", "cannot be read"):
@@ -203,7 +203,7 @@ def test_N05_equal_texts_are_counted(config, tmp_path, log_lines):
     assert not [line for line in log_lines if "repeat another one" in line]
     relabel(tmp_path, **dict.fromkeys(IDS, "胃腺癌。"))
     prepare_data(config, 42)
-    assert "7 of 8 training texts repeat another one: they are no negatives of each other" in log_lines
+    assert "7 of 8 training texts repeat another one: equal texts are not negatives of each other" in log_lines
 
 
 # --- logs and records of hostile names (section 4.9) -----------------------------------------------------------------

@@ -121,7 +121,7 @@ def test_five_hundred_varied_labels_come_back_as_they_were(tmp_path):
 def test_a_file_too_large_for_labels_is_refused_before_it_is_read(tmp_path):
     with open(tmp_path / "labels.json", "wb") as file:
         file.truncate((1 << 30) + 1)  # sparse: takes no room
-    with refused("labels.json", "1.1 GB is no labels file"):
+    with refused("labels.json", "1.1 GB is not a labels file"):
         load_labels(tmp_path / "labels.json")
 
 

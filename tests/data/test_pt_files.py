@@ -65,7 +65,7 @@ def raw(folder: Path, content: bytes) -> Path:
 
 
 @pytest.mark.parametrize(("make", "words"), [
-    pytest.param(lambda f: save(f, {"features": TILES, "x": Bomb(f / "canary")}), ["holds other things"], id="K03 bomb"),
+    pytest.param(lambda f: save(f, {"features": TILES, "x": Bomb(f / "canary")}), ["holds objects other"], id="K03 bomb"),
     pytest.param(lambda f: save(f, Bomb(f / "canary"), _use_new_zipfile_serialization=False), ["torch 1.6"], id="K03 old bomb"),
     pytest.param(compressed, ["declares more than it holds"], id="H16 compressed"),
     pytest.param(lambda f: save(f, torch.zeros(1).expand(2**31, D)), ["declares more numbers"], id="H16 numbers upon numbers"),

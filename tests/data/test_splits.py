@@ -82,7 +82,7 @@ def test_the_first_group_of_the_pattern_is_the_patient():
     assert patients(["a_1_x", "a_2_x"], r"^(\w)_") == {"a_1_x": "a", "a_2_x": "a"}
     with refused("data.group_pattern", "finds no patient in 1 of 2 ids, such as 'b'"):
         patients(["a_1", "b"], "^(a)_")
-    with refused("data.group_pattern", "no regular expression"):
+    with refused("data.group_pattern", "not a regular expression"):
         patients(["a"], "(")
 
 

@@ -101,7 +101,7 @@ def test_a_dictionary_of_ones_own_adds_to_a_shipped_one(tmp_path):
 
 
 @pytest.mark.parametrize(("text", "word"), [("a: [b]", "'a'"), ("a: {phrases: []}", "'a'"), ("a: {words: [b]}", "'a'"),
-                                            ("- a", "no dictionary"), ("a: {phrases: [b]}\na: {phrases: [c]}", "appears twice"),
+                                            ("- a", "not a dictionary"), ("a: {phrases: [b]}\na: {phrases: [c]}", "appears twice"),
                                             ("a: {phrases: [{b: c}]}", "'a'"), ("a: &b {phrases: [b]}", "a")])
 def test_a_dictionary_that_cannot_be_used_is_refused(tmp_path, text, word):
     (tmp_path / "d.yaml").write_text(text, encoding="utf-8")

@@ -181,7 +181,7 @@ def test_a_scale_at_which_tiles_lie_outside_the_thumbnail_is_refused(scale):
         lay_out(3, XY, (100, 60), scale)
 
 
-@pytest.mark.parametrize(("name", "content", "words"), [("a.png", None, "not found"), ("a.png", b"GIF89a", "no usable PNG"), ("a.jpg", b"\xff\xd8\xff", "no usable PNG")])
+@pytest.mark.parametrize(("name", "content", "words"), [("a.png", None, "not found"), ("a.png", b"GIF89a", "not a usable PNG"), ("a.jpg", b"\xff\xd8\xff", "not a usable PNG")])
 def test_a_thumbnail_that_is_none_is_refused(tmp_path, name, content, words):
     if content:
         (tmp_path / name).write_bytes(content)

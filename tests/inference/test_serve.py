@@ -57,7 +57,7 @@ def test_a_browser_that_leaves_and_a_disk_that_is_full_end_one_request_only(tmp_
 
     monkeypatch.setattr("finetune.inference.serve.open", full, raising=False)
     status, body = post(app, b"x")
-    assert status == 507 and b"error: upload: cannot be kept (No space left on device); " in body
+    assert status == 507 and b"error: upload: cannot be stored (No space left on device); " in body
 
 
 def test_a_slide_whose_numbers_overflow_is_one_line_and_the_nearest_texts_are_those_of_the_index(run_with_coords):

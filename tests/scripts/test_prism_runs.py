@@ -245,7 +245,7 @@ def test_spoiled_folders_are_refused(exported, tmp_path, spoil):
 
 def test_a_folder_is_never_written_over(trained, tmp_path):
     (tmp_path / "x").write_text("mine", encoding="utf-8")
-    with refused("is there already"):
+    with refused("already exists"):
         write_folder(trained / "best_model.pth", tmp_path)
     with pytest.raises(UserError):
         write_folder(tmp_path / "none.pth", tmp_path / "out")

@@ -114,5 +114,5 @@ def test_without_the_contrastive_loss_there_are_texts_but_no_places(tmp_path):
 def test_an_index_that_is_not_one_is_refused(tmp_path, change):
     good = {"format_version": 1, "ids": ["a", "b"], "texts": [["x"], ["y"]], "embeddings": torch.zeros(2, 4)}
     write_pth(tmp_path, [NEAREST], good | change)
-    with refused(NEAREST, "no index"):
+    with refused(NEAREST, "not an index"):
         read_nearest(tmp_path / BEST, checkpoint_of())

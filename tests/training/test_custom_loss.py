@@ -65,7 +65,7 @@ def test_a_trial_gives_a_loss_what_training_will_and_leaves_the_random_state_alo
 
 
 def test_a_loss_that_fails_or_returns_something_else_is_refused_by_the_trial():
-    with refused("training.loss", "failed on made-up inputs", "AttributeError", "no attribute 'pred'"):
+    with refused("training.loss", "failed on random inputs", "AttributeError", "no attribute 'pred'"):
         try_loss(lambda inputs: inputs.pred, 11, 4, torch.device("cpu"))
     with refused("training.loss", "returned Tensor"):
         try_loss(lambda inputs: inputs.logits.mean(), 11, 4, torch.device("cpu"))
@@ -101,7 +101,7 @@ def test_the_example_of_the_guide_trains_and_its_part_is_logged(data, tmp_path):
     assert_one_error(missing, "training.loss", MODULE)
 
 
-@pytest.mark.parametrize(("loss", "words"), [("no_such_module:f", "no_such_module"), (f"{MODULE}:f", "failed on made-up")])
+@pytest.mark.parametrize(("loss", "words"), [("no_such_module:f", "no_such_module"), (f"{MODULE}:f", "failed on random")])
 def test_check_tries_the_loss_too(data, tmp_path, monkeypatch, loss, words):
     (tmp_path / f"{MODULE}.py").write_text("def f(inputs):\n    return {'a': inputs.target}", encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)

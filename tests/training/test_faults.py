@@ -193,17 +193,17 @@ def test_K18_K01_the_newest_is_the_furthest_in_training_not_in_the_alphabet(tmp_
         saver.save(TrainState(epoch=epoch), False)
         (tmp_path / LAST).rename(tmp_path / f"checkpoint_epoch_{epoch}.pth")
     (tmp_path / LAST).write_bytes(b"PK\x03\x04 cut")
-    with refused(LAST, "truncated", "newest good one: checkpoint_epoch_10.pth"):
+    with refused(LAST, "truncated", "the newest intact checkpoint is checkpoint_epoch_10.pth"):
         resume.choose_checkpoint(str(tmp_path / LAST), tmp_path)
     chosen = resume.choose_checkpoint("auto", tmp_path)
     assert chosen.path.name == "checkpoint_epoch_10.pth" and chosen.progress["epoch"] == 10
     assert any("going on from checkpoint_epoch_10.pth instead" in line for line in log_lines)
 
 
-def test_K20_a_validation_loss_of_nan_is_told(tmp_path, log_lines):
+def test_K20_a_validation_loss_of_nan_is_reported(tmp_path, log_lines):
     state = TrainState(epoch=3)
     assert not loop.update_best(state, "val_loss", {"val_loss": math.nan}) and state.best_loss == math.inf
-    assert any("epoch 3 is not a number" in line for line in log_lines)
+    assert any("epoch 3 is NaN" in line for line in log_lines)
 
 
 @pytest.mark.parametrize("fields", [{"epoch": "1"}, {"epoch": 1.0}, {"unknown": 1}, {"unknown": None}, {"sums": []}, {"best_loss": 1}])

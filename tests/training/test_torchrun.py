@@ -121,7 +121,7 @@ def test_a_signal_to_torchrun_saves_and_another_number_of_processes_goes_on(data
         progress = torch.load(folder / "run" / "last_model.pth", weights_only=True)["progress"]
         assert f"after step {progress['step']};" in written
     written = train(data, folder, 1)
-    assert "the run began with 2 processes: its effective batch stays" in written and "processes was 2, now 1" in written
+    assert "the run began with 2 processes: its effective batch is kept" in written and "processes was 2, now 1" in written
     assert losses(folder)[:56] == pytest.approx(losses(whole)[:56], rel=1e-4)
     assert rows(folder)[-1]["step"] == rows(whole)[-1]["step"]
 

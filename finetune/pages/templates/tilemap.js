@@ -1,4 +1,4 @@
-// a caption whose words light the tiles they come from
+// a caption whose tokens highlight the tiles they come from
 function showTiles(data, captionBox, mapBox, note) {
   const ns = "http://www.w3.org/2000/svg";
   const svg = document.createElementNS(ns, "svg");
@@ -41,8 +41,8 @@ function showTiles(data, captionBox, mapBox, note) {
     const t = p.test;
     const zh = root.dataset.lang !== "en";
     const tested = t.holds === null ? "" : zh
-      ? `；去掉前 ${t.removed} 块后 ${percent(t.without_top)}，随机去掉 ${t.removed} 块后 ${percent(t.without_random)}${t.holds ? "" : "（删除检验不成立：不要相信这张图）"}`
-      : `; without its top ${t.removed} tiles ${percent(t.without_top)}, without ${t.removed} random ones ${percent(t.without_random)}${t.holds ? "" : " (the deletion test does not hold: do not trust this map)"}`;
+      ? `；去掉权重最高的 ${t.removed} 块后 ${percent(t.without_top)}，随机去掉 ${t.removed} 块后 ${percent(t.without_random)}${t.holds ? "" : "（删除检验不成立：这张图不可信）"}`
+      : `; without its top ${t.removed} tiles ${percent(t.without_top)}, without ${t.removed} random tiles ${percent(t.without_random)}${t.holds ? "" : " (the deletion test fails: do not trust this map)"}`;
     add(parts, p.text, "phrase", p.heat, `${p.text}: ${percent(t.probability)}${tested}`);
   });
   captionBox.replaceChildren(words, parts);
