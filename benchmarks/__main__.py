@@ -3,7 +3,8 @@
     python -m benchmarks [PART ...] [--captions FILE.csv] [--small]
 
 Parts: encoder step decode epochs reading indexing startup scaling padding (default: these), full_size (apart: it
-prints lines of its own). Takes about 20 minutes on two cores; the peers are installed on first use (see peers.py).
+prints lines of its own), learning (apart: `python -m benchmarks learning --help`). Takes about 20 minutes on two
+cores; the peers are installed on first use (see peers.py).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from . import captioner, encoder, epochs, files, scaling
+from . import captioner, encoder, epochs, files, learning, scaling
 from .common import HEADINGS, ROOT, Row
 from .peers import install
 
@@ -32,6 +33,12 @@ PARTS = (*TABLE, "padding", "full_size")
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["learning"]:  # has flags of its own and needs no peers
+        section, is_kept = learning.table(sys.argv[2:])
+        print(f"\n{section}")
+        if is_kept:
+            _keep("learning", section)
+        return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {' '.join(PARTS)}")
     parser.add_argument("--captions", metavar="FILE.csv", help="texts to measure padding on (column text)")
@@ -49,13 +56,17 @@ def main() -> None:
         for part, table in tables:
             print(f"\n{table}", flush=True)
             if not args.small and (part != "padding" or args.captions):
-                RESULTS.write_text(with_part(RESULTS.read_text(encoding="utf-8"), part, table), encoding="utf-8")
+                _keep(part, table)
 
 
 def _measure(args: argparse.Namespace, part: str) -> tuple[str, str]:
     """The part and its table."""
     print(f"measuring {part} ...", file=sys.stderr, flush=True)
     return part, _table(part, files.padding(args.captions) if part == "padding" else TABLE[part](args.small))
+
+
+def _keep(part: str, table: str) -> None:
+    RESULTS.write_text(with_part(RESULTS.read_text(encoding="utf-8"), part, table), encoding="utf-8")
 
 
 def with_part(text: str, part: str, table: str) -> str:
