@@ -223,7 +223,7 @@ def _note(name: str, results: list[dict[str, Any]]) -> str:
     tests = sum(len(result["clusters"]) for result in results)
     seen = np.mean([result["seen"] for result in results])
     commits = sorted({result["run"]["commit"] for result in results})
-    line = (f"- {name}: {len(results)} run{"s" * (len(results) > 1)}, {train:.0f} training slides each, {tests} test slides in all, {seen:.0%} "
+    line = (f"- {name}: runs: {len(results)}, {train:.0f} training slides each, {tests} test slides in all, {seen:.0%} "
             f"of their texts also in training; {np.mean(minutes):.1f} min to train (first run {minutes[0]:.1f}), "
             f"commit {', '.join(commits)}")
     beats = [result["run"].get("beats", ...) for result in results]
