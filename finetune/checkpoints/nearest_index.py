@@ -1,5 +1,5 @@
-"""nearest.pt: the embeddings of the training slides, to look up the texts of the nearest ones; and the calibration of a
-checkpoint. N training slides."""
+"""nearest.pt: the embeddings of the training slides and a linear probe, to look up their texts; and the calibration of
+a checkpoint. N training slides, D image dimension, W tokens of the probe."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from ..common.errors import UserError
 from .format import Checkpoint, read_pth
 
 NEAREST = "nearest.pt"
+# Tensors of a linear probe and their axes
+_PROBE = {"mean": "D", "std": "D", "weight": "DW", "frequency": "W", "strength": "W", "noise": "W", "token_ids": "W"}
 
 
 def temperature_of(checkpoint: Checkpoint) -> float | None:
@@ -29,7 +31,9 @@ def read_nearest(path: Path, checkpoint: Checkpoint) -> dict[str, Any] | None:
     """The nearest.pt beside the file `path` of a checkpoint, None if there is none or it is of other training data.
 
     Returns:
-        `ids`, `texts` of each, and `embeddings` (N, dim_latents), None where the contrastive loss was off.
+        `ids`, `texts` of each, and `embeddings` (N, dim_latents), None where the contrastive loss was off. Since
+        issue 13 also `slide_embeddings` (N, D), None if they were too many, and `probe`, the tensors of a linear probe,
+        None if it had nothing to predict.
 
     Raises:
         UserError: The file is damaged.
@@ -50,9 +54,35 @@ def _is_index(index: dict[str, Any]) -> bool:
         return False
     if not all(_are_texts(of_slide) for of_slide in texts):
         return False
-    if embeddings is None:
+    if not all(_are_vectors(vectors, len(ids)) for vectors in (embeddings, index.get("slide_embeddings"))):
+        return False
+    return index.get("probe") is None or _is_probe(index["probe"])
+
+
+def _are_vectors(value: Any, count: int) -> bool:
+    """Whether these are finite vectors of so many slides, or None."""
+    if value is None:
         return True
-    return isinstance(embeddings, torch.Tensor) and embeddings.ndim == 2 and len(embeddings) == len(ids)
+    if not isinstance(value, torch.Tensor) or not value.is_floating_point() or value.ndim != 2 or len(value) != count:
+        return False
+    return bool(torch.isfinite(value).all())
+
+
+def _is_probe(probe: Any) -> bool:
+    """Whether it holds the tensors of `models.linear_probe.LinearProbe`, of matching shapes, finite."""
+    if not isinstance(probe, dict) or not all(isinstance(probe.get(name), torch.Tensor) for name in _PROBE):
+        return False
+    sizes: dict[str, int] = {}
+    for name, axes in _PROBE.items():
+        tensor = probe[name]
+        dtype = torch.int64 if name == "token_ids" else torch.float32
+        if tensor.dtype != dtype or tensor.ndim != len(axes) or not torch.isfinite(tensor).all():
+            return False
+        for axis, size in zip(axes, tensor.shape, strict=True):
+            if sizes.setdefault(axis, size) != size:
+                return False
+    positive = all(bool((probe[name] > 0).all()) for name in ("std", "noise", "frequency"))
+    return positive and bool((probe["frequency"] < 1).all())
 
 
 def _are_texts(value: Any) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 NAME = "report.html"
 EVENTS, METRICS = "events.jsonl", "metrics.jsonl"
 CAPTIONS, RETRIEVAL = "validation_captions.jsonl", "retrieval.json"
+HELD_OUT = "held_out.json"  # scores of the best model on validation slides, beside those of looking up texts
 MOST_RETRIEVED = 32  # rows and columns of the matrix
 Record = dict[str, Any]
 

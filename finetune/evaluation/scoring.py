@@ -18,6 +18,7 @@ from .findings import FindingDictionary, finding_statistics, findings_table
 from .text_metrics import Statistic, mean_of, phrase_accuracy, signature, text_statistics
 
 CAPTIONS, COMMON, SHUFFLED = "captions", "most_common_text", "shuffled_slides"  # columns of a report
+NEAREST_TEXT, PROBE_TEXT = "nearest_training_text", "linear_probe"  # further columns: what looking up would answer
 _RESAMPLES, _SEED = 1000, 0
 _PERCENTILES = (2.5, 97.5)  # of the resamples: the ends of a 95 % interval
 
@@ -72,6 +73,10 @@ class Answers:
         """The first text of each slide."""
         return [texts[0] for texts in self.references]
 
+    def with_captions(self, captions: Sequence[str]) -> Answers:
+        """Other captions for the same slides, without scores of embeddings."""
+        return replace(self, captions=captions, similarity=None, class_probabilities=None)
+
     def shuffled(self, seed: int = _SEED) -> Answers:
         """Each slide with the answers of another one: a random cycle, so that none keeps its own."""
         order = np.random.default_rng(seed).permutation(len(self.captions))
@@ -87,11 +92,11 @@ class Answers:
 
 @dataclass
 class Report:
-    """Scores of the captions and of two baselines: the most common text for every slide, and shuffled answers.
+    """Scores of the captions and of baselines: the most common text for every slide, shuffled answers, texts looked up.
 
     Attributes:
         answers: What was scored.
-        columns: {CAPTIONS, COMMON or SHUFFLED: its scores}.
+        columns: {CAPTIONS, COMMON, SHUFFLED, or how texts were looked up: its scores}.
         differences: {baseline: captions minus baseline}, over the same resamples (paired): an interval without 0 is
             evidence of a difference.
         common_text_of: Whose most common text the baseline is: `training` or `references`.
@@ -140,33 +145,36 @@ class Report:
         return lines
 
 
-def evaluate(answers: Answers, common_text: str | None = None) -> Report:
+def evaluate(answers: Answers, common_text: str | None = None,
+             lookups: Mapping[str, Sequence[str]] | None = None) -> Report:
     """Score answers and baselines over the same 1000 resamples of the slides.
 
     Args:
         answers: What to score.
         common_text: The most common training text; None takes the most common reference, which a captioner cannot know.
+        lookups: Further baselines, {column: a text for each slide}.
     """
     num_slides = len(answers.captions)
     resamples = np.random.default_rng(_SEED).integers(0, num_slides, (_RESAMPLES, num_slides))
     columns: dict[str, ColumnScores] = {}
     resampled: dict[str, dict[str, np.ndarray]] = {}
-    for column, statistics in _statistics_of_columns(answers, common_text).items():
+    for column, statistics in _statistics_of_columns(answers, common_text, lookups or {}).items():
         resampled[column] = _resampled_scores(statistics, resamples)
         columns[column] = _column(statistics, resampled[column], num_slides)
     differences = {column: _differences(columns, resampled, column) for column in columns if column != CAPTIONS}
     return Report(answers, columns, differences, "references" if common_text is None else "training")
 
 
-def _statistics_of_columns(answers: Answers, common_text: str | None) -> dict[str, dict[str, Statistic]]:
+def _statistics_of_columns(answers: Answers, common_text: str | None,
+                           lookups: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Statistic]]:
     """{column: its scores}: the captions, and the baselines that can be had."""
     columns = {CAPTIONS: answers.statistics()}
     if answers.references:
         if not common_text:
             common_text = Counter(answers.first_references()).most_common(1)[0][0]
-        same_for_all = replace(answers, captions=[common_text] * len(answers.captions), similarity=None,
-                               class_probabilities=None)
-        columns[COMMON] = same_for_all.statistics()
+        columns[COMMON] = answers.with_captions([common_text] * len(answers.captions)).statistics()
+        for name, texts in lookups.items():
+            columns[name] = answers.with_captions(texts).statistics()
     if len(answers.captions) > 1:
         columns[SHUFFLED] = answers.shuffled().statistics()
     return columns

@@ -28,8 +28,9 @@ from ..data.tile_reader import read_tiles
 from ..data.tokenizer import Tokenizer, tokenizer_from_dict
 from ..models.build import build_model, build_prism, check_architecture
 from ..models.captioner import SlideCaptioner
-from ..models.embeddings import embed_slides, embed_texts
+from ..models.embeddings import embed_texts
 from ..models.generation import confidences, generate
+from ..models.training_texts import SlideVectors
 from .options import InferenceOptions
 from .records import Record, new_record
 
@@ -105,14 +106,14 @@ class Captioner:
 
     @torch.no_grad()
     def describe(self, slides: list[Slide], texts: list[str], options: GenerationOptions,
-                 embeddings: dict[str, np.ndarray] | None = None) -> list[Record]:
+                 vectors: dict[str, SlideVectors] | None = None) -> list[Record]:
         """Caption slides together and compare each with texts.
 
         Args:
             slides: B opened slides.
             texts: for each the record gets the cosine similarity, and for several their probabilities.
             options: how to decode.
-            embeddings: filled with {slide id: unit vector (dim_latents,)}.
+            vectors: filled with {slide id: what look-ups need of it}.
 
         Returns:
             One record per slide.
@@ -128,8 +129,8 @@ class Captioner:
             captions = generate(decoder, image_tokens, options, **special)
             confidence = confidences(decoder, image_tokens, captions, options.max_length,
                                      temperature=self.temperature or 1.0, **special)
-            vectors = embed_slides(decoder, image_tokens)  # (B, dim_latents)
-        is_finite = np.isfinite(vectors).all(axis=1)
+            of_slides = SlideVectors.of(decoder, image_tokens)
+        is_finite = np.isfinite(of_slides.contrastive).all(axis=1)
         if not is_finite.all():
             raise UserError(slides[int(is_finite.argmin())].slide_id, "its tiles make the model overflow",
                             "check how its features were extracted")
@@ -138,9 +139,9 @@ class Captioner:
             text = self.tokenizer.decode(caption)
             records.append(new_record(slide.slide_id, caption=text, confidence=slide_confidence))
         if texts:
-            self._add_similarities(records, vectors, texts)
-        if embeddings is not None:
-            embeddings.update({slide.slide_id: vector for slide, vector in zip(slides, vectors, strict=True)})
+            self._add_similarities(records, of_slides.contrastive, texts)
+        if vectors is not None:
+            vectors.update((slide.slide_id, row) for slide, row in zip(slides, of_slides.rows(), strict=True))
         return records
 
     def _add_similarities(self, records: list[Record], vectors: np.ndarray, texts: list[str]) -> None:

@@ -13,6 +13,7 @@ from ..config.yaml_file import load_plain_yaml
 from ..data.labels import Label, load_labels
 from ..evaluation.findings import FindingDictionary
 from ..evaluation.scoring import Answers
+from ..models.training_texts import SlideVectors
 from .captioner import Captioner
 from .options import InferenceOptions
 from .records import Record
@@ -46,21 +47,26 @@ class GroundTruth:
         """Whether there is anything to score against."""
         return self.labels is not None or self.classes is not None
 
+    def scored(self, records: list[Record]) -> list[Record]:
+        """The records that have a caption and are known: those that `answers` are of, in their order."""
+        known_ids = self.labels if self.labels is not None else self.classes or {}
+        return [record for record in records if record["caption"] is not None and record["id"] in known_ids]
+
     def answers(self, captioner: Captioner, records: list[Record],
-                embeddings: dict[str, np.ndarray]) -> Answers | None:
+                vectors: dict[str, SlideVectors]) -> Answers | None:
         """What the model said about the slides of which something is known; None if there are none.
 
         Args:
             captioner: embeds the reference texts and the prompts.
             records: of all captioned slides; failed ones and withheld captions are left out.
-            embeddings: {slide id: unit vector (dim_latents,)}.
+            vectors: {slide id: its vectors}.
         """
-        captions = self._known_captions(records)
-        if not captions:
+        scored = self.scored(records)
+        if not scored:
             return None
-        ids = list(captions)
-        images = np.stack([embeddings[i] for i in ids])  # (slides, dim_latents)
-        answers = Answers(list(captions.values()), findings=self.findings)
+        ids = [record["id"] for record in scored]
+        images = np.concatenate([vectors[i].contrastive for i in ids])  # (slides, dim_latents)
+        answers = Answers([record["caption"] for record in scored], findings=self.findings)
         if self.labels is not None:
             answers.references = [list(self.labels[i].texts) for i in ids]
             answers.texts = _unique(answers.references)
@@ -69,15 +75,6 @@ class GroundTruth:
             answers.class_probabilities = captioner.class_probabilities(images, self.prompts)
             answers.true_classes = self._class_numbers(ids)
         return answers
-
-    def _known_captions(self, records: list[Record]) -> dict[str, str]:
-        """{slide id: caption} of the slides of which something is known."""
-        known_ids = self.labels if self.labels is not None else self.classes or {}
-        captions = {}
-        for record in records:
-            if record["caption"] is not None and record["id"] in known_ids:
-                captions[record["id"]] = record["caption"]
-        return captions
 
     def _class_numbers(self, ids: list[str]) -> np.ndarray:
         """(slides,) index of each slide's class among the prompts, -1 where it is not known."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,15 +11,22 @@ import numpy as np
 from ..checkpoints.nearest_index import NEAREST, read_nearest, same_weights
 from ..common.errors import UserError
 from ..common.files import expand
+from ..models.training_texts import TrainingTexts
 from .captioner import Captioner
 from .records import Nearest
 
 
 @dataclass(frozen=True)
 class TrainingSlides:
-    """The nearest.pt beside a checkpoint: `ids`, `texts` of each, `embeddings` (slides, dim_latents) or None."""
+    """The nearest.pt beside a checkpoint.
+
+    Attributes:
+        index: `ids`, `texts` of each, `embeddings` (slides, dim_latents) or None.
+        texts: what looks up texts.
+    """
 
     index: dict[str, Any]
+    texts: TrainingTexts
 
     @classmethod
     def load(cls, checkpoint: str | None, captioner: Captioner, searchable: bool) -> TrainingSlides | None:
@@ -40,7 +46,7 @@ class TrainingSlides:
             index = read_nearest(path, captioner.checkpoint)
         if searchable:
             _check_searchable(index, captioner, path)
-        return cls(index) if index else None
+        return cls(index, _texts(index, captioner)) if index else None
 
     def nearest(self, embedding: np.ndarray, count: int) -> list[Nearest]:
         """The `count` training slides of highest cosine similarity to a unit vector (dim_latents,)."""
@@ -49,10 +55,15 @@ class TrainingSlides:
         return [Nearest(id=self.index["ids"][i], similarity=float(cosines[i]), texts=self.index["texts"][i])
                 for i in order]
 
-    def common_text(self) -> str:
-        """The most common training text, the first text of each slide counted."""
-        first_texts = Counter(texts[0] for texts in self.index["texts"])
-        return first_texts.most_common(1)[0][0]
+
+def _texts(index: dict[str, Any], captioner: Captioner) -> TrainingTexts:
+    """What looks up texts, from what is valid for this model: another checkpoint of the run has another contrastive
+    space, and where Prism was trained also other slide embeddings."""
+    unchanged = same_weights(index, captioner.checkpoint)
+    if not unchanged and not captioner.config.prism.freeze:
+        index = index | {"slide_embeddings": None, "probe": None}
+    return TrainingTexts.of_index(index, captioner.tokenizer, captioner.config.data.max_seq_len,
+                                  same_weights=unchanged)
 
 
 def _check_searchable(index: dict[str, Any] | None, captioner: Captioner, checkpoint: Path | None) -> None:

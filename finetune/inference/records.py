@@ -9,7 +9,7 @@ from typing import Any, NotRequired, TypedDict
 
 from ..common.errors import UserError, printable, say
 from ..common.files import expand
-from ..evaluation.scoring import Answers, evaluate
+from ..evaluation.scoring import Report
 
 
 class Nearest(TypedDict):
@@ -93,19 +93,18 @@ def print_record(record: Record) -> None:
     say(*lines)
 
 
-def print_scores(answers: Answers | None, common_text: str | None, abstained: int) -> None:
+def print_scores(report: Report | None, abstained: int) -> None:
     """A table for people, then all of it as JSON on one line for programs.
 
     Args:
-        answers: None if no slide can be scored.
-        common_text: the most common training text, the baseline of the scores; None if unknown.
+        report: None if no slide can be scored.
         abstained: how many captions were withheld.
     """
-    if answers is None:
+    if report is None:
         say(f"summary: {json.dumps({'slides': 0, 'abstained': abstained})}")
         return
-    report = evaluate(answers, common_text)
-    say(f"scores of {len(answers.captions)} slides, with 95 % intervals; {abstained} abstained:", *report.lines(),
+    num_slides = len(report.answers.captions)
+    say(f"scores of {num_slides} slides, with 95 % intervals; {abstained} abstained:", *report.lines(),
         report.signature())
     say(f"summary: {json.dumps(report.to_dict() | {'abstained': abstained}, ensure_ascii=False)}")
 

@@ -15,6 +15,8 @@ from ..common.progress import progress
 from ..data.batch import encode_text
 from ..data.labels import Label
 from ..data.slides import Slide, find_files, open_case
+from ..evaluation.scoring import Answers, Report, evaluate
+from ..models.training_texts import SlideVectors
 from .captioner import Captioner
 from .ground_truth import GroundTruth
 from .nearest import TrainingSlides
@@ -40,11 +42,12 @@ def run_inference(options: InferenceOptions) -> int:
     if options.abstain_below and captioner.temperature is None:
         logger.warning("confidence is not calibrated: no validation slides in training, or not its best_model.pth")
     records: list[Record] = []
-    embeddings: dict[str, np.ndarray] = {}
+    vectors: dict[str, SlideVectors] = {}
     try:
-        for record in caption_slides(captioner, cases, texts, options.generation(), embeddings):
+        for record in caption_slides(captioner, cases, texts, options.generation(), vectors):
             if record["error"] is None:
-                complete_record(record, embeddings[record["id"]], captioner, options, truth.prompts, training)
+                embedding = vectors[record["id"]].contrastive[0]
+                complete_record(record, embedding, captioner, options, truth.prompts, training)
             records.append(record)
             print_record(record)
     finally:  # Ctrl+C, or out of memory: the finished records are written
@@ -52,13 +55,22 @@ def run_inference(options: InferenceOptions) -> int:
             write_records(records, output)
     if truth.can_score:
         abstained = sum(record.get("abstained", False) for record in records)
-        common_text = training.common_text() if training else None
-        print_scores(truth.answers(captioner, records, embeddings), common_text, abstained)
+        answers = truth.answers(captioner, records, vectors)
+        print_scores(_evaluate(answers, truth, records, vectors, training), abstained)
     errors = [(record["id"], record["error"]) for record in records if record["error"] is not None]
     if errors:
         raise UserError(errors[0][0], f"{len(errors)} of {len(records)} slides failed", "their records say why",
                         [error for _, error in errors[:20]])
     return 0
+
+
+def _evaluate(answers: Answers | None, truth: GroundTruth, records: list[Record], vectors: dict[str, SlideVectors],
+              training: TrainingSlides | None) -> Report | None:
+    """The scores of the answers and of the baselines that the training texts give; None without answers."""
+    if answers is None or training is None:
+        return answers and evaluate(answers)
+    slides = SlideVectors.join([vectors[record["id"]] for record in truth.scored(records)])
+    return evaluate(answers, training.texts.common(), training.texts.lookups(slides))
 
 
 def select_slides(captioner: Captioner, options: InferenceOptions, labels: dict[str, Label] | None) -> Cases:
@@ -121,7 +133,7 @@ def texts_to_score(texts: tuple[str, ...], captioner: Captioner) -> list[str]:
 
 
 def caption_slides(captioner: Captioner, cases: Cases, texts: list[str], options: GenerationOptions,
-                   embeddings: dict[str, np.ndarray] | None = None) -> Iterator[Record]:
+                   vectors: dict[str, SlideVectors] | None = None) -> Iterator[Record]:
     """The record of each case; `error` says why one cannot be used, the rest goes on. Arguments as in `describe`."""
     batch: list[Slide] = []
     data = captioner.config.data
@@ -131,23 +143,23 @@ def caption_slides(captioner: Captioner, cases: Cases, texts: list[str], options
         except UserError as error:
             yield new_record(case_id, error=error.line())
         if len(batch) == _BATCH:
-            yield from _caption_batch(captioner, batch, texts, options, embeddings)
+            yield from _caption_batch(captioner, batch, texts, options, vectors)
             batch = []
     if batch:
-        yield from _caption_batch(captioner, batch, texts, options, embeddings)
+        yield from _caption_batch(captioner, batch, texts, options, vectors)
 
 
 def _caption_batch(captioner: Captioner, batch: list[Slide], texts: list[str], options: GenerationOptions,
-                   embeddings: dict[str, np.ndarray] | None) -> Iterator[Record]:
+                   vectors: dict[str, SlideVectors] | None) -> Iterator[Record]:
     """Caption slides together; if one of them turns out to be unreadable, one by one."""
     try:
-        yield from captioner.describe(batch, texts, options, embeddings)
+        yield from captioner.describe(batch, texts, options, vectors)
     except UserError as error:
         if len(batch) == 1:
             yield new_record(batch[0].slide_id, error=error.line())
             return
         for slide in batch:
-            yield from _caption_batch(captioner, [slide], texts, options, embeddings)
+            yield from _caption_batch(captioner, [slide], texts, options, vectors)
 
 
 def complete_record(record: Record, embedding: np.ndarray, captioner: Captioner, options: InferenceOptions,

@@ -15,12 +15,11 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from prism import GenerationOptions
 
 from ..common.errors import UserError, printable, say
 from ..common.log import logger
+from ..models.training_texts import SlideVectors
 from ..pages.html import render
 from .captioner import Captioner
 from .explain import explain_slide, open_slide
@@ -144,11 +143,11 @@ def answer(captioner: Captioner, path: Path, texts: list[str], options: Generati
            training: TrainingSlides | None, num_nearest: int = _NEAREST) -> dict[str, Any]:
     """Caption, scores, nearest training texts and tile map of one uploaded file. Raises UserError for a bad one."""
     slide = open_slide(captioner, path)
-    vectors: dict[str, np.ndarray] = {}
+    vectors: dict[str, SlideVectors] = {}
     record = captioner.describe([slide], texts, options, vectors)[0]
     nearest = []
     if training:
-        for neighbor in training.nearest(vectors[slide.slide_id], num_nearest):
+        for neighbor in training.nearest(vectors[slide.slide_id].contrastive[0], num_nearest):
             nearest.append([f"{neighbor['id']}: {neighbor['texts'][0]}", neighbor["similarity"]])
     result = {"caption": record["caption"], "scores": list(record["similarity"].items()), "nearest": nearest,
               "map": None, "why_no_map": None}

@@ -1,48 +1,54 @@
 """What happens once after training, with the best weights: the temperature of the token probabilities is calibrated,
-and nearest.pt, the index of the training slides, is written."""
+nearest.pt, the index of the training slides with a linear probe, is written, and the captions are compared with it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 
 from ..checkpoints.format import BEST, FORMAT_VERSION, Checkpoint, write_pth
 from ..checkpoints.nearest_index import NEAREST, mark_of, read_nearest, same_weights
 from ..common.device import Precision
 from ..common.log import logger
+from ..config.schema import Config
 from ..data.batch import Batch, Sample
+from ..data.prepare import Data
+from ..data.splits import patients
 from ..models.captioner import SlideCaptioner
-from ..models.embeddings import embed_slides
+from ..models.linear_probe import LinearProbe
+from ..models.training_texts import SlideVectors, TrainingTexts
+from .caption_validation import choose_samples
+from .held_out import MOST_COMPARED, compare_held_out
 
 _TEMPERATURES = [2 ** (k / 8) for k in range(-16, 17)]  # 1/4 to 4 in steps of 9 %
+_MOST_EMBEDDINGS = 20_000  # slide embeddings of Prism that nearest.pt holds: 50 MB
+_HALF_MAX = 65504.0  # of float16
 
 
-def calibrate_and_index(folder: Path, model: SlideCaptioner, precision: Precision, train: list[Sample],
-                        batches_of: Callable[[str], Iterable[Batch]], trains_captions: bool = True) -> None:
-    """Add `calibration` to best_model.pth and write nearest.pt; do nothing if both are there.
+def calibrate_and_index(folder: Path, model: SlideCaptioner, precision: Precision, data: Data, config: Config,
+                        batches_of: Callable[[list[Sample]], Iterable[Batch]]) -> None:
+    """Add `calibration` to best_model.pth, write nearest.pt, and compare the captions with looking up texts.
 
-    Leaves `model` with the best weights.
+    Does nothing if all of it is done. Leaves `model` with the best weights.
 
     Args:
-        train: The training samples, for their texts.
-        batches_of: The batches of "train" or "validation"; none if the side is empty.
+        batches_of: The batches of some samples; none if there are none.
     """
     if is_calibrated_and_indexed(folder):
         return
     best = Checkpoint.load(folder / BEST)
     model.load_saved_state(best.model, BEST)
     model.eval()
-    best.calibration = calibrate(model, precision, batches_of("validation") if trains_captions else ())
-    texts_of = {sample.slide.slide_id: list(sample.references) for sample in train}
-    ids, embeddings = list(texts_of), None
-    if model.decoder.contrastive_loss_weight:
-        ids, embeddings = _embed(model, precision, batches_of("train"))
-    write_pth(folder, [NEAREST], {
-        "format_version": FORMAT_VERSION, **mark_of(best), "ids": ids, "texts": [texts_of[i] for i in ids],
-        "embeddings": embeddings})
+    best.calibration = calibrate(model, precision, batches_of(data.validation) if config.trains_captions else ())
+    index = _index(model, precision, data, config, batches_of(data.train))
+    write_pth(folder, [NEAREST], {"format_version": FORMAT_VERSION, **mark_of(best), **index})
+    if config.trains_captions and data.validation:
+        chosen = choose_samples(data.validation, MOST_COMPARED, config.training.seed)
+        texts = TrainingTexts.of_index(index, data.tokenizer, config.data.max_seq_len)
+        compare_held_out(folder, model, precision, texts, chosen, batches_of(chosen))
     best.save(folder, [BEST])  # last: it marks the run as complete
 
 
@@ -57,15 +63,25 @@ def is_calibrated_and_indexed(folder: Path) -> bool:
 
 
 @torch.no_grad()
-def _embed(model: SlideCaptioner, precision: Precision, batches: Iterable[Batch]) -> tuple[list[str], torch.Tensor]:
-    """Ids of all slides, and their unit vectors (slides, dim_latents)."""
+def _index(model: SlideCaptioner, precision: Precision, data: Data, config: Config,
+           batches: Iterable[Batch]) -> dict[str, Any]:
+    """What nearest.pt holds of the training slides, in the order of their batches."""
     ids: list[str] = []
-    vectors: list[np.ndarray] = []
+    parts: list[SlideVectors] = []
     for batch in batches:
         with precision.autocast():
-            vectors.append(embed_slides(model.decoder, model.encode(batch.to(precision.device))))
+            parts.append(SlideVectors.of(model.decoder, model.encode(batch.to(precision.device))))
         ids += batch.ids
-    return ids, torch.from_numpy(np.concatenate(vectors))
+    vectors = SlideVectors.join(parts)
+    samples = {sample.slide.slide_id: sample for sample in data.train}
+    pattern = config.data.group_pattern
+    groups = list(patients(ids, pattern).values()) if pattern else None
+    probe = LinearProbe.fit(vectors.latent_mean, [samples[i].token_ids for i in ids], groups, config.training.seed)
+    is_small = len(ids) <= _MOST_EMBEDDINGS
+    embedding = torch.from_numpy(vectors.embedding).clamp(-_HALF_MAX, _HALF_MAX).half() if is_small else None
+    return {"ids": ids, "texts": [list(samples[i].references) for i in ids],
+            "embeddings": torch.from_numpy(vectors.contrastive) if model.decoder.contrastive_loss_weight else None,
+            "slide_embeddings": embedding, "probe": probe.to_dict() if probe else None}
 
 
 @torch.no_grad()

@@ -121,10 +121,9 @@ def _train(config: Config, resume: str | None, folder: Path, buffered: MemoryHan
         logger.warning("stopped by %s after step %d; continue with --resume auto", signal.Signals(number).name,
                        state.step)
         return 128 + number
-    log.finish("finished")
     if world.is_main:
-        calibrate_and_index(folder, model, precision, data.train, lambda side: loaders.in_order(getattr(data, side)),
-                            config.trains_captions)
+        calibrate_and_index(folder, model, precision, data, config, loaders.in_order)
+    log.finish("finished")
     logger.info("finished: best epoch %d, files in %s", state.best_epoch, training.output_dir)
     return 0
 

@@ -9,16 +9,26 @@ import numpy as np
 import pytest
 import torch
 
+from finetune.config.schema import Config
 from finetune.data.labels import Label
+from finetune.data.tokenizer import VocabTokenizer
 from finetune.inference.ground_truth import GroundTruth, load_prompts, load_usable_labels
 from finetune.inference.nearest import TrainingSlides
 from finetune.inference.options import InferenceOptions
 from finetune.inference.records import write_records
 from finetune.inference.run import complete_record, select_slides
+from finetune.models.training_texts import SlideVectors, TrainingTexts
 from tests.helpers.files import refused, write_json
 
 INDEX = {"ids": ["a", "b", "c"], "texts": [["x"], ["y", "z"], ["y"]], "fingerprint": "f", "step": 3,
          "embeddings": torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])}
+
+
+LETTERS = VocabTokenizer(list("xyz"))
+
+
+def captioner_of(about) -> SimpleNamespace:
+    return SimpleNamespace(checkpoint=about, config=Config(), tokenizer=LETTERS)
 
 
 def record(confidence: float) -> dict:
@@ -26,11 +36,12 @@ def record(confidence: float) -> dict:
 
 
 def test_the_nearest_come_with_their_texts_and_the_first_of_them_gives_the_baseline():
-    training, completed = TrainingSlides(INDEX), record(0.9)
+    training = TrainingSlides(INDEX, TrainingTexts.of_index(INDEX, LETTERS, 9))
+    completed = record(0.9)
     complete_record(completed, np.array([0.0, 1.0], dtype="f4"), SimpleNamespace(), InferenceOptions(nearest=2), None, training)
     assert [(n["id"], n["texts"], round(n["similarity"], 6)) for n in completed["nearest"]] == [
         ("c", ["y"], 1.0), ("b", ["y", "z"], 0.8)]
-    assert training.common_text() == "y"
+    assert training.texts.common() == "y"
 
 
 @pytest.mark.parametrize(("confidence", "caption"), [(0.49, None), (0.5, "text")])
@@ -48,7 +59,7 @@ def test_nearest_slides_need_an_index_of_the_very_weights(tmp_path, about, index
     from finetune.checkpoints.format import write_pth
 
     write_pth(tmp_path, ["nearest.pt"], {"format_version": 1, **index})
-    checkpoint, captioner = str(tmp_path / "best_model.pth"), SimpleNamespace(checkpoint=about)
+    checkpoint, captioner = str(tmp_path / "best_model.pth"), captioner_of(about)
     with refused("--nearest", words):
         TrainingSlides.load(checkpoint, captioner, searchable=True)
     training = TrainingSlides.load(checkpoint, captioner, searchable=False)
@@ -99,6 +110,6 @@ def test_classes_of_other_slides_are_told(log_lines):
                                 embed_texts=lambda texts: np.ones((len(texts), 2)))
     for classes, told in (({"other": "x"}, True), ({"s": "x"}, False)):
         truth = GroundTruth({"s": Label(("text",), ("s",))}, {"x": ["a"], "y": ["b"]}, classes, None)
-        truth.answers(captioner, [record(0.9)], {"s": np.ones(2)})
+        truth.answers(captioner, [record(0.9)], {"s": SlideVectors(*[np.ones((1, 2))] * 3)})
         assert any("has a class" in line for line in log_lines) == told
         log_lines.clear()

@@ -11,7 +11,9 @@ import torch
 from finetune.checkpoints.format import BEST, Checkpoint, write_pth
 from finetune.checkpoints.nearest_index import NEAREST, read_nearest, same_weights, temperature_of
 from finetune.common.device import Precision
+from finetune.config.schema import Config
 from finetune.data.batch import Sample
+from finetune.data.prepare import Data
 from finetune.data.slides import SlideFile
 from finetune.models.embeddings import embed_slides
 from finetune.models.generation import confidences, generate
@@ -19,7 +21,7 @@ from finetune.training.calibration import calibrate, calibrate_and_index, is_cal
 from prism import GenerationOptions
 from tests.helpers.files import refused
 from tests.helpers.scripts import TEXTS
-from tests.helpers.training import CPU, a_batch, tiny_model
+from tests.helpers.training import CPU, TOKENIZER, a_batch, tiny_model
 
 FP32 = Precision("fp32", CPU, "test")
 
@@ -33,6 +35,18 @@ def checkpoint_of(model=None, step: int = 1, fingerprint: str = "f", calibration
 def samples_of(batches) -> list[Sample]:
     return [Sample(SlideFile(i, f"{i}.h5", "x", 1), [1, 2], (TEXTS[k % 3],)) for k, i in
             enumerate(i for b in batches for i in b.ids)]
+
+
+def data_of(train, validation=()) -> Data:
+    return Data(samples_of(train), samples_of(validation), TOKENIZER, "f", [])
+
+
+def batches_of(*batches):
+    """The batches that hold a sample."""
+    def chosen(samples):
+        ids = {sample.slide.slide_id for sample in samples}
+        return [batch for batch in batches if ids.issuperset(batch.ids)]
+    return chosen
 
 
 def likelihood(model, batches, temperature: float) -> float:
@@ -87,7 +101,8 @@ def test_a_finished_run_has_its_calibration_and_its_training_slides_once(tmp_pat
     checkpoint_of(model).save(tmp_path, [BEST])
     with torch.no_grad():
         model.decoder.img_queries.add_(1)  # training went on: the index must be of the best weights
-    calibrate_and_index(tmp_path, model, FP32, samples_of(train), lambda side: {"train": train, "validation": validation}[side])
+    data = data_of(train, validation)
+    calibrate_and_index(tmp_path, model, FP32, data, Config(), batches_of(*train, *validation))
     best, index = Checkpoint.load(tmp_path / BEST), read_nearest(tmp_path / BEST, checkpoint_of(model))
     assert best.calibration["words"] == 10 and is_calibrated_and_indexed(tmp_path) and same_weights(index, best)
     fresh = tiny_model().eval()
@@ -95,8 +110,11 @@ def test_a_finished_run_has_its_calibration_and_its_training_slides_once(tmp_pat
     assert torch.allclose(index["embeddings"][:3], torch.from_numpy(expected), atol=1e-6)
     assert index["ids"] == train[0].ids + train[1].ids and index["texts"][1] == [TEXTS[1]]
     assert torch.allclose(index["embeddings"].norm(dim=1), torch.ones(5))
+    tokens = fresh.image_tokens(train[1].tile_embeddings, train[1].tile_mask)
+    assert torch.allclose(index["slide_embeddings"][3:].float(), tokens[:, 0], atol=1e-2)
+    assert index["probe"] is None, "five slides show nothing"
     before = (tmp_path / BEST).stat().st_mtime_ns
-    calibrate_and_index(tmp_path, model, FP32, samples_of(train), lambda side: pytest.fail("nothing is left to do"))
+    calibrate_and_index(tmp_path, model, FP32, data, Config(), lambda samples: pytest.fail("nothing is left to do"))
     assert (tmp_path / BEST).stat().st_mtime_ns == before
     assert not same_weights(index, checkpoint_of(model, step=2)), "of other weights of the same run"
     assert read_nearest(tmp_path / BEST, checkpoint_of(model, fingerprint="other")) is None
@@ -105,12 +123,29 @@ def test_a_finished_run_has_its_calibration_and_its_training_slides_once(tmp_pat
 def test_without_the_contrastive_loss_there_are_texts_but_no_places(tmp_path):
     model, train = tiny_model(contrastive_weight=0.0), [a_batch(1, 2)]
     checkpoint_of(model).save(tmp_path, [BEST])
-    calibrate_and_index(tmp_path, model, FP32, samples_of(train), lambda side: [] if side == "validation" else train)
+    calibrate_and_index(tmp_path, model, FP32, data_of(train), Config(), batches_of(*train))
     index = read_nearest(tmp_path / BEST, Checkpoint.load(tmp_path / BEST))
     assert index["embeddings"] is None and index["texts"] == [[TEXTS[0]], [TEXTS[1]]]
 
 
-@pytest.mark.parametrize("change", [{"ids": ["a"]}, {"texts": "abc"}, {"texts": [["a"], []]}, {"embeddings": torch.zeros(3)}], ids=str)
+def a_probe(**changes) -> dict:
+    one, two = torch.full((1,), 0.5), torch.ones(2)
+    return {"mean": two, "std": two, "weight": torch.ones(2, 1), "frequency": one, "strength": one, "noise": one,
+            "token_ids": torch.tensor([4])} | changes
+
+
+def test_an_index_may_hold_a_probe_and_slide_embeddings(tmp_path):
+    index = {"format_version": 1, "fingerprint": "f", "ids": ["a", "b"], "texts": [["x"], ["y"]], "embeddings": None,
+             "slide_embeddings": torch.zeros(2, 4).half(), "probe": a_probe()}
+    write_pth(tmp_path, [NEAREST], index)
+    assert read_nearest(tmp_path / BEST, checkpoint_of())["probe"].keys() == a_probe().keys()
+
+
+@pytest.mark.parametrize("change", [
+    {"ids": ["a"]}, {"texts": "abc"}, {"texts": [["a"], []]}, {"embeddings": torch.zeros(3)},
+    {"slide_embeddings": torch.zeros(3, 4)}, {"slide_embeddings": torch.full((2, 4), math.nan)}, {"probe": [1]},
+    {"probe": {}}, {"probe": a_probe(weight=torch.ones(3, 1))}, {"probe": a_probe(noise=torch.zeros(1))},
+    {"probe": a_probe(token_ids=torch.ones(1))}, {"probe": a_probe(mean=torch.ones(2).double())}], ids=str)
 def test_an_index_that_is_not_one_is_refused(tmp_path, change):
     good = {"format_version": 1, "ids": ["a", "b"], "texts": [["x"], ["y"]], "embeddings": torch.zeros(2, 4)}
     write_pth(tmp_path, [NEAREST], good | change)

@@ -1,0 +1,93 @@
+"""How the best model compares with looking up: captions of validation slides beside texts of training slides."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+
+from prism import GenerationOptions
+
+from ..common.device import Precision
+from ..common.errors import UserError
+from ..common.files import write_atomically
+from ..common.log import logger
+from ..common.run_folder import HELD_OUT
+from ..data.batch import Batch, Sample
+from ..evaluation.scoring import CAPTIONS, COMMON, NEAREST_TEXT, PROBE_TEXT, Answers, Report, evaluate
+from ..models.captioner import SlideCaptioner
+from ..models.generation import generate
+from ..models.training_texts import SlideVectors, TrainingTexts
+
+MOST_COMPARED = 100  # slides
+_MIN_TO_WARN = 10  # slides: the order of two scores of fewer is chance
+_RARELY_EXACT = 0.1  # below this share of exact texts for all, another score tells more
+_IN_WORDS = {NEAREST_TEXT: "nearest training text", PROBE_TEXT: "linear probe", COMMON: "most common"}
+
+
+@torch.no_grad()
+def compare_held_out(folder: Path, model: SlideCaptioner, precision: Precision, texts: TrainingTexts,
+                     samples: list[Sample], batches: Iterable[Batch]) -> None:
+    """Caption slides that were not trained on, log how that compares with looking up, and write held_out.json.
+
+    Args:
+        folder: Of the run.
+        model: In eval mode.
+        samples: Validation slides, at least one.
+        batches: Of the same slides, in any order.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    references = {sample.slide.slide_id: list(sample.references) for sample in samples}
+    ids: list[str] = []
+    captions: list[str] = []
+    parts: list[SlideVectors] = []
+    for batch in batches:
+        with precision.autocast():
+            image_tokens = model.encode(batch.to(precision.device))
+            captions += _captions(model, image_tokens, texts)
+            parts.append(SlideVectors.of(model.decoder, image_tokens))
+        ids += batch.ids
+    answers = Answers(captions, [references[i] for i in ids])
+    report = evaluate(answers, texts.common(), texts.lookups(SlideVectors.join(parts)))
+    try:
+        write_atomically(folder / HELD_OUT, json.dumps(report.to_dict(), ensure_ascii=False))
+    except OSError as error:
+        raise UserError(folder / HELD_OUT, f"cannot be written ({error.strerror})",
+                        "free some space, then --resume auto; the last checkpoint is good") from None
+    log_comparison(report)
+
+
+def _captions(model: SlideCaptioner, image_tokens: torch.Tensor, texts: TrainingTexts) -> list[str]:
+    """Greedy captions of image tokens (B, n, D)."""
+    tokenizer = texts.tokenizer
+    longest = min(texts.max_seq_len, model.decoder.max_positions or texts.max_seq_len)
+    ids = generate(model.decoder, image_tokens, GenerationOptions(max_length=longest), bos_id=tokenizer.bos_id,
+                   eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id)
+    return [tokenizer.decode(caption) for caption in ids]
+
+
+def log_comparison(report: Report) -> None:
+    """One line that compares the captions with looking up, and a warning if they are no better."""
+    values = _values(report, "exact_match")
+    name = "exact text"
+    if max(values.values()) < _RARELY_EXACT:
+        name, values = "ROUGE-L", _values(report, "rouge_l")
+    own = values[CAPTIONS]
+    others = ", ".join(f"{words} {values[column]:.2f}" for column, words in _IN_WORDS.items() if column in values)
+    num_slides = len(report.answers.captions)
+    logger.info("held-out slides: %s %.2f, %s (%d slides)", name, own, others, num_slides)
+    looked_up = {words: values[column] for column, words in _IN_WORDS.items() if column in values}
+    best = max(looked_up, key=looked_up.__getitem__)
+    if num_slides >= _MIN_TO_WARN and own <= looked_up[best] and own < 1:
+        logger.warning("on the held-out slides the captioner is no better than looking up (%s: %s %.2f against %.2f): "
+                       "try more training slides, a smaller model (model.dim, the depths) or another "
+                       "training.learning_rate; docs/scoring.md says how to read this", best, name, looked_up[best],
+                       own)
+
+
+def _values(report: Report, score: str) -> Mapping[str, float]:
+    return {column: scores[score].value for column, scores in report.columns.items() if score in scores}
