@@ -18,6 +18,7 @@ from ..common.log import logger
 from ..config.schema import DataConfig
 from .labels import SPLITS, Label, slide_name
 from .near_duplicates import SIMILARITY_THRESHOLD, count_overlap
+from .related_ids import related_pairs
 
 _TCGA = re.compile(r"TCGA-\w\w-\w{4}")
 _SPLIT_FILE_FIX = "give a JSON object {id: train, val or test}, or a CSV with the columns id,split"
@@ -192,11 +193,17 @@ def _report_overlap(labels: Mapping[str, Label], split: Split, name: str) -> Non
 
 
 def _warn_of_leaking_patients(split: Split) -> None:
-    """Without a pattern each case is a patient; names of TCGA show that this is wrong."""
+    """Without a pattern each case is a patient; ids may show that this is wrong."""
     num_leaking = len(_tcga_patients(split.train) & _tcga_patients(split.val + split.test))
     if num_leaking:
         logger.warning("%d TCGA patients have slides in training and held out: set data.group_pattern to '^%s'",
                        num_leaking, _TCGA.pattern)
+        return
+    pairs = related_pairs(split.train, split.val + split.test)
+    if pairs:
+        logger.warning("%d pairs of ids in training and held out, such as %s and %s, may be of one patient or region: "
+                       "if so, scores on held-out slides are too high; set data.group_pattern or data.split_file",
+                       len(pairs), *pairs[0])
 
 
 def _given_splits(labels: Mapping[str, Label], split_file: str | None) -> dict[str, str]:

@@ -3,8 +3,8 @@
     python -m finetune.report checkpoints        # training writes it too, after each epoch
 
 A pure function of the files in the run folder: config.yaml, metrics.jsonl, events.jsonl (times, memory and warnings:
-what a resumed run does not repeat), validation_captions.jsonl and retrieval.json. What is missing or damaged there is
-left out.
+what a resumed run does not repeat), validation_captions.jsonl, retrieval.json and held_out.json. What is missing or
+damaged there is left out.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from typing import Any
 
 from ..common.errors import UserError, say
 from ..common.files import write_atomically
-from ..common.run_folder import CAPTIONS, EVENTS, METRICS, NAME, RETRIEVAL, Record, read_records
+from ..common.run_folder import CAPTIONS, EVENTS, HELD_OUT, METRICS, NAME, RETRIEVAL, Record, read_records
 from ..common.score_table import RECORD_FIELDS, SCORES, VALIDATION, canonical_name, find_score, label, score_names
 from ..config.schema import Config
 from ..config.yaml_file import load_yaml
 from .caption_rows import MAX_CHARACTERS, caption_rows
 from .charts import Chart, Points, line_chart
 from .drawable import finite_or_nan, has_epoch
+from .held_out_table import read_held_out
 from .html import render
 from .retrieval_matrix import read_retrieval
 
@@ -62,6 +63,7 @@ def view(folder: Path) -> dict[str, Any]:
         "num_captions": len(captions),
         "num_right": sum(row["right"] for row in captions),
         "retrieval": read_retrieval(folder / RETRIEVAL),
+        "held_out": read_held_out(folder / HELD_OUT),
         "warnings": _warnings(events),
     }
 

@@ -11,6 +11,7 @@ import pytest
 from finetune.config.schema import DataConfig
 from finetune.data.labels import Label
 from finetune.data.near_duplicates import count_overlap
+from finetune.data.related_ids import related_pairs
 from finetune.data.splits import make_split, patients, read_split_file, report_split, split_fold, split_ids
 from tests.helpers.files import refused, write_json
 
@@ -184,6 +185,30 @@ def test_ten_thousand_templates_are_compared_in_bounded_time_and_what_was_copied
     equal, near = count_overlap(texts[:1000] + copied, texts[1000:])
     assert time.perf_counter() - began < 15, "takes 2 s; comparing all pairs takes minutes"
     assert equal == 0 and 95 <= near < 120
+
+
+@pytest.mark.parametrize(("first", "second", "pairs"), [
+    (["P001_1", "P002_1"], ["P001_2", "P003_1"], [("P001_1", "P001_2")]),
+    (["P001-A", "P002-A"], ["P001-B"], [("P001-A", "P001-B")]),
+    (["slide_003a"], ["slide_003b", "slide_004a"], [("slide_003a", "slide_003b")]),
+    (["slide_001", "slide_003"], ["slide_002"], []),
+    (["1001", "1003"], ["1002"], []),
+    ([f"2023-{n}" for n in range(0, 20, 2)], [f"2023-{n}" for n in range(1, 20, 2)], []),
+    (["region_004", "region_007"], ["region_005", "region_010"], [("region_004", "region_005")]),
+], ids=["number", "letter", "no separator", "running numbers", "only numbers", "years", "regions"])
+def test_ids_that_may_belong_together(first, second, pairs):
+    assert related_pairs(first, second) == pairs
+
+
+def test_the_log_warns_of_ids_that_may_be_of_one_patient(log_lines):
+    labels = {f"P{n // 2:03d}_{n % 2}": Label((f"text {n}",), (f"{n}",)) for n in range(40)}
+    config = DataConfig(val_split=0.3)
+    report_split(labels, make_split(labels, config, 42), config)
+    assert any("may be of one patient or region" in line and "data.group_pattern" in line for line in log_lines)
+    log_lines.clear()
+    config.group_pattern = r"^P\d+"
+    report_split(labels, make_split(labels, config, 42), config)
+    assert not any("may be of one patient" in line for line in log_lines)
 
 
 def test_the_log_says_what_is_on_each_side_and_warns_of_leaks(log_lines):

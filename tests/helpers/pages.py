@@ -41,6 +41,10 @@ def make_run(folder: Path, epochs: int = 6, captions: list[dict] | None = None) 
                     {"epoch": 6, "id": "near", "caption": "胃腺癌，低分化", "references": ["胃腺癌，高分化"], "scores": {"rouge_l": math.nan}, "confidence": None}]
     lines(folder / "validation_captions.jsonl", captions)
     write_json(folder / "retrieval.json", {"ids": ["a", "b"], "similarity": [[0.9, 0.1], [0.5, 0.3]]})
+    scores = {"exact_match": 0.5, "rouge_l": 0.75, "bleu_4": 0.25, "cider": 4.0}
+    baseline, differences = dict.fromkeys(scores, 0.125), {name: [0.1, -0.375, 0.5] for name in scores}
+    write_json(folder / "held_out.json", {"slides": 40, **scores, "baselines": {"linear_probe": baseline, "new_one": {}},
+                                          "differences": {"linear_probe": differences}})
     return folder
 
 

@@ -117,7 +117,16 @@ def test_the_retrieval_matrix_frames_the_highest_of_each_row(tmp_path):
     assert found["rows"] == [[(0.9, 9, True), (0.1, 0, False)], [(0.5, 4, True), (0.3, 2, False)]] and found["first"] == 1
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "events.jsonl", "validation_captions.jsonl", "retrieval.json"])
+def test_the_page_compares_the_captions_with_looking_up(tmp_path):
+    found = view(make_run(tmp_path / "run"))["held_out"]
+    assert found["slides"] == 40 and [english for _, english in found["columns"]] == ["captions", "linear probe"]
+    assert found["rows"][0] == (("与参考一字不差的比例", "exact matches"), [(0.5, None), (0.125, (-0.375, 0.5))])
+    page = Page(write_report(tmp_path / "run"))
+    assert "[-0.375, 0.5]" in page.text and any(attrs.get("id") == "held_out" for _, attrs in page.tags)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "events.jsonl", "validation_captions.jsonl", "retrieval.json",
+                                  "held_out.json"])
 @pytest.mark.parametrize("content", [None, b"", b"\xff\xfe{", b"[1, 2]\n{\"epoch\": \"x\"}\n", b"{\"epoch\": 1, \"best\": 1, \"loss\": [", b"[" * 100_000,
                                      b'{"epoch": 7, "kind": "epoch", "ids": 3, "loss": "high", "lr": NaN, "val_x": null, "caption": 5}\n'])
 def test_a_missing_or_damaged_file_leaves_a_gap(tmp_path, name, content):

@@ -34,13 +34,14 @@ def test_a_run_folder_holds_what_the_guide_promises(trained):
     names = {p.name for p in (trained / "run").iterdir()}
     assert names == {"best_model.pth", "last_model.pth", "checkpoint_epoch_10.pth", "checkpoint_epoch_20.pth",
                      "checkpoint_epoch_30.pth", "config.yaml", "metrics.jsonl", "tokenizer.json", "nearest.pt", "report.html",
-                     "events.jsonl"}
+                     "events.jsonl", "held_out.json"}
     rows = [json.loads(line) for line in (trained / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [r["epoch"] for r in rows] == list(range(1, 31))
     assert rows[-1]["loss"] < 0.3 * rows[0]["loss"]
     best = min(rows, key=lambda r: r["val_loss"])
     assert torch.load(trained / "run" / "best_model.pth", weights_only=True)["progress"]["epoch"] == best["epoch"]
     log = (trained / "logs" / "training.log").read_text(encoding="utf-8")
+    assert "held-out slides: exact text 1.00, nearest training text 1.00" in log
     assert "epoch 30" in log and not any(text in log for text in TEXTS), "label texts are private"
 
 

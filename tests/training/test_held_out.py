@@ -1,0 +1,54 @@
+"""The comparison of captions with looking up, after training."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from finetune.common.device import Precision
+from finetune.data.batch import Sample
+from finetune.data.slides import SlideFile
+from finetune.evaluation.scoring import NEAREST_TEXT, PROBE_TEXT, Answers, evaluate
+from finetune.models.training_texts import TrainingTexts
+from finetune.pages.held_out_table import read_held_out
+from finetune.training.held_out import compare_held_out, log_comparison
+from tests.helpers.training import CPU, TOKENIZER, a_batch, tiny_model
+
+REFERENCES = [[f"slide {i} is well differentiated"] for i in range(20)]
+RIGHT = [texts[0] for texts in REFERENCES]
+HALF = RIGHT[:10] + ["nothing"] * 10
+
+
+@pytest.mark.parametrize(("captions", "probe", "warned"), [(RIGHT, HALF, False), (HALF, RIGHT, True), (HALF, HALF, True),
+                                                           (RIGHT, RIGHT, False)])
+def test_the_line_names_all_and_no_better_than_looking_up_is_a_warning(log_lines, captions, probe, warned):
+    log_comparison(evaluate(Answers(captions, REFERENCES), "nothing", {NEAREST_TEXT: ["x"] * 20, PROBE_TEXT: probe}))
+    share = {id(RIGHT): "1.00", id(HALF): "0.50"}
+    assert log_lines[0] == (f"held-out slides: exact text {share[id(captions)]}, nearest training text 0.00, linear probe "
+                            f"{share[id(probe)]}, most common 0.00 (20 slides)")
+    assert len(log_lines) == 1 + warned and ("no better than looking up" in log_lines[-1]) == warned
+
+
+def test_where_no_text_is_exact_another_score_is_told(log_lines):
+    longer = [f"{text} and more" for text in RIGHT]
+    log_comparison(evaluate(Answers(longer, REFERENCES), "nothing", {PROBE_TEXT: ["nothing"] * 20}))
+    assert log_lines[0].startswith("held-out slides: ROUGE-L 0.8") and "linear probe 0.00, most common 0.00" in log_lines[0]
+
+
+def test_few_slides_give_no_warning(log_lines):
+    log_comparison(evaluate(Answers(HALF[8:13], REFERENCES[8:13]), "nothing", {PROBE_TEXT: RIGHT[8:13]}))
+    assert len(log_lines) == 1
+
+
+def test_the_slides_are_captioned_and_the_file_is_what_the_report_reads(tmp_path, log_lines):
+    model, batches = tiny_model().eval(), [a_batch(1, 3), a_batch(2, 2)]
+    texts = TrainingTexts.of_index({"texts": [["甲乙"], ["丙"]], "embeddings": torch.eye(8)[:2]}, TOKENIZER, 9)
+    samples = [Sample(SlideFile(i, f"{i}.h5", "x", 1), [1, 2], ("甲乙",)) for b in reversed(batches) for i in b.ids]
+    compare_held_out(tmp_path, model, Precision("fp32", CPU, "test"), texts, samples, batches)
+    scores = json.loads((tmp_path / "held_out.json").read_text(encoding="utf-8"))
+    assert scores["slides"] == 5 and scores["baselines"]["most_common_text"]["exact_match"] == 1
+    table = read_held_out(tmp_path / "held_out.json")
+    assert [english for _, english in table["columns"]] == ["captions", "nearest training text", "most common text", "shuffled slides"]
+    assert "甲" not in (tmp_path / "held_out.json").read_text(encoding="utf-8"), "label texts are private"
