@@ -13,8 +13,8 @@ from ..common.errors import UserError
 from .format import Checkpoint, read_pth
 
 NEAREST = "nearest.pt"
-# Tensors of a linear probe and their axes
-_PROBE = {"mean": "D", "std": "D", "weight": "DW", "frequency": "W", "strength": "W", "noise": "W", "token_ids": "W"}
+# Tensors of a linear probe and their axes; beside them `token_ids` (W)
+_PROBE = {"mean": "D", "std": "D", "weight": "DW", "frequency": "W", "strength": "W", "noise": "W"}
 
 
 def temperature_of(checkpoint: Checkpoint) -> float | None:
@@ -61,28 +61,37 @@ def _is_index(index: dict[str, Any]) -> bool:
 
 def _are_vectors(value: Any, count: int) -> bool:
     """Whether these are finite vectors of so many slides, or None."""
-    if value is None:
-        return True
-    if not isinstance(value, torch.Tensor) or not value.is_floating_point() or value.ndim != 2 or len(value) != count:
-        return False
-    return bool(torch.isfinite(value).all())
+    return value is None or (_is_finite(value) and value.ndim == 2 and len(value) == count)
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_floating_point() and bool(torch.isfinite(value).all())
 
 
 def _is_probe(probe: Any) -> bool:
-    """Whether it holds the tensors of `models.linear_probe.LinearProbe`, of matching shapes, finite."""
-    if not isinstance(probe, dict) or not all(isinstance(probe.get(name), torch.Tensor) for name in _PROBE):
+    """Whether it holds the tensors of `models.linear_probe.LinearProbe`: of matching shapes, float32, finite."""
+    if not isinstance(probe, dict) or probe.keys() != {*_PROBE, "token_ids"} or not _are_ids(probe["token_ids"]):
         return False
-    sizes: dict[str, int] = {}
-    for name, axes in _PROBE.items():
-        tensor = probe[name]
-        dtype = torch.int64 if name == "token_ids" else torch.float32
-        if tensor.dtype != dtype or tensor.ndim != len(axes) or not torch.isfinite(tensor).all():
-            return False
-        for axis, size in zip(axes, tensor.shape, strict=True):
-            if sizes.setdefault(axis, size) != size:
-                return False
-    positive = all(bool((probe[name] > 0).all()) for name in ("std", "noise", "frequency"))
-    return positive and bool((probe["frequency"] < 1).all())
+    tensors = [probe[name] for name in _PROBE]
+    if not all(_is_finite(tensor) and tensor.dtype == torch.float32 for tensor in tensors):
+        return False
+    return _have_probe_shapes(probe) and _can_divide(probe)
+
+
+def _are_ids(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.dtype == torch.int64 and value.ndim == 1
+
+
+def _have_probe_shapes(probe: dict[str, torch.Tensor]) -> bool:
+    size = {"D": probe["mean"].numel(), "W": len(probe["token_ids"])}
+    expected = {name: tuple(size[axis] for axis in axes) for name, axes in _PROBE.items()}
+    return {name: tuple(probe[name].shape) for name in _PROBE} == expected
+
+
+def _can_divide(probe: dict[str, torch.Tensor]) -> bool:
+    """Whether deviations are above 0, and frequencies between 0 and 1: a token of all texts has no deviation."""
+    divisors = torch.cat([probe["std"], probe["noise"], probe["frequency"], 1 - probe["frequency"]])
+    return bool((divisors > 0).all())
 
 
 def _are_texts(value: Any) -> bool:

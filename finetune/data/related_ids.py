@@ -1,4 +1,4 @@
-"""Slides that may be of one patient or overlap, as far as ids tell: `P017_1` and `P017_2`, `region_8` and `region_9`."""
+"""Slides that may be of one patient or overlap, as far as ids tell: `P017_1` and `P017_2`, `region_8` and `_9`."""
 
 from __future__ import annotations
 
@@ -20,31 +20,39 @@ def related_pairs(first: Iterable[str], second: Iterable[str]) -> list[tuple[str
 
 
 def _same_patient(first: list[str], second: list[str]) -> list[tuple[str, str]]:
-    members: dict[str, list[str]] = defaultdict(list)
-    for slide_id in first + second:
-        match = _LAST_NUMBER.fullmatch(slide_id) or _LAST_LETTER.fullmatch(slide_id)
-        if match and not _REGION.fullmatch(slide_id):
-            members[match[1]].append(slide_id)
+    ours, theirs = _by_patient(first), _by_patient(second)
     pairs = []
-    in_second = set(second)
-    for ids in members.values():
-        ours = [i for i in ids if i not in in_second]
-        theirs = [i for i in ids if i in in_second]
-        if ours and theirs and len(ids) <= _MOST_OF_A_PATIENT:
-            pairs.append((ours[0], theirs[0]))
+    for patient, ids in ours.items():
+        others = theirs.get(patient, [])
+        if others and len(ids) + len(others) <= _MOST_OF_A_PATIENT:
+            pairs.append((ids[0], others[0]))
     return pairs
+
+
+def _by_patient(ids: list[str]) -> dict[str, list[str]]:
+    """{what comes before a last number or letter: its ids}."""
+    members: dict[str, list[str]] = defaultdict(list)
+    for slide_id in ids:
+        match = _LAST_NUMBER.fullmatch(slide_id) or _LAST_LETTER.fullmatch(slide_id)
+        is_region = _REGION.fullmatch(slide_id) is not None
+        if match and not is_region:
+            members[match[1]].append(slide_id)
+    return members
 
 
 def _neighbours(first: list[str], second: list[str]) -> list[tuple[str, str]]:
     """Regions of which one has the number after or before the other's."""
-    numbered = {(match[1], int(match[2])): i for i in first if (match := _REGION.fullmatch(i))}
+    region_of = {_numbered(slide_id): slide_id for slide_id in first}
     pairs = []
     for slide_id in second:
-        match = _REGION.fullmatch(slide_id)
-        if match is None:
-            continue
-        number = int(match[2])
-        neighbour = numbered.get((match[1], number - 1)) or numbered.get((match[1], number + 1))
-        if neighbour:
+        name, number = _numbered(slide_id)
+        neighbour = region_of.get((name, number - 1)) or region_of.get((name, number + 1))
+        if name and neighbour:
             pairs.append((neighbour, slide_id))
     return pairs
+
+
+def _numbered(slide_id: str) -> tuple[str, int]:
+    """(name, number) of a region; ("", 0) of anything else."""
+    match = _REGION.fullmatch(slide_id)
+    return (match[1], int(match[2])) if match else ("", 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -24,7 +24,8 @@ from ..models.training_texts import SlideVectors, TrainingTexts
 MOST_COMPARED = 100  # slides
 _MIN_TO_WARN = 10  # slides: the order of two scores of fewer is chance
 _RARELY_EXACT = 0.1  # below this share of exact texts for all, another score tells more
-_IN_WORDS = {NEAREST_TEXT: "nearest training text", PROBE_TEXT: "linear probe", COMMON: "most common"}
+_IN_WORDS = {CAPTIONS: "captioner", NEAREST_TEXT: "nearest training text", PROBE_TEXT: "linear probe",
+             COMMON: "most common"}
 
 
 @torch.no_grad()
@@ -72,22 +73,22 @@ def _captions(model: SlideCaptioner, image_tokens: torch.Tensor, texts: Training
 
 def log_comparison(report: Report) -> None:
     """One line that compares the captions with looking up, and a warning if they are no better."""
-    values = _values(report, "exact_match")
-    name = "exact text"
+    name, values = "exact text", _values(report, "exact_match")
     if max(values.values()) < _RARELY_EXACT:
         name, values = "ROUGE-L", _values(report, "rouge_l")
-    own = values[CAPTIONS]
-    others = ", ".join(f"{words} {values[column]:.2f}" for column, words in _IN_WORDS.items() if column in values)
+    own = values.pop("captioner")
     num_slides = len(report.answers.captions)
-    logger.info("held-out slides: %s %.2f, %s (%d slides)", name, own, others, num_slides)
-    looked_up = {words: values[column] for column, words in _IN_WORDS.items() if column in values}
-    best = max(looked_up, key=looked_up.__getitem__)
-    if num_slides >= _MIN_TO_WARN and own <= looked_up[best] and own < 1:
+    looked_up = ", ".join(f"{words} {value:.2f}" for words, value in values.items())
+    logger.info("held-out slides: %s %.2f, %s (%d slides)", name, own, looked_up, num_slides)
+    best = max(values, key=values.__getitem__)
+    is_perfect = own == 1
+    if num_slides >= _MIN_TO_WARN and own <= values[best] and not is_perfect:
         logger.warning("on the held-out slides the captioner is no better than looking up (%s: %s %.2f against %.2f): "
                        "try more training slides, a smaller model (model.dim, the depths) or another "
-                       "training.learning_rate; docs/scoring.md says how to read this", best, name, looked_up[best],
-                       own)
+                       "training.learning_rate; docs/scoring.md says how to read this", best, name, values[best], own)
 
 
-def _values(report: Report, score: str) -> Mapping[str, float]:
-    return {column: scores[score].value for column, scores in report.columns.items() if score in scores}
+def _values(report: Report, score: str) -> dict[str, float]:
+    """{column in plain words: its score}, of the columns that there are."""
+    columns = {words: report.columns.get(column) for column, words in _IN_WORDS.items()}
+    return {words: column[score].value for words, column in columns.items() if column}
