@@ -70,7 +70,7 @@ def test_a_slide_whose_numbers_overflow_is_one_line_and_the_nearest_texts_are_th
     path = run_with_coords / "embeddings" / "s5.h5"
     records = list(caption_slides(captioner, {"s5": [[str(path)]]}, [], GenerationOptions(), vectors := {}))
     index = torch.load(run_with_coords / "run" / "nearest.pt", weights_only=True)
-    cosines = (index["embeddings"] @ torch.from_numpy(vectors["s5"])).tolist()
+    cosines = (index["embeddings"] @ torch.from_numpy(vectors["s5"].contrastive[0])).tolist()
     found = answer(captioner, path, [], GenerationOptions(), training)
     assert found["caption"] == records[0]["caption"] and len(found["nearest"]) == 5
     assert [cosine for _, cosine in found["nearest"]] == pytest.approx(sorted(cosines, reverse=True)[:5])
