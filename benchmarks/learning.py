@@ -37,6 +37,7 @@ _METHODS = ("captioner", "most common text", "nearest text, Prism's space", "nea
 # only to see that the benchmark runs: two epochs of a model that can learn nothing
 _SMALL = ["model.dim=32", "model.unimodal_depth=1", "model.multimodal_depth=1", "model.dim_latents=16",
           "model.num_img_queries=4", "model.heads=2", "model.dim_head=16", "training.workers=0", "training.epochs=2"]
+_LEAST_CLUSTERS = 8  # fewer say nothing of an interval
 _HEADINGS = ("| data | method | F1 | exact | captioner - method, F1 | captioner - method, exact |\n"
              "|---|---|---|---|---|---|")
 
@@ -210,10 +211,16 @@ def _rows(name: str, results: list[dict[str, Any]]) -> list[str]:
     for method in _METHODS:
         cells = [name, method, f"{scores[method][:, 0].mean():.3f}", f"{scores[method][:, 1].mean():.3f}", "", ""]
         if method != "captioner":
-            differences = [difference(ours[:, i], scores[method][:, i], clusters) for i in (0, 1)]
-            cells[4:] = [f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]" for mean, low, high in differences]
+            cells[4:] = [_compared(ours[:, i], scores[method][:, i], clusters) for i in (0, 1)]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def _compared(ours: np.ndarray, other: np.ndarray, clusters: list[str]) -> str:
+    """The mean difference and its interval, if there are clusters enough to draw from."""
+    mean, low, high = difference(ours, other, clusters)
+    count = len(set(clusters))
+    return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]" if count >= _LEAST_CLUSTERS else f"{mean:+.3f} ({count} clusters)"
 
 
 def _note(name: str, results: list[dict[str, Any]]) -> str:
