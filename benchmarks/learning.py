@@ -109,8 +109,9 @@ def _judge(task: Task, args: argparse.Namespace) -> dict[str, Any]:
         probe.answers(_rows_of(mean, test)),
         probe.best_texts(_rows_of(mean, test))), strict=True))
     scores = {name: score(given, truth) for name, given in answers.items()}
-    if args.curve and "beats" not in run:
-        run["beats"] = _time_to_beat(task, scores["nearest text, Prism's space"][:, 0].mean())
+    if args.curve and _run_folder(task).exists():
+        beaten = _time_to_beat(task, scores["nearest text, Prism's space"][:, 0].mean())
+        run["beats"] = beaten and beaten - run["started_at"]
         _run_folder(task).with_suffix(".json").write_text(json.dumps(run, ensure_ascii=False), encoding="utf-8")
     shutil.rmtree(_run_folder(task), ignore_errors=True)  # its checkpoints are large
     return {"scores": scores, "clusters": [task.cluster or f"{task.name} {i}" for i in test], "train": len(train),
@@ -162,17 +163,16 @@ def _script(task: Task, name: str, *arguments: object) -> None:
 
 
 def _time_to_beat(task: Task, wanted: float) -> float | None:
-    """Seconds from the start to the first kept checkpoint whose captions have a higher F1; None if there is none.
+    """When the first kept checkpoint was written whose captions have a higher F1; None if there is none.
 
     Captions of an early epoch are those of a run that was to go on: its learning rate is still high.
     """
-    run = json.loads(_run_folder(task).with_suffix(".json").read_text(encoding="utf-8"))
     kept = sorted(_run_folder(task).glob("checkpoint_epoch_*.pth"), key=lambda p: p.stat().st_mtime)
     for path in [*kept, _run_folder(task) / "last_model.pth"]:
         records = _captions(task, path.name)
         scores = score([Answer.of(r["caption"] or "") for r in records], [task.texts[r["id"]] for r in records])
         if scores[:, 0].mean() > wanted:
-            return path.stat().st_mtime - run["started_at"]
+            return path.stat().st_mtime
     return None
 
 
