@@ -25,7 +25,7 @@ def model_card(checkpoint: Checkpoint, name: str) -> str:
     is_frozen = checkpoint.config["prism"]["freeze"]
     is_derived = "prism" in (model.get("decoder"), model.get("init")) or not is_frozen
     has_vocabulary = checkpoint.tokenizer.get("type") in ("vocab", "bpe")
-    vocabulary = " The words of the training texts are, as the vocabulary." if has_vocabulary else ""
+    vocabulary = " The vocabulary does contain the words of the training texts." if has_vocabulary else ""
     num_parameters = sum(weight.numel() for weight in checkpoint.model.values())
     versions = ", ".join(f"{key} {value}" for key, value in checkpoint.versions.items())
     return f"""---
