@@ -119,7 +119,7 @@ def in_process(module: str, *args: str, path: Path = ROOT) -> dict[str, Any]:
     """What `python -m MODULE ARGS` printed as JSON on its last line; packages in `path` come first.
 
     Raises:
-        RuntimeError: it failed; with the end of what it wrote.
+        RuntimeError: It failed; with the end of what it wrote.
     """
     env = os.environ | {"PYTHONPATH": os.pathsep.join(dict.fromkeys((str(path), str(ROOT))))}
     done = subprocess.run([sys.executable, "-P", "-m", module, *args], env=env, cwd=ROOT, capture_output=True,

@@ -161,14 +161,14 @@ class TextDecoder(nn.Module):
         """
         Args:
             input_ids: (B, T)
-            key_value_states: image latents (B, n, C)
+            key_value_states: Image latents (B, n, C)
             attention_mask: (B, T), 1 or true = a token; None = all but the padding token.
 
         Returns:
             {"logits": (B, T, vocabulary), "text_embedding": (B, D)}
 
         Raises:
-            ValueError: texts longer than the model has positions.
+            ValueError: Texts longer than the model has positions.
         """
         text_embedding, hidden, bias = self.unimodal(input_ids, attention_mask)
         hidden = self.multimodal(hidden, key_value_states, bias)

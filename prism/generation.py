@@ -44,9 +44,9 @@ def search(step: Step, cache: Any, prompt: torch.Tensor, options: GenerationOpti
     A greedy or beam result does not depend on the other rows of its batch.
 
     Args:
-        cache: of B sequences, with what precedes the prompt.
-        prompt: ids (B, T), all of one length.
-        banned: ids never generated.
+        cache: Of B sequences, with what precedes the prompt.
+        prompt: Ids (B, T), all of one length.
+        banned: Ids never generated.
     """
     if options.num_beams > 1:
         return _beam_search(step, cache, prompt, options, eos_id, banned)

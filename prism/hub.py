@@ -29,7 +29,7 @@ def fetch(repo_id: str, revision: str | None) -> Path:
     What is in the hub's cache on this machine is used where the hub does not answer.
 
     Raises:
-        PrismWeightsError: no access, no network, no such repository or revision, no weights in it.
+        PrismWeightsError: No access, no network, no such repository or revision, no weights in it.
     """
     failure = ask_hub(repo_id, revision)
     try:

@@ -43,8 +43,8 @@ def attend_in_parts(query: Tensor, parts: Iterable[tuple[Tensor, Tensor]], scale
 
     Args:
         query: (S, d)
-        parts: keys (n, d) and values (n, e), a pair for each part, n any number above 0
-        scale: what scores are multiplied with.
+        parts: Keys (n, d) and values (n, e), a pair for each part, n any number above 0
+        scale: What scores are multiplied with.
 
     Returns:
         (S, e)

@@ -18,9 +18,9 @@ class PrismSlideEncoder(nn.Module):
     """Tile embeddings of slides -> slide embeddings and image latents. `load_prism` returns it with weights, frozen.
 
     Attributes:
-        config: the architecture.
-        source: what `load_prism` was given ("paige-ai/Prism", a path, "random", ...); None if built by hand.
-        revision: commit hash on the hub where known, else None.
+        config: The architecture.
+        source: What `load_prism` was given ("paige-ai/Prism", a path, "random", ...); None if built by hand.
+        revision: Commit hash on the hub where known, else None.
         sha256: `fingerprint` of the weights as they were loaded; None if built by hand.
     """
 
@@ -56,7 +56,7 @@ class PrismSlideEncoder(nn.Module):
             {"image_embedding": (B, D), "image_latents": (B, L, D)}
 
         Raises:
-            ValueError: wrong shape or width, a mask that is not bool, a slide without any tile.
+            ValueError: Wrong shape or width, a mask that is not bool, a slide without any tile.
         """
         self._check(tile_embeddings, tile_mask)
         slides = list(tile_embeddings) if tile_mask is None else unpadded(tile_embeddings, tile_mask)
@@ -147,7 +147,7 @@ def fingerprint(module: nn.Module, part: str = "") -> str:
     It does not depend on the file the weights came from nor on the device they are on.
 
     Args:
-        part: only parameters whose names begin with it.
+        part: Only parameters whose names begin with it.
     """
     digest = hashlib.sha256()
     for name, parameter in sorted(module.named_parameters()):

@@ -43,10 +43,10 @@ def resolve_device(name: str, local_rank: int | None = None) -> torch.device:
 
     Args:
         name: auto (CUDA if available), cpu, cuda or cuda:N.
-        local_rank: number of this process among several on this machine, each on its own GPU; None if alone.
+        local_rank: Number of this process among several on this machine, each on its own GPU; None if alone.
 
     Raises:
-        UserError: an unknown or absent device, or one device for several processes.
+        UserError: An unknown or absent device, or one device for several processes.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -81,7 +81,7 @@ def resolve_precision(name: str, device: torch.device) -> Precision:
 
     Args:
         name: fp16, bf16, fp32, or auto: fp16 on CUDA, bf16 on a CPU that has it, else fp32.
-        device: as resolved.
+        device: As resolved.
     """
     on_gpu = device.type == "cuda"
     default, why = ("fp16", "auto on CUDA") if on_gpu else _cpu_default()

@@ -30,9 +30,9 @@ class World:
     """The rank of this process and the number of processes. All must call the collectives in the same order.
 
     Attributes:
-        rank: number of this process in the run.
-        size: number of processes.
-        local_rank: number of this process on its machine.
+        rank: Number of this process in the run.
+        size: Number of processes.
+        local_rank: Number of this process on its machine.
         store: key/value store of the rendezvous, None for a world of one.
     """
 
@@ -107,7 +107,7 @@ class World:
 
         Args:
             rows: (counts[rank], ...)
-            counts: number of rows of each rank.
+            counts: Number of rows of each rank.
 
         Returns:
             (sum of counts, ...), the rows of rank 0 first.
@@ -160,7 +160,7 @@ def join_world(device: torch.device) -> Iterator[World]:
     first is reported: the others follow from it or are the same.
 
     Raises:
-        UserError: the processes cannot connect.
+        UserError: The processes cannot connect.
     """
     if _world_size() == 1:
         yield ALONE

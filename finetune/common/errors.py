@@ -13,11 +13,11 @@ class UserError(Exception):
     """A bad input or environment: printed as `error: WHERE: WHAT; FIX`, exit code 2, no traceback.
 
     Attributes:
-        where: the file, flag or config key at fault.
-        what: what is wrong, with the value found.
-        fix: what to do.
-        details: further lines, one for each other item that is wrong in the same way.
-        already_reported: whether another process of this run prints it; None if the processes do not know each other.
+        where: The file, flag or config key at fault.
+        what: What is wrong, with the value found.
+        fix: What to do.
+        details: Further lines, one for each other item that is wrong in the same way.
+        already_reported: Whether another process of this run prints it; None if the processes do not know each other.
     """
 
     def __init__(self, where: object, what: str, fix: str, details: Sequence[str] = ()) -> None:

@@ -44,7 +44,7 @@ def log_to_console(quiet: bool = False) -> logging.handlers.MemoryHandler:
     """Send log lines to stderr, and keep them in memory for `log_to_file`.
 
     Args:
-        quiet: no lines and no progress bars, for all processes of a run but the first.
+        quiet: No lines and no progress bars, for all processes of a run but the first.
 
     Returns:
         The handler that keeps the lines.

@@ -21,7 +21,7 @@ class RunLock:
     leaves no trace. On a file system without locks the run continues without one.
 
     Raises:
-        UserError: another process holds the folder, or it is not writable: better now than after the first epoch.
+        UserError: Another process holds the folder, or it is not writable: better now than after the first epoch.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Which cases train, which validate and which are kept for a test: by patient, so that no patient is on two sides."""
+"""Splits of the cases into training, validation and test, by patient: no patient is on two sides."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def make_split(labels: Mapping[str, Label], config: DataConfig, seed: int) -> Sp
     becomes validation.
 
     Raises:
-        UserError: a patient is on two sides, a case has no side, or a side is empty.
+        UserError: A patient is on two sides, a case has no side, or a side is empty.
     """
     groups = patients(labels, config.group_pattern)
     given = _given_splits(labels, config.split_file)
@@ -82,11 +82,11 @@ def patients(ids: Iterable[str], pattern: str | None) -> dict[str, str]:
     """The patient of each id.
 
     Args:
-        ids: of the cases.
-        pattern: regular expression whose first group, or match if it has none, is the patient; None takes the id.
+        ids: Of the cases.
+        pattern: Regular expression whose first group, or match if it has none, is the patient; None takes the id.
 
     Raises:
-        UserError: the pattern is not a regular expression, or does not match an id.
+        UserError: The pattern is not a regular expression, or does not match an id.
     """
     if pattern is None:
         return {i: i for i in ids}
@@ -119,16 +119,16 @@ def split_ids(ids: Sequence[str], val_split: float, seed: int, groups: Mapping[s
     """Split ids at random by patient; the order of `ids` does not matter.
 
     Args:
-        ids: of the cases.
-        val_split: share of the ids for validation, which takes whole patients until it has so many.
-        seed: of the shuffle.
+        ids: Of the cases.
+        val_split: Share of the ids for validation, which takes whole patients until it has so many.
+        seed: Of the shuffle.
         groups: {id: patient}; None makes each id a patient.
 
     Returns:
         (training ids, validation ids).
 
     Raises:
-        UserError: a side that should have cases would have none.
+        UserError: A side that should have cases would have none.
     """
     # from the front of the shuffled patients: with a larger share the same ones stay in validation
     order = _shuffled_patients(ids, seed, groups)
@@ -192,7 +192,7 @@ def _report_overlap(labels: Mapping[str, Label], split: Split, name: str) -> Non
 
 
 def _warn_of_leaking_patients(split: Split) -> None:
-    """Without a pattern each case is a patient; names of TCGA show that this is wrong."""
+    """Without a pattern each case counts as a patient; TCGA barcodes show where that is wrong."""
     num_leaking = len(_tcga_patients(split.train) & _tcga_patients(split.val + split.test))
     if num_leaking:
         logger.warning("%d TCGA patients have slides in training and held out: set data.group_pattern to '^%s'",

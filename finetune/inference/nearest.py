@@ -28,11 +28,11 @@ class TrainingSlides:
 
         Args:
             checkpoint: None for Prism itself, which has none.
-            captioner: the model of the checkpoint.
-            searchable: require an index whose embeddings are of the very weights of the checkpoint.
+            captioner: The model of the checkpoint.
+            searchable: Require an index whose embeddings are of the very weights of the checkpoint.
 
         Raises:
-            UserError: a damaged index, or none that is searchable where one is required.
+            UserError: A damaged index, or none that is searchable where one is required.
         """
         path = expand(checkpoint) if checkpoint else None
         index = None

@@ -83,11 +83,11 @@ def make_app(captioner: Captioner, options: GenerationOptions, training: Trainin
     """The ASGI application.
 
     Args:
-        captioner: the model.
-        options: how to decode.
-        training: where to look for the nearest training slides; None shows none.
-        num_nearest: how many of them are shown.
-        max_upload: bytes of the largest accepted file.
+        captioner: The model.
+        options: How to decode.
+        training: Where to look for the nearest training slides; None shows none.
+        num_nearest: How many of them are shown.
+        max_upload: Bytes of the largest accepted file.
     """
     from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool

@@ -151,7 +151,7 @@ def test_a_file_that_does_not_read_back_is_not_kept(saved, monkeypatch):
     assert saved.read_bytes() == before and names(saved.parent) == [LAST]
 
 
-def test_C11_a_folder_that_is_none_is_a_user_error(tmp_path):
+def test_C11_a_missing_folder_is_a_user_error(tmp_path):
     with refused("gone", "No such file"):
         write_pth(tmp_path / "gone", [LAST], content())
     (tmp_path / "file").write_text("x", encoding="utf-8")

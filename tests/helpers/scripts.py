@@ -1,4 +1,4 @@
-"""The scripts as processes of their own, with flags for a tiny run, and how their refusals and checkpoints are compared."""
+"""The scripts as subprocesses, with flags for a tiny run; checks of their refusals and checkpoints."""
 
 from __future__ import annotations
 

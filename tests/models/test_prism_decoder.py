@@ -94,7 +94,7 @@ def test_what_no_loss_reaches_is_not_saved(weight, saved):
 
 
 @pytest.mark.parametrize("rank", [0, 4])
-def test_the_trained_part_travels_and_completes_the_frozen_one(rank):
+def test_the_trained_part_is_saved_and_completes_the_frozen_one(rank):
     config = config_of(lora_rank=rank)
     model, fresh = build_model(config, LETTERS), build_model(config, LETTERS)
     with torch.no_grad():
@@ -119,7 +119,7 @@ def test_adapters_begin_as_nothing_and_need_peft(monkeypatch):
         build_model(config_of(lora_rank=4), LETTERS)
 
 
-def test_what_the_text_side_needs_is_said(monkeypatch, tmp_path):
+def test_missing_files_of_the_text_side_are_named(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "sacremoses", None)
     with refused("prism.weights", "pip install sacremoses"):
         build_model(config_of(), LETTERS)

@@ -51,7 +51,7 @@ def test_a_prism_that_is_trained_gets_the_gradients_of_one_batch_too():
         torch.testing.assert_close(found[name], gradient, atol=2e-5, rtol=2e-5)
 
 
-def test_dropout_falls_alike_in_both_passes():
+def test_dropout_masks_are_the_same_in_both_passes():
     """A layer that draws: the second pass must meet the latents that the gradient was computed for."""
     objective = objective_of(ALONE)
     forward, latents = objective.model.forward, []
