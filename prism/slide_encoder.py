@@ -85,12 +85,12 @@ class PrismSlideEncoder(nn.Module):
         return super().train(mode and not self.frozen)
 
     def _run(self, slides: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Under autocast, frozen weights are used through their copies, which autocast would make anew at each use."""
+        """Under autocast, frozen weights are cast once and reused; autocast would cast them at each use."""
         device = self.image_resampler.perceiver.latents.device.type
         if not (self.frozen and torch.is_autocast_enabled(device)):
             return self.image_resampler(slides)
         copies = self._copies(torch.get_autocast_dtype(device))
-        # tie_weights would swap a block that several layers share once for each, and put back the copy at the end
+        # tie_weights would replace a block once per layer that shares it, and restore the copy at the end
         return functional_call(self.image_resampler, copies, (slides,), tie_weights=False)
 
     def _copies(self, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -65,7 +65,7 @@ def load_prism(weights: str | Path, revision: str | None = None) -> PrismSlideEn
 
 
 def load_tokenizer(weights: str | Path, revision: str | None = None) -> BioGptTokenizer | None:
-    """The tokenizer that `Prism.from_pretrained` gives its model, without the model. Raises PrismWeightsError alike."""
+    """The tokenizer that `Prism.from_pretrained` gives its model, without the model. Raises PrismWeightsError."""
     if str(weights) in RANDOM:
         return letters_tokenizer()
     return tokenizer_beside(*locate(str(weights), revision))

@@ -128,7 +128,7 @@ def test_every_arrow_that_is_turned_is_noticed():
 
 
 def circles(files: dict[str, ast.Module]) -> list[set[str]]:
-    """Groups of files that import each other, directly or around a corner."""
+    """Groups of files that import each other, directly or indirectly."""
     path = {name.removesuffix(".py").removesuffix("/__init__").replace("/", "."): name for name in files}
     uses = {name: {path[m] for m in imports(name, tree) if m in path and not path[m].endswith("__init__.py")} - {name}
             for name, tree in files.items()}

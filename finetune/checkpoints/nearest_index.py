@@ -1,5 +1,6 @@
-"""nearest.pt: the embeddings of the training slides, to look up the texts of the nearest ones; and the calibration of a
-checkpoint. N training slides."""
+"""nearest.pt, the embeddings and texts of the training slides; and the calibration of a checkpoint.
+
+Shapes: N training slides."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ def temperature_of(checkpoint: Checkpoint) -> float | None:
 
 
 def read_nearest(path: Path, checkpoint: Checkpoint) -> dict[str, Any] | None:
-    """The nearest.pt beside the file `path` of a checkpoint, None if there is none or it is of other training data.
+    """The nearest.pt beside the file `path` of a checkpoint, None if it does not exist or is of other training data.
 
     Returns:
         `ids`, `texts` of each, and `embeddings` (N, dim_latents), None where the contrastive loss was off.
@@ -44,7 +45,7 @@ def read_nearest(path: Path, checkpoint: Checkpoint) -> dict[str, Any] | None:
 
 
 def _is_index(index: dict[str, Any]) -> bool:
-    """Whether ids, texts and embeddings are of as many slides, and of the types that training writes."""
+    """Whether ids, texts and embeddings have the same length and the types that training writes."""
     ids, texts, embeddings = index.get("ids"), index.get("texts"), index.get("embeddings")
     if not isinstance(ids, list) or not isinstance(texts, list) or len(ids) != len(texts) or not ids:
         return False
@@ -65,5 +66,5 @@ def same_weights(index: dict[str, Any], checkpoint: Checkpoint) -> bool:
 
 
 def mark_of(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What an index records of the weights that its embeddings come from."""
+    """The identity of the weights that the embeddings of an index come from."""
     return {"fingerprint": checkpoint.data.get("fingerprint"), "step": checkpoint.progress.get("step")}

@@ -1,4 +1,4 @@
-"""The device and number format of a run, and how a CPU process gets its memory from the system."""
+"""Device, precision and, for CPU runs, malloc settings."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ _NEVER = 2**31 - 1
 def keep_freed_memory(device: torch.device) -> bool:
     """For training on the CPU: let glibc keep freed memory for the next allocation.
 
-    By default every large tensor is a memory mapping of its own, whose pages the kernel clears and maps anew on first
+    By default every large tensor is a memory mapping of its own, whose pages the kernel clears and maps on first
     touch: a training step on the CPU, whose gradients and casts of weights are new each time, spends a quarter to a
     third of its time on that (LOG.md, 2026-11-25). The memory stays with the process; its peak is the same.
 

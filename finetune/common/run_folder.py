@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-NAME = "report.html"
+REPORT = "report.html"
 EVENTS, METRICS = "events.jsonl", "metrics.jsonl"
 CAPTIONS, RETRIEVAL = "validation_captions.jsonl", "retrieval.json"
 MOST_RETRIEVED = 32  # rows and columns of the matrix

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..common.errors import UserError
 
-# No leading zero and no `1:30`: YAML reads them as octal and sexagesimal, people do not.
+# Neither leading zeros nor `1:30`: YAML reads them as octal and sexagesimal, which nobody expects.
 _INTEGER = re.compile(r"[+-]?(0|[1-9]\d{0,17})")
 _FLOAT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?\.?(inf|nan)")
 _EXPECTED = {bool: "true or false", int: "a whole number such as 8", float: "a number such as 1e-4"}

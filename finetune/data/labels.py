@@ -38,6 +38,7 @@ class Label:
 
     @property
     def text(self) -> str:
+        """The first reference text."""
         return self.texts[0]
 
 

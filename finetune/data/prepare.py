@@ -45,6 +45,7 @@ class Data:
 
     @property
     def test_ids(self) -> list[str]:
+        """Ids of the test cases."""
         return [slide.slide_id for slide in self.test]
 
     @property

@@ -74,6 +74,7 @@ class Case:
 
     @property
     def num_tiles(self) -> int:
+        """Number of tiles of all files."""
         return sum(part.num_tiles for part in self.parts)
 
     @property

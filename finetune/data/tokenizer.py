@@ -44,9 +44,15 @@ class Tokenizer(Protocol):
     unk_id: int | None
 
     def __len__(self) -> int: ...
-    def encode(self, text: str) -> list[int]: ...
-    def decode(self, ids: Iterable[int]) -> str: ...
-    def to_dict(self) -> dict[str, Any]: ...
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`, without begin and end token."""
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of `ids`, without special tokens."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON, from which `tokenizer_from_dict` restores the tokenizer."""
 
 
 def build_tokenizer(kind: str, texts: Sequence[str], normalize: bool) -> Tokenizer:

@@ -4,9 +4,9 @@ Two attributions, both through CoCa's cross-attention, its attention pooling and
 
 - `gradient`, the one shown: each tile gets a weight in every cross-attention of the encoder, 1 if nothing is changed;
   the attribution is the derivative of a token's log-probability by the logarithm of that weight. Gradients through
-  attention, in the line of Chefer et al. 2021 (https://arxiv.org/abs/2103.15679). Of a phrase: the sum.
-- `attention`, for comparison: attention rollout (Abnar & Zuidema 2020, https://arxiv.org/abs/2005.00928). It says
-  where the model looks, not what changes its tokens.
+  attention, as in Chefer et al. 2021 (https://arxiv.org/abs/2103.15679). Of a phrase: the sum.
+- `attention`, for comparison: attention rollout (Abnar & Zuidema 2020, https://arxiv.org/abs/2005.00928). It shows
+  where the model attends, not what changes its tokens.
 
 The deletion test asks whether a map is faithful to the model: without the tenth of the tiles of highest attribution,
 the phrase must become less probable than without a random tenth. LOG.md has the comparison that chose `gradient`.

@@ -1,8 +1,8 @@
 """A page on this machine to try a model: drop an H5, see caption, scores for texts, nearest training texts, tile map.
 
 `inference.py --checkpoint C --serve`. It listens on 127.0.0.1 only and answers two requests: the page, and a slide to
-describe with texts to score. An upload is kept in a temporary file under a name of our own until it is answered; no
-request names a file, so none can be reached. Requests that come through another site in the same browser are refused:
+describe with texts to score. An upload is kept in a temporary file under a fixed name until it is answered; no
+request can name a file. Requests that come through another site in the same browser are refused:
 they carry another Host (DNS rebinding) or lack our header, which no foreign page may send.
 """
 

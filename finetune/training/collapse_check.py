@@ -56,7 +56,7 @@ class CollapseCheck:
         model, batch = observed.model, observed.batch
         order = [len(batch.ids) - 1, *range(len(batch.ids) - 1)]  # autocast on CPU has no float16 `roll`
         exchanged = replace(batch, image_tokens=batch.image_tokens[order])
-        # with a caption loss of weight 0, beside a loss of the user's own, it is computed only along with the logits
+        # if its weight is 0 (with a custom loss), the caption loss is only computed together with the logits
         exchanged_loss = model(exchanged, logits=not model.decoder.caption_loss_weight).caption_loss.item()
         loss = observed.outputs.caption_loss.item()
         self._gap_sum += exchanged_loss - loss

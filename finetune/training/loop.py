@@ -54,6 +54,7 @@ class Parts:
 
     @property
     def model(self) -> SlideCaptioner:
+        """The model that the objective trains."""
         return self.objective.model
 
 

@@ -44,7 +44,7 @@ class Objective:
     """The training loss of `model` over the micro-batches of all ranks.
 
     Attributes:
-        custom_loss: The user's own loss function, added to those of the model.
+        custom_loss: The user's loss function, added to those of the model.
         chunk: Number of similarities computed at a time.
         max_slides: Maximum slides in a micro-batch, set once more did not fit into memory.
         halve_on_oom: Whether a step that does not fit into memory is repeated with halved micro-batches. Otherwise
@@ -228,7 +228,7 @@ class Objective:
         return loss
 
     def _custom_losses(self, batch: Batch, outputs: CoCaOutputs, sizes: StepSizes) -> dict[str, torch.Tensor]:
-        """The parts of the user's own loss of one micro-batch, times the micro-batch's share of the step's slides."""
+        """The parts of the custom loss of one micro-batch, times the micro-batch's share of the step's slides."""
         if self.custom_loss is None:
             return {}
         batch = batch.to(self.precision.device)
@@ -270,7 +270,7 @@ class Objective:
             self._halvings = 0
 
     def _sum_custom_losses(self, results: Sequence[MicroBatchResult]) -> dict[str, float]:
-        """The parts of the user's own loss, over all micro-batches of all ranks."""
+        """The parts of the custom loss, over all micro-batches of all ranks."""
         if self.custom_loss is None:
             return {}
         local = [result.custom for result in results]

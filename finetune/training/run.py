@@ -118,8 +118,7 @@ def _train(config: Config, resume: str | None, folder: Path, buffered: MemoryHan
     if state.epoch < training.epochs:
         log.finish("stopped")
         number = signals.received or signal.SIGTERM  # of another process
-        logger.warning("stopped by %s after step %d; continue with --resume auto", signal.Signals(number).name,
-                       state.step)
+        logger.warning("stopped by %s after step %d; rerun with --resume auto", signal.Signals(number).name, state.step)
         return 128 + number
     log.finish("finished")
     if world.is_main:

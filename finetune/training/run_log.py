@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ..common.errors import UserError, printable
 from ..common.log import logger
 from ..common.progress import progress
-from ..common.run_folder import EVENTS, METRICS, NAME
+from ..common.run_folder import EVENTS, METRICS, REPORT
 from .state import TrainState
 from .trackers import Tracker
 
@@ -128,7 +128,7 @@ class RunLog:
         try:
             self._write_report(self.folder)
         except Exception as error:
-            logger.warning("%s could not be written (%s: %s)", NAME, type(error).__name__, error)
+            logger.warning("%s could not be written (%s: %s)", REPORT, type(error).__name__, error)
 
 
 class _EventFile(logging.Handler):

@@ -58,6 +58,7 @@ class StepSizes:
 
     @property
     def num_slides(self) -> int:
+        """Slides of the step on all ranks."""
         return sum(self.slides_per_rank)
 
     def rows_of(self, rank: int) -> slice:
@@ -120,6 +121,7 @@ class MicroBatchResult:
 
     @classmethod
     def of(cls, batch: Batch, outputs: CoCaOutputs, custom: dict[str, torch.Tensor]) -> MicroBatchResult:
+        """Detach the outputs of a batch and convert its custom losses to floats."""
         return cls(batch.ids, outputs.detach(), {name: part.item() for name, part in custom.items()})
 
     def is_finite(self) -> bool:

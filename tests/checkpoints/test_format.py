@@ -349,7 +349,7 @@ def test_random_generators_go_on_where_they_were_after_a_save_and_a_load(tmp_pat
 
 @pytest.mark.parametrize(("current", "kept"), [(0, 0), (2, 2), (6, 3)])
 def test_random_states_of_a_machine_with_other_gpus_are_of_use(monkeypatch, current, kept):
-    """Format 1 kept those of all GPUs; a run goes on where there are fewer."""
+    """Format 1 kept those of all GPUs; a run resumes where there are fewer."""
     taken = {}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: current)

@@ -1,4 +1,4 @@
-"""A checkpoint of each released format, which every later version must load, caption with and go on from."""
+"""A checkpoint of each released format, which every later version must load, caption with and resume."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files with the very names, shapes, types, attributes and storage of each tool of the field, written with plain h5py."""
+"""Files with the names, shapes, types, attributes and storage of each tool, written with plain h5py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The kept index of headers: used for what is unchanged, never for what is not."""
+"""The header cache: used for unchanged files only."""
 
 from __future__ import annotations
 

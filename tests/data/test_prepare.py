@@ -1,4 +1,4 @@
-"""From folder and JSON to samples: matching, bad slides, unknown words, fingerprint."""
+"""From folder and JSON to samples: matching, bad slides, unknown tokens, fingerprint."""
 
 from __future__ import annotations
 

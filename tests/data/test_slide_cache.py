@@ -158,7 +158,7 @@ def test_groups_hold_neighbours_in_size_and_keep_their_limits(monkeypatch):
 
 
 class Thread(World):
-    """One of two ranks that are threads of this process, and meet where ranks meet."""
+    """One of two ranks that run as threads of this process and synchronize in collectives."""
 
     def __init__(self, rank: int, barrier: threading.Barrier) -> None:
         super().__init__(rank, 2)

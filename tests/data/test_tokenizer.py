@@ -1,4 +1,4 @@
-"""Tokenizers: exact round trips, spelling of unseen words, special tokens that no text reaches, in the checkpoint whole."""
+"""Tokenizers: exact round trips, spelling of unseen words, special tokens that no text encodes to, storage in the checkpoint."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def gpt2_like(folder: Path) -> str:
 
 
 def bert_like(folder: Path) -> str:
-    """Only a list of words, as bert-base-chinese has it."""
+    """A plain word list, as in bert-base-chinese."""
     folder.mkdir(parents=True)
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"胃腺癌低分化，。（）(3+)", "grade", "her", "##2"]
     (folder / "vocab.txt").write_text("\n".join(words), encoding="utf-8")

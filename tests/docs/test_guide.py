@@ -122,7 +122,7 @@ def commands(path: Path) -> Iterator[list[str]]:
 
 
 class Parsed(BaseException):
-    """Raised in place of what a script does after it has read its arguments."""
+    """Raised right after a script has parsed its arguments."""
 
 
 def parse(words: list[str], monkeypatch) -> argparse.Namespace:

@@ -1,4 +1,4 @@
-"""Maps of tiles against finite differences, brute force and the encoder as it is used everywhere."""
+"""Tile maps against finite differences, brute force and the ordinary encoder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The flags of inference.py: what is parsed, what would be ignored, what does not go together."""
+"""The flags of inference.py: parsing, flags without effect, incompatible flags."""
 
 from __future__ import annotations
 

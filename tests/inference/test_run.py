@@ -1,4 +1,4 @@
-"""What a record gets besides its caption."""
+"""The optional fields of a record."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def test_a_step_moves_the_upper_half_and_the_heads_and_nothing_else(rank):
 @pytest.mark.parametrize(("weight", "saved"), [("caption_loss_weight", {"img_to_latents", "text_to_latents", "temperature"}),
                                                ("contrastive_loss_weight", {"text_decoder"})])
 def test_what_no_loss_reaches_is_not_saved(weight, saved):
-    """Else a checkpoint would hold Prism's own weights, untouched."""
+    """Otherwise a checkpoint would contain Prism's own weights, unchanged."""
     config = config_of(**{weight: 0})
     assert {key.split(".")[1] for key in build_model(config, LETTERS).saved_state()} == saved
     config.training.loss = "some.module:loss"  # it may use all outputs

@@ -1,4 +1,4 @@
-"""report.html from files written here by hand; what a browser makes of it is in test_browser.py."""
+"""report.html from files written here by hand; rendering is tested in test_browser.py."""
 
 from __future__ import annotations
 

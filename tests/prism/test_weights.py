@@ -27,7 +27,7 @@ ALIAS = FIRST.replace("layers.1", "layers.2")
 
 
 def put(folder: Path, state: dict, name: str = "model.safetensors", config: bool = True) -> Path:
-    """A model folder as people have them."""
+    """A local model folder."""
     folder.mkdir(parents=True, exist_ok=True)
     if config:
         (folder / "config.json").write_text(json.dumps({"perceiver_config": SMALL_CONFIG}), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The scripts as users run them: processes of their own, tiny models, real files."""
+"""The scripts as users run them: subprocesses, tiny models, real files."""
 
 from __future__ import annotations
 

@@ -327,7 +327,7 @@ def test_R03_another_runtime_error_stays_a_bug(tmp_path, monkeypatch):
 
 
 class Gone:
-    """A stream whose reader has left."""
+    """A stream whose reader has closed it."""
 
     encoding = "utf-8"
 
@@ -365,7 +365,7 @@ def test_R07_a_full_disk_for_logs_is_one_line_for_metrics_and_nothing_for_the_lo
 
 
 def test_a_run_opens_no_socket(tmp_path, monkeypatch):
-    """Section 4.4: no download and no telemetry unless asked."""
+    """No download and no telemetry unless requested."""
     def no_network(*_, **__):
         raise AssertionError("a socket was opened")
 

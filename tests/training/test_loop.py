@@ -82,7 +82,7 @@ def test_N08_validation_is_the_same_however_it_is_batched_and_leaves_no_trace(tm
 
 
 def test_N08_a_lone_slide_counts_in_every_mean_but_the_contrastive(tmp_path):
-    """Which compares it with nothing: SigLIP's loss of one pair is not 0."""
+    """A single slide has no negatives, but SigLIP's loss of one pair is not 0."""
     batches = [a_batch(1, 3, [5, 2, 4]), a_batch(2, 1, [3])]
     model = tiny_model(1.0, 0.5)
     parts = parts_of(model, tmp_path, validation=batches)

@@ -22,7 +22,7 @@ PASSED = {"step": 12, "before_write": 10, "mid_write": 10, "before_replace": 14,
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
-    """The folder of an uninterrupted run, beside which the others are made."""
+    """The folder of an uninterrupted run, the reference of the others."""
     base = tmp_path_factory.mktemp("resume")
     make_data(base)
     assert train_in(base / "whole") == 0
@@ -36,7 +36,7 @@ def assert_same_end(whole: Path, folder: Path) -> None:
 
 
 def kill_twice(whole: Path, folder: Path, kill: str, again: str = "step:2") -> None:
-    """Killed, resumed and killed again; every file that has its name by then is whole."""
+    """Killed, resumed and killed again; every file with a final name is complete."""
     assert train_in(folder, kill) == KILLED, f"{kill} was not reached"
     for path in (folder / "run").glob("*.pth"):
         Checkpoint.load(path)

@@ -55,7 +55,7 @@ def train(data: Path, folder: Path, processes: int, *more: str) -> str:
 
 @contextmanager
 def disturbed(data: Path, folder: Path, disturb: Callable[[subprocess.Popen], None], *more: str) -> Iterator[str]:
-    """What a run of two processes wrote to stderr that was disturbed after some epochs and did not end well."""
+    """The stderr of a two-process run that was interrupted after some epochs and failed."""
     folder.mkdir()
     with subprocess.Popen(command(data, 2, *more), cwd=folder, env=ENV, stderr=subprocess.PIPE, text=True,
                           encoding="utf-8") as process:
