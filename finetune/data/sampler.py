@@ -16,9 +16,9 @@ class BatchOrder:
     An epoch is shuffled and cut into steps of `batch_size * micro_batches`, these into micro-batches of `batch_size`.
 
     With `max_tokens` it is instead sorted by rough size within pools of some batches and cut into micro-batches of as
-    many samples (two at least) as fit into so many padded text tokens; these are shuffled, and a step is
+    many samples (two at least) as fit into `max_tokens` padded text tokens; these are shuffled, and a step is
     `micro_batches` of them. That saves most of the padding. It is not done without `max_tokens`, and only by rough
-    size, as texts of equal length tend to be equal: a batch of them has few true negatives (LOG.md).
+    size, as texts of equal length are often identical: a batch of them has few true negatives (LOG.md).
 
     The same (seed, epoch) gives the same steps for any number of processes.
     """

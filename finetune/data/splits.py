@@ -120,7 +120,7 @@ def split_ids(ids: Sequence[str], val_split: float, seed: int, groups: Mapping[s
 
     Args:
         ids: Of the cases.
-        val_split: Share of the ids for validation, which takes whole patients until it has so many.
+        val_split: Share of the ids for validation, filled with whole patients up to this share.
         seed: Of the shuffle.
         groups: {id: patient}; None makes each id a patient.
 

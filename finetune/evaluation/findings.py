@@ -188,7 +188,7 @@ def _statuses(clause: str, finding: Finding) -> Iterator[str]:
     """What a clause says about a finding, once for each phrase it contains."""
     for denial in finding.negations.finditer(clause):
         yield ABSENT
-        # as many blanks: the positions stay, and what it contains is not read again as a phrase
+        # blanked out at equal length: positions are kept, and its text is not matched again as a phrase
         clause = clause[:denial.start()] + " " * len(denial[0]) + clause[denial.end():]
     for phrase in finding.phrases.finditer(clause):
         yield _status(clause, phrase)

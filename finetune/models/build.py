@@ -67,7 +67,7 @@ def build_model(config: Config, tokenizer: Tokenizer,
 
 
 def build_prism(config: Config) -> tuple[SlideCaptioner, Tokenizer]:
-    """Prism itself with its own text side, nothing of which trains, and its tokenizer. Raises UserError."""
+    """Prism with its own text decoder, all of it frozen, and its tokenizer. Raises UserError."""
     whole = whole_prism(config)
     return SlideCaptioner(whole.slide_encoder(), PrismDecoder(whole), "latents"), whole.tokenizer
 

@@ -265,8 +265,8 @@ class Objective:
     def _report_halvings(self, halvings: int) -> None:
         """Warn of the halvings of this step on all ranks."""
         if halvings:
-            logger.warning("out of memory: micro-batches are halved (%d times, on this process to %s slides), the "
-                           "effective batch is unchanged", halvings, self.max_slides or "as many")
+            logger.warning("out of memory: micro-batches are halved (%d times over all processes, %s slides here), the "
+                           "effective batch is unchanged", halvings, self.max_slides or "all")
             self._halvings = 0
 
     def _sum_custom_losses(self, results: Sequence[MicroBatchResult]) -> dict[str, float]:

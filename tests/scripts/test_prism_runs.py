@@ -198,7 +198,7 @@ def test_an_exported_folder_holds_what_the_hub_wants_and_nothing_private(trained
         assert set(file.keys()) == set(torch.load(trained / "best_model.pth", weights_only=True)["model"])
     card = (exported / "README.md").read_text(encoding="utf-8")
     assert card.startswith("---\n") and "6 training slides, 3 validation slides" in card and "| val_loss |" in card
-    assert "keep the folder to yourself" in card  # it is derived from Prism
+    assert "do not distribute this folder" in card  # it is derived from Prism
     words = "".join(p.read_text(encoding="utf-8") for p in exported.iterdir() if p.suffix != ".safetensors")
     assert str(data) not in words and not any(f'"s{i}"' in words for i in range(9))
     assert not any(text in words for text in TEXTS)
