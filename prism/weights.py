@@ -112,7 +112,7 @@ def empty_model(kind: type[Model], config: Any) -> Model:
 
 def load_state(model: PrismSlideEncoder, state: dict[str, Tensor], source: str, commit: str | None) -> None:
     """Give an empty model its tensors, its origin and the fingerprint of its slide encoder."""
-    # assign: the empty model lies on the meta device; its parameters become these tensors. Strict by default.
+    # assign: the empty model is on the meta device; its parameters become these tensors. Strict by default.
     model.load_state_dict(state, assign=True)
     model.source, model.revision = source, commit
     model.sha256 = fingerprint(model, ENCODER)

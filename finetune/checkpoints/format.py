@@ -225,7 +225,7 @@ def _damage(path: Path) -> str | None:
 
 def _is_plain(value: Any, seen: set[int] | None = None) -> bool:
     """Whether a loaded value is what `_plain` lets through, each tensor within its storage: a file of 1 kB can declare
-    a tensor of 10^9 numbers that lie on top of each other, and lists that hold themselves."""
+    a tensor of 10^9 overlapping numbers, or lists that contain themselves."""
     if type(value) is torch.Tensor:
         return _is_whole(value)
     if type(value) in (dict, OrderedDict):

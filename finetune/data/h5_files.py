@@ -326,7 +326,7 @@ def _without_leading_one(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _is_stored_outside(dataset: object) -> bool:
-    """Whether an object is anything but a dataset whose numbers lie in the file itself."""
+    """Whether an object is not a dataset with its data in the file itself."""
     if not isinstance(dataset, h5py.Dataset) or dataset.shape is None:
         return True
     properties = dataset.id.get_create_plist()
@@ -334,7 +334,7 @@ def _is_stored_outside(dataset: object) -> bool:
 
 
 def _inner_dataset(file: h5py.File, name: str) -> h5py.Dataset | None:
-    """A dataset that lies in the file itself, None if there is none of this name."""
+    """The dataset of this name if it is stored in the file itself, else None."""
     if not isinstance(file.get(name, getlink=True), h5py.HardLink) or _is_stored_outside(file[name]):
         return None
     return file[name]

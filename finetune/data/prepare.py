@@ -141,7 +141,7 @@ def _join_cases(labels: Mapping[str, Label], files: Mapping[str, SlideFile]) -> 
 
 
 def _links_out(folder: str, files: Mapping[str, SlideFile]) -> list[str]:
-    """Names of the slides whose files lie outside the folder in which they were found."""
+    """Names of the slides whose files are links out of the folder in which they were found."""
     root = os.path.realpath(expand(folder)) + os.sep
     return [name for name, file in files.items() if not os.path.realpath(file.location).startswith(root)]
 

@@ -97,8 +97,8 @@ def _log_batch_size(config: Config, state: TrainState, world: World) -> None:
     effective = str(state.batch_size * state.micro_batches)
     if config.training.max_batch_tokens is not None:
         effective = f"up to {config.training.max_batch_tokens * state.micro_batches} tokens"
-    logger.info("effective batch %s: every slide is compared with all its texts; %d processes", effective,
-                world.size)
+    logger.info("effective batch %s over %d processes; the contrastive loss compares all its slides and texts",
+                effective, world.size)
     if state.micro_batches != config.training.accum_freq * world.size:
         logger.info("the run began with %d processes: its effective batch is kept",
                     state.micro_batches // config.training.accum_freq)
