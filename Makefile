@@ -1,4 +1,4 @@
-# Each target works alone on a fresh machine: it makes the virtual environment first.
+# Every target works on a fresh machine: it creates the virtual environment first.
 VENV ?= .venv
 PYTHON := $(VENV)/bin/python
 
@@ -15,11 +15,11 @@ $(VENV)/.done: requirements.lock
 demo: setup
 	$(PYTHON) -m finetune.demo
 
-# what a user runs: under 90 seconds on two cores
+# the fast tests: under 90 seconds on two cores
 test: setup
 	$(PYTHON) -m pytest
 
-# and then what takes minutes: runs that are killed, torchrun, browsers, the scripts from end to end
+# plus the tests that take minutes: killed runs, torchrun, browsers, the scripts from end to end
 test-all: test
 	$(PYTHON) -m pytest -m "full and not slow"
 

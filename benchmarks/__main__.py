@@ -1,4 +1,4 @@
-"""Measure this machine's floors, the peers and ours in the same run; print the tables and put them into RESULTS.md.
+"""Measure hardware limits, peers and our code in the same run; print the tables and write them to RESULTS.md.
 
     python -m benchmarks [PART ...] [--captions FILE.csv] [--small]
 
@@ -42,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {' '.join(PARTS)}")
     parser.add_argument("--captions", metavar="FILE.csv", help="texts to measure padding on (column text)")
-    parser.add_argument("--small", action="store_true", help="only check that every case runs; RESULTS.md stays")
+    parser.add_argument("--small", action="store_true", help="only check that every case runs; do not write RESULTS.md")
     args = parser.parse_args()
     if unknown := [part for part in args.parts if part not in PARTS]:
         parser.error(f"unknown part {unknown[0]!r}; choose from {' '.join(PARTS)}")
@@ -50,7 +50,7 @@ def main() -> None:
     if "full_size" in parts:
         subprocess.run([sys.executable, "-m", "benchmarks.full_size"], cwd=ROOT, check=True)
     install()
-    # where no second counts, two at a time
+    # --small is not about time: run two at once
     with ThreadPoolExecutor(2 if args.small else 1) as pool:
         tables = pool.map(partial(_measure, args), (part for part in parts if part != "full_size"))
         for part, table in tables:
@@ -70,7 +70,7 @@ def _keep(part: str, table: str) -> None:
 
 
 def with_part(text: str, part: str, table: str) -> str:
-    """RESULTS.md with the section of a part replaced; a new one comes behind the last."""
+    """RESULTS.md with the section of a part replaced; a new one is appended after the last."""
     section = re.compile(rf"^### {part}\n.*?(?=^##|\Z)", re.MULTILINE | re.DOTALL)
     new = f"### {part}\n{table}\n\n"
     if section.search(text):
@@ -80,7 +80,7 @@ def with_part(text: str, part: str, table: str) -> str:
 
 
 def _table(part: str, rows: list[Row]) -> str:
-    """What was run where, then the rows."""
+    """The command, machine and date, then the rows."""
     return "\n".join([f"`python -m benchmarks {part}{' --captions FILE.csv' * (part == 'padding')}`: {_machine()}, "
                       f"torch {torch.__version__}, {datetime.date.today()}", "",
                       f"| {' | '.join(HEADINGS)} |", "|---" * len(HEADINGS) + "|", *(row.line() for row in rows)])

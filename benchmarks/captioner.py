@@ -1,8 +1,8 @@
 """The captioner on cached latents, 4 slides of 513 image tokens: training step and decoding, against upstream
 CoCa-pytorch 0.1.0, which has no cache.
 
-dim 1024, 6 + 6 layers, latents 5120. Upstream decodes with the greedy loop one writes around it: the whole text and
-image anew for each token, in its best mode (autocast around the loop, so that weights are cast once).
+dim 1024, 6 + 6 layers, latents 5120. Upstream decodes with a plain greedy loop that recomputes text and
+image for each token, in its best mode (autocast around the loop, so that weights are cast once).
 """
 
 from __future__ import annotations
@@ -19,21 +19,22 @@ def step(small: bool = False) -> list[Row]:
     """The floor: products at the GEMM rate, and AdamW's reads and writes (28 bytes a parameter) at the read rate."""
     model, tokens, rounds = (_TINY, 8, 1) if small else (_FULL, 128, _ROUNDS)
     result = []
-    for words in (50, 40) if small else (42384, 4000):
-        ours, theirs = run_both("step", rounds, model=model, words=words, tokens=tokens)
+    for vocabulary in (50, 40) if small else (42384, 4000):
+        ours, theirs = run_both("step", rounds, model=model, vocabulary=vocabulary, tokens=tokens)
         run = min(ours, key=lambda r: r["seconds"])
         floor = run["flop"] / run["gemm"] + 28 * run["parameters"] / run["read"]
-        held = 16 * run["parameters"]  # weight, gradient, two moments
-        row = compared(f"training step, 4 x {tokens} tokens, {words} words", ours, theirs, wanted="1.6x, memory 0.75x",
-                       floor=f"{floor:.2f} s: {floor / run['seconds']:.0%}; {gigabytes(held)}")
+        kept = 16 * run["parameters"]  # weight, gradient, two moments
+        row = compared(f"training step, 4 x {tokens} tokens, vocabulary {vocabulary}", ours, theirs,
+                       wanted="1.6x, memory 0.75x",
+                       floor=f"{floor:.2f} s: {floor / run['seconds']:.0%}; {gigabytes(kept)}")
         result.append(row)
     return result
 
 
 def decode(small: bool = False) -> list[Row]:
     """The floor: each weight a token needs is read once, in bfloat16, at the rate of a sum over 1 GB."""
-    model, words, tokens, rounds = (_TINY, 50, 8, 1) if small else (_FULL, 42384, 100, _ROUNDS)
-    case = {"model": model, "words": words, "tokens": tokens}
+    model, vocabulary, tokens, rounds = (_TINY, 50, 8, 1) if small else (_FULL, 42384, 100, _ROUNDS)
+    case = {"model": model, "vocabulary": vocabulary, "tokens": tokens}
     ours, theirs = run_both("caption", rounds, slides=1, beams=1, **case)
     run = min(ours, key=lambda r: r["seconds"])
     floor = tokens * run["weight_bytes"] / run["read"]

@@ -16,8 +16,8 @@ _ROWS = {  # case in RESULTS.md -> label
     "encode 16000 tiles, bf16": "encode 16 000 tiles, bf16",
     "epoch 1, 16 slides of 4000 tiles": "first epoch (fills the slide cache)",
     "epoch 2, 16 slides of 4000 tiles": "every later epoch",
-    "training step, 4 x 128 tokens, 42384 words": "training step, 42 384 words",
-    "training step, 4 x 128 tokens, 4000 words": "training step, 4000 words",
+    "training step, 4 x 128 tokens, vocabulary 42384": "training step, vocabulary 42 384",
+    "training step, 4 x 128 tokens, vocabulary 4000": "training step, vocabulary 4000",
     "greedy caption of 100 tokens, bf16": "greedy caption, 100 tokens",
     "the same for 8 slides at once": "greedy captions, 8 slides at once",
 }

@@ -1,4 +1,4 @@
-"""What the parts of the benchmark share: rows of the table, timing, floors of this machine, peak memory."""
+"""Shared by the parts of the benchmark: table rows, timing, hardware limits, peak memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HEADINGS = ("case", "ours", "peer", "ratio", "floor", "peak memory", "wanted")
 
 @dataclass
 class Row:
-    """One line of the table. floor: what bounds `ours` on this machine, and its share of that; wanted: the goal."""
+    """One line of the table. floor: the hardware limit of `ours` and how close it comes; wanted: the goal."""
 
     case: str
     ours: str
@@ -70,7 +70,7 @@ def timed(work: Callable[[], Any], device: torch.device | str = "cpu", repeats: 
 
 
 def in_turn(works: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each work, all of them once per round, so that a busy minute of the machine hits all alike."""
+    """Seconds of each work, all of them once per round, so that load on the machine affects all alike."""
     times: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(repeats):
         for name, work in works.items():
@@ -98,7 +98,7 @@ def read_rate(device: torch.device | str = "cpu", megabytes: int = 1024) -> floa
 
 
 def peak_bytes(work: Callable[[], Any], device: torch.device | str = "cpu") -> int:
-    """How far memory rises above where it is, while `work` runs: of the GPU, or resident of this process (Linux)."""
+    """How far memory rises while `work` runs: of the GPU, or resident of this process (Linux)."""
     if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -119,7 +119,7 @@ def in_process(module: str, *args: str, path: Path = ROOT) -> dict[str, Any]:
     """What `python -m MODULE ARGS` printed as JSON on its last line; packages in `path` come first.
 
     Raises:
-        RuntimeError: it failed; with the end of what it wrote.
+        RuntimeError: It failed; with the end of what it wrote.
     """
     env = os.environ | {"PYTHONPATH": os.pathsep.join(dict.fromkeys((str(path), str(ROOT))))}
     done = subprocess.run([sys.executable, "-P", "-m", module, *args], env=env, cwd=ROOT, capture_output=True,

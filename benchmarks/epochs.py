@@ -1,6 +1,7 @@
 """Two epochs over slides on disk, ours against the usual pipeline (read, encode, step, in each epoch).
 
-16 slides of 4000 tiles, batches of 4, texts of 128 tokens of 4000 words, the default captioner; the published encoder.
+16 slides of 4000 tiles, batches of 4, texts of 128 tokens, a vocabulary of 4000, the default captioner, the published
+encoder.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def rows(small: bool = False) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         make_slides(Path(folder), slides, tiles)
         case = {"folder": folder, "prism": "random-tiny" if small else "random", "batch": 4, "tokens": 128,
-                "words": 4000, "model": _SMALL if small else _MODEL}
+                "vocabulary": 4000, "model": _SMALL if small else _MODEL}
         ours, theirs = run_ours("epochs", **case), run_peer("epochs", **case)
     pairs = zip(ours["seconds"], theirs["seconds"], strict=True)
     peaks = f"{gigabytes(ours['peak'])} / {gigabytes(theirs['peak'])}"

@@ -1,9 +1,9 @@
-"""Do the maps tell what the model hangs on? The deletion test on the held-out slides of a run, both ways to weigh.
+"""Are the tile maps faithful to the model? The deletion test on the held-out slides of a run, for both attributions.
 
     python -m benchmarks.explain --checkpoint runs/real/best_model.pth --embeddings_dir real_slides/embeddings
 
 A phrase: did its probability fall further without its top tenth of tiles than without random tenths (the mean of ten
-draws)? A slide: did the mean over its phrases? p: exact sign test against a coin, two-sided.
+draws)? A slide: did the mean over its phrases? p: exact two-sided sign test against chance.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def reading(small: bool = False) -> list[Row]:
     mapped = f"{ratio(times['map'], times['ours']):.0%} of {gigabytes / min(times['map']):.1f} GB/s, numpy.memmap"
     return [Row(f"read a contiguous slide, {1e3 * gigabytes:.0f} MB", f"{gigabytes / min(times['ours']):.1f} GB/s",
                 floor=mapped, wanted="90 %"),
-            Row("the same with the look for NaN", f"{gigabytes / min(times['checked']):.1f} GB/s")]
+            Row("the same with the check for NaN", f"{gigabytes / min(times['checked']):.1f} GB/s")]
 
 
 def indexing(small: bool = False) -> list[Row]:
@@ -67,7 +67,7 @@ def startup(small: bool = False) -> list[Row]:
 
 
 def padding(captions: str | None) -> list[Row]:
-    """captions: CSV with a column `text`. A text has as many tokens as words and two more."""
+    """captions: CSV with a column `text`. A text of w words counts as w + 2 tokens."""
     if captions is None:
         return [Row("padding of batches", "not measured: give --captions FILE.csv")]
     with open(captions, encoding="utf-8", newline="") as file:

@@ -2,8 +2,8 @@
 
     python -m benchmarks.full_size [--decoder coca|prism] [--lora_rank 0] [--precision fp32|bf16|fp16] [--tiles 1000]
 
-Prism's 99 M encoder with 512 latents; CoCa of dim 1024, 6 + 6 layers, latents 5120, 42384 words, or Prism's own
-decoder, of which the upper half or adapters train; random weights.
+Prism's 99 M encoder with 512 latents; CoCa of dim 1024, 6 + 6 layers, latents 5120, a vocabulary of 42384, or
+Prism's own decoder, of which the upper half or adapters train; random weights.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def main() -> None:
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.processor()} CPU"
     print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, {precision.name}; "
           f"{millions(prism):.1f} M + {millions(coca):.1f} M parameters, "
-          f"{sum(p.numel() for p in model.trained_parameters()) / 1e6:.1f} M of them train")
+          f"{sum(p.numel() for p in model.trained_parameters()) / 1e6:.1f} M of them trained")
     for attempt in ("first step", "second step"):
         seconds, _ = timed(lambda: train_step(model, optimizer, batch, precision), device)
         print(f"{attempt}: encode {_SLIDES} x {args.tiles} tiles, {_SLIDES} x {_TOKENS} tokens, AdamW: {seconds:.1f} s")

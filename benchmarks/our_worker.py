@@ -94,19 +94,19 @@ def encode_growth(prism: str, sizes: list[list[int]], one: list[int] | None = No
     return {"seconds": [(size, measured(*size)) for size in sizes], "base": measured(*one) if one else 0.0}
 
 
-def _coca(model: dict[str, int], words: int) -> CoCa:
+def _coca(model: dict[str, int], vocabulary: int) -> CoCa:
     torch.manual_seed(0)
-    return CoCa(num_tokens=words, image_dim=1280, **model).to(DEVICE)
+    return CoCa(num_tokens=vocabulary, image_dim=1280, **model).to(DEVICE)
 
 
-def step(model: dict[str, int], words: int, tokens: int) -> dict[str, Any]:
+def step(model: dict[str, int], vocabulary: int, tokens: int) -> dict[str, Any]:
     """The second training step: forward, backward, AdamW (the first one also makes the optimizer's state)."""
     keep_freed_memory(DEVICE)  # as a run does
-    text = torch.randint(4, words, (4, tokens + 1), device=DEVICE)
+    text = torch.randint(4, vocabulary, (4, tokens + 1), device=DEVICE)
     image_tokens, resolved, found = torch.randn(4, 513, 1280, device=DEVICE), resolve_precision("bf16", DEVICE), {}
 
     def work() -> None:
-        coca = _coca(model, words)
+        coca = _coca(model, vocabulary)
         optimizer = build_optimizer(coca.named_parameters(), 1e-4, 0.01)
 
         def one() -> None:
@@ -125,9 +125,9 @@ def step(model: dict[str, int], words: int, tokens: int) -> dict[str, Any]:
     return found | {"gemm": gemm_rate(torch.bfloat16, DEVICE), "read": read_rate(DEVICE)}
 
 
-def caption(model: dict[str, int], words: int, tokens: int, slides: int, beams: int) -> dict[str, Any]:
+def caption(model: dict[str, int], vocabulary: int, tokens: int, slides: int, beams: int) -> dict[str, Any]:
     """Captions of `tokens` tokens each; `weight_bytes` go through for a token, in bfloat16."""
-    coca, image_tokens = _coca(model, words).eval(), torch.randn(slides, 513, 1280, device=DEVICE)
+    coca, image_tokens = _coca(model, vocabulary).eval(), torch.randn(slides, 513, 1280, device=DEVICE)
     options, resolved = GenerationOptions(max_length=tokens + 1, num_beams=beams), resolve_precision("bf16", DEVICE)
 
     @torch.no_grad()
@@ -143,12 +143,12 @@ def caption(model: dict[str, int], words: int, tokens: int, slides: int, beams: 
             "weight_bytes": 2 * sum(p.numel() for p in layers)}
 
 
-def epochs(folder: str, prism: str, batch: int, tokens: int, words: int, model: dict[str, int]) -> dict[str, Any]:
+def epochs(folder: str, prism: str, batch: int, tokens: int, vocabulary: int, model: dict[str, int]) -> dict[str, Any]:
     """Seconds of two epochs: in the first the slide cache is filled, headers read and all; in the second only read."""
     keep_freed_memory(DEVICE)
     resolved = resolve_precision("bf16", DEVICE)
     encoder = load_prism(prism)
-    captioner = SlideCaptioner(encoder, CoCa(num_tokens=words, image_dim=encoder.image_dim, **model), "latents")
+    captioner = SlideCaptioner(encoder, CoCa(num_tokens=vocabulary, image_dim=encoder.image_dim, **model), "latents")
     captioner.to(DEVICE)
     optimizer = build_optimizer(captioner.named_parameters(), 1e-4, 0.01)
     generator = torch.Generator().manual_seed(0)
@@ -157,7 +157,7 @@ def epochs(folder: str, prism: str, batch: int, tokens: int, words: int, model: 
         start = time.perf_counter()
         files = find_files(folder)
         slides, _ = index_slides(files, list(files), None, encoder.tile_dim)
-        texts = torch.randint(4, words, (len(slides), tokens + 1), generator=generator).tolist()
+        texts = torch.randint(4, vocabulary, (len(slides), tokens + 1), generator=generator).tolist()
         samples = [Sample(s, t) for s, t in zip(slides, texts, strict=True)]
         cache = SlideCache.of(Path(folder) / "cache", captioner.prism.sha256, resolved.name,
                               *captioner.image_tokens_shape)

@@ -75,20 +75,20 @@ def encode_to(tiles: int, folder: str) -> dict[str, Any]:
     return {"difference": max((theirs[name] - ours[name]).abs().max().item() for name in ours)}
 
 
-def _coca(model: dict[str, int], words: int) -> torch.nn.Module:
+def _coca(model: dict[str, int], vocabulary: int) -> torch.nn.Module:
     from coca_pytorch.coca_pytorch import CoCa
 
     torch.manual_seed(0)
-    return CoCa(num_tokens=words, image_dim=1280, caption_loss_weight=1.0, contrastive_loss_weight=1.0,
+    return CoCa(num_tokens=vocabulary, image_dim=1280, caption_loss_weight=1.0, contrastive_loss_weight=1.0,
                 **model).to(DEVICE)
 
 
-def step(model: dict[str, int], words: int, tokens: int) -> dict[str, Any]:
-    text = torch.randint(4, words, (4, tokens + 1), device=DEVICE)
+def step(model: dict[str, int], vocabulary: int, tokens: int) -> dict[str, Any]:
+    text = torch.randint(4, vocabulary, (4, tokens + 1), device=DEVICE)
     image_tokens, found = torch.randn(4, 513, 1280, device=DEVICE), {}
 
     def work() -> None:
-        coca = _coca(model, words)
+        coca = _coca(model, vocabulary)
         optimizer = torch.optim.AdamW(coca.parameters(), lr=1e-4, weight_decay=0.01)
 
         def one() -> None:
@@ -105,9 +105,9 @@ def step(model: dict[str, int], words: int, tokens: int) -> dict[str, Any]:
     return found
 
 
-def caption(model: dict[str, int], words: int, tokens: int, slides: int, beams: int) -> dict[str, Any]:
+def caption(model: dict[str, int], vocabulary: int, tokens: int, slides: int, beams: int) -> dict[str, Any]:
     """Every 11th step of the greedy loop is timed; the others cost as much on average."""
-    coca, image_tokens = _coca(model, words).eval(), torch.randn(slides, 513, 1280, device=DEVICE)
+    coca, image_tokens = _coca(model, vocabulary).eval(), torch.randn(slides, 513, 1280, device=DEVICE)
     times: list[float] = []
 
     @torch.no_grad()
@@ -124,12 +124,12 @@ def caption(model: dict[str, int], words: int, tokens: int, slides: int, beams: 
     return {"seconds": tokens * sum(times) / len(times), "peak": peak}
 
 
-def epochs(folder: str, prism: str, batch: int, tokens: int, words: int, model: dict[str, int]) -> dict[str, Any]:
+def epochs(folder: str, prism: str, batch: int, tokens: int, vocabulary: int, model: dict[str, int]) -> dict[str, Any]:
     """Seconds of two epochs as they are usually written: read the H5 files, pad, encode, CoCa step, for each batch."""
-    encoder, coca = reference_encoder(prism), _coca(model, words)
+    encoder, coca = reference_encoder(prism), _coca(model, vocabulary)
     optimizer = torch.optim.AdamW(coca.parameters(), lr=1e-4)
     files = sorted(Path(folder).glob("*.h5"))
-    text = torch.randint(4, words, (len(files), tokens + 1), generator=torch.Generator().manual_seed(0))
+    text = torch.randint(4, vocabulary, (len(files), tokens + 1), generator=torch.Generator().manual_seed(0))
     seconds = []
     for _ in range(2):
         start = time.perf_counter()

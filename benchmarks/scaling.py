@@ -1,8 +1,8 @@
 """Several processes on one machine: seconds of a training step over 8 cached slides, by how many processes share it.
 
 On a machine whose cores one process can fill, two processes cannot be faster; the row says what they cost. dim 512,
-6 + 6 layers, texts of 128 tokens of 4000 words. Run by `python -m benchmarks scaling`; as a module, under torchrun, it
-is one of the processes.
+6 + 6 layers, texts of 128 tokens, a vocabulary of 4000. Run by `python -m benchmarks scaling`; as a module,
+under torchrun, it is one of the processes.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from prism import load_prism
 from .common import Row, in_process, seconds
 
 _SLIDES, _STEPS = 8, 4
-_FULL = {"dim": 512, "unimodal_depth": 6, "multimodal_depth": 6, "tokens": 128, "words": 4000}
-_TINY = {"dim": 32, "unimodal_depth": 1, "multimodal_depth": 1, "tokens": 8, "words": 50}
+_FULL = {"dim": 512, "unimodal_depth": 6, "multimodal_depth": 6, "tokens": 128, "vocabulary": 4000}
+_TINY = {"dim": 32, "unimodal_depth": 1, "multimodal_depth": 1, "tokens": 8, "vocabulary": 50}
 
 
 def rows(small: bool = False) -> list[Row]:
@@ -53,14 +53,14 @@ def _measured(processes: int, threads: int, parts: int, small: bool) -> dict[str
     return in_process("torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m", *worker)
 
 
-def _steps(world: World, threads: int, parts: int, tokens: int, words: int, **model: int) -> dict[str, float]:
+def _steps(world: World, threads: int, parts: int, tokens: int, vocabulary: int, **model: int) -> dict[str, float]:
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    coca = CoCa(num_tokens=words, dim_latents=512, image_dim=1280, **model)
+    coca = CoCa(num_tokens=vocabulary, dim_latents=512, image_dim=1280, **model)
     captioner = SlideCaptioner(load_prism("random-tiny"), coca, "latents")
     objective = Objective(captioner, resolve_precision("auto", torch.device("cpu")), world)
     optimizer = build_optimizer(captioner.named_parameters(), 1e-4, 0.01)
-    text = torch.randint(4, words, (_SLIDES, tokens))
+    text = torch.randint(4, vocabulary, (_SLIDES, tokens))
     whole = Batch([str(i) for i in range(_SLIDES)], None, None, text, text.roll(-1, 1),
                   torch.ones_like(text, dtype=torch.bool), torch.randn(_SLIDES, 513, 1280))
     pieces = whole.split(_SLIDES // (world.size * parts))

@@ -1,7 +1,7 @@
-"""How tokenizers fit your texts: python -m benchmarks.tokens labels.json vocab bpe hf:NAME_OR_FOLDER ...
+"""Compare tokenizers on your texts: python -m benchmarks.tokens labels.json vocab bpe hf:NAME_OR_FOLDER ...
 
-Each is made of nine tenths of the cases and tried on the last tenth: the share of texts that come back exactly, the
-share of unknown tokens, tokens a text with begin and end.
+Each is trained on nine tenths of the cases and tested on the last tenth: share of texts reproduced exactly, share of
+unknown tokens, tokens per text with begin and end token.
 """
 
 import argparse

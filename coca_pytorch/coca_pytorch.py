@@ -38,6 +38,24 @@ class CoCa(ContrastiveCaptioner):
     `text != pad_id`, so pass a mask if the end token equals `pad_id`. In every `image_mask` (b, n), true marks a token;
     masked values, even NaN, have no effect. Token ids are not validated: that would synchronize with the device at each
     step.
+
+    Args:
+        dim: Dimension of the text tokens and of the pooled image tokens.
+        num_tokens: Size of the vocabulary.
+        unimodal_depth: Number of text-only layers.
+        multimodal_depth: Number of layers with cross-attention to the image.
+        dim_latents: Dimension of the contrastive space (default `dim`).
+        image_dim: Dimension of the image tokens (default `dim`).
+        num_img_queries: Number of pooled image tokens, q.
+        dim_head: Dimension of an attention head.
+        heads: Number of attention heads.
+        ff_mult: Feed-forward dimension as a multiple of `dim`.
+        img_encoder: Images -> image tokens; only needed to pass `images`.
+        caption_loss_weight: Weight of the caption loss; 0 = not computed.
+        contrastive_loss_weight: Weight of the contrastive loss; 0 = not computed.
+        pad_id: Id of the padding token.
+        contrastive: clip or siglip.
+        label_smoothing: Epsilon of the caption loss in training mode.
     """
 
     supports = frozenset({"compile", "grad_checkpointing", "attention"})
@@ -62,25 +80,6 @@ class CoCa(ContrastiveCaptioner):
         contrastive: str = "clip",
         label_smoothing: float = 0.0,
     ) -> None:
-        """
-        Args:
-            dim: Dimension of the text tokens and of the pooled image tokens.
-            num_tokens: Size of the vocabulary.
-            unimodal_depth: Number of text-only layers.
-            multimodal_depth: Number of layers with cross-attention to the image.
-            dim_latents: Dimension of the contrastive space (default `dim`).
-            image_dim: Dimension of the image tokens (default `dim`).
-            num_img_queries: Number of pooled image tokens, q.
-            dim_head: Dimension of an attention head.
-            heads: Number of attention heads.
-            ff_mult: Feed-forward dimension as a multiple of `dim`.
-            img_encoder: Images -> image tokens; only needed to pass `images`.
-            caption_loss_weight: Weight of the caption loss; 0 = not computed.
-            contrastive_loss_weight: Weight of the contrastive loss; 0 = not computed.
-            pad_id: Id of the padding token.
-            contrastive: clip or siglip.
-            label_smoothing: Epsilon of the caption loss in training mode.
-        """
         super().__init__(caption_loss_weight, contrastive_loss_weight, label_smoothing)
         self.dim, self.image_dim, self.dim_head, self.pad_id = dim, image_dim or dim, dim_head, pad_id
         self.grad_checkpointing = False  # True: layers are computed again in the backward pass instead of kept

@@ -47,6 +47,7 @@ class DecoderCache:
         return past[0, :, :end], past[1, :, :end]
 
     def advance(self, tokens: int) -> None:
+        """Count tokens that all layers have appended."""
         self.length += tokens
 
     def reorder(self, indices: Tensor) -> None:

@@ -84,6 +84,8 @@ class LayerNorm(nn.Module):
 
 
 class Residual(nn.Module):
+    """x + fn(x)."""
+
     def __init__(self, fn: nn.Module) -> None:
         super().__init__()
         self.fn = fn

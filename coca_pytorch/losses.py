@@ -60,7 +60,7 @@ def caption_loss(hidden: Tensor, weight: Tensor, labels: Tensor, smoothing: floa
         hidden: (m, dim), normalised.
         weight: (v, dim), the token embeddings.
         labels: (m,) ids.
-        smoothing: epsilon of label smoothing (https://arxiv.org/abs/1512.00567).
+        smoothing: Epsilon of label smoothing (https://arxiv.org/abs/1512.00567).
     """
     # `F.linear_cross_entropy` is no faster, and its chunked form takes 4 to 9 times as long on CPU
     logits = F.linear(hidden, weight).float()  # (m, v)
@@ -73,10 +73,10 @@ def contrastive_loss(text_latents: Tensor, image_latents: Tensor, logit_scale: T
 
     Args:
         text_latents, image_latents: (b, dim_latents), L2-normalised; b may be a batch gathered from all processes.
-        logit_scale: scalar.
+        logit_scale: Scalar.
         text_groups: (b,), equal numbers for equal texts: a slide with an identical text is not a negative, so these
             pairs are left out of both softmax denominators.
-        rows: texts and images whose part of the loss is computed, in memory of rows x b. The parts of all rows add up
+        rows: Texts and images whose part of the loss is computed, in memory of rows x b. The parts of all rows add up
             to the loss.
     """
     own = torch.arange(len(text_latents), device=text_latents.device)[rows]
@@ -98,8 +98,8 @@ def siglip_loss(text_latents: Tensor, image_latents: Tensor, logit_scale: Tensor
     The sum over all pairs divided by b, as there. Pairs of another slide with an equal text are left out.
 
     Args:
-        logit_bias: scalar, added to each scaled cosine.
-        others: as in `contrastive_loss`.
+        logit_bias: Scalar, added to each scaled cosine.
+        others: As in `contrastive_loss`.
     """
     own = torch.arange(len(text_latents), device=text_latents.device)[rows]
     logits = cosine_similarity(text_latents[rows], image_latents) * logit_scale.float() + logit_bias.float()

@@ -20,7 +20,7 @@ SLIDE = "slide_012"
 
 
 def save(png: bytes, name: str) -> None:
-    """As a PNG of few colours, which is a third as large."""
+    """Save with a palette of 96 colours, a third of the size."""
     Image.open(io.BytesIO(png)).convert("RGB").quantize(96).save(ROOT / "docs" / name, optimize=True)
 
 

@@ -1,4 +1,4 @@
-"""A loss of one's own. Copy it to the root of the repository (git ignores it there), change it, and train with
+"""A custom loss. Copy it to the root of the repository (git ignores it there), edit it, and train with
 
     python train_with_config.py --config config.yaml --set training.loss=my_losses:focal model.caption_loss_weight=0
 
@@ -7,7 +7,7 @@ The function gets one argument, not (pred, target), and returns {name: scalar te
 
 
 def focal(inputs):
-    """Focal loss, https://arxiv.org/abs/1708.02002: a token counts the more, the less it was expected.
+    """Focal loss, https://arxiv.org/abs/1708.02002: tokens predicted with low probability weigh more.
 
     inputs.logits: (b, t, v) of the next token. inputs.labels: (b, t), that token. inputs.text_mask: (b, t), true = a
     token, false = padding.

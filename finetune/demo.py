@@ -1,8 +1,8 @@
-"""The demo: made-up slides with Chinese descriptions, trained, killed, resumed, and captioned where they were held out.
+"""The demo: synthetic slides with Chinese descriptions; training is killed and resumed, then held-out slides captioned.
 
     python -m finetune.demo            # writes ./demo, 40 seconds on two cores
 
-Needs no weights and no network. It runs the same scripts as a user, as processes of their own.
+Needs no weights and no network. It runs the scripts as a user does, in subprocesses.
 """
 
 from __future__ import annotations
@@ -53,29 +53,30 @@ def make_slides(folder: Path, count: int = _SLIDES, seed: int = 0) -> None:
         with h5py.File(folder / "embeddings" / f"slide_{i:03d}.h5", "w") as file:
             order = rng.permutation(len(tiles))
             file["embeddings"] = tiles[order].astype(np.float16)
-            file["coords"] = np.stack([order % 8, order // 8], axis=1) * _TILE  # what is dead lies together
+            file["coords"] = np.stack([order % 8, order // 8], axis=1) * _TILE  # necrotic tiles are adjacent
             file["coords"].attrs["patch_size_level0"] = _TILE
         labels[f"slide_{i:03d}"] = f"{tissue}，{grade}，{necrosis}。"
     (folder / "labels.json").write_text(json.dumps(labels, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
 def main() -> int:
+    """Run the demo; returns 0 if at least nine in ten captions are exactly right."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("demo"), help="where everything is written (default demo)")
     folder: Path = parser.parse_args().folder
     if folder.exists():
         if not (folder / "demo.yaml").exists():
             sys.exit(f"error: {folder}: not a demo folder; choose another --folder")
-        shutil.rmtree(folder)  # of an earlier demo
+        shutil.rmtree(folder)  # an earlier demo
     started = time.monotonic()
-    print(f"1. {_SLIDES} made-up slides in {folder}/embeddings, their descriptions in {folder}/labels.json", flush=True)
+    print(f"1. {_SLIDES} synthetic slides in {folder}/embeddings, descriptions in {folder}/labels.json", flush=True)
     make_slides(folder)
     config = folder / "demo.yaml"
     config.write_text(CONFIG.format(folder=folder.as_posix()), encoding="utf-8")
     train = [sys.executable, str(_ROOT / "train_with_config.py"), "--config", str(config), "--resume", "auto"]
     print(f"2. $ python train_with_config.py --config {config} --resume auto   (killed after some epochs)", flush=True)
     _kill_when(train, folder / "run" / "checkpoint_epoch_8.pth")
-    print("3. the same command again: it goes on where the last checkpoint was written", flush=True)
+    print("3. the same command again: it resumes from the last checkpoint", flush=True)
     subprocess.run(train, check=True)
     print("4. captions of the slides that were held out, beside the truth", flush=True)
     infer = [sys.executable, str(_ROOT / "inference.py"), "--checkpoint", str(folder / "run" / "best_model.pth"),

@@ -1,4 +1,4 @@
-"""The encoder once more, slide by slide and in the open: each tile with a weight, and how much each slot attends to it.
+"""A transparent version of the encoder for one slide: tiles have weights, and attention is returned.
 
 For explanations only. Equal to `PrismSlideEncoder.slide_representations` where all weights are 1; a weight of 0 is the
 slide without that tile. Shapes as in `perceiver.py`.
@@ -22,9 +22,9 @@ def encode_weighted(encoder: PrismSlideEncoder, tiles: Tensor, log_weights: Tens
         log_weights: (N,), added to the scores of each cross-attention: 0 = nothing is changed, -inf = no such tile.
 
     Returns:
-        slide embedding (D,), image latents (L, D), and the attention rollout (S, N) of the slots: what share of a slot
-        came from each tile, by Abnar & Zuidema 2020 (https://arxiv.org/abs/2005.00928): attention averaged over heads,
-        half of each sum taken for the residual. The rest of a row's sum to 1 is the learned latents' own.
+        Slide embedding (D,), image latents (L, D), and the attention rollout (S, N) of the slots: the share of each
+        tile in a slot (Abnar & Zuidema 2020, https://arxiv.org/abs/2005.00928), from attention averaged over heads with
+        half of each sum taken for the residual. The rest of a row, up to 1, comes from the learned latents.
     """
     resampler = encoder.image_resampler
     x = resampler.perceiver.latents

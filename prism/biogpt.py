@@ -3,7 +3,7 @@
 Module and parameter names are the keys of the published checkpoint. The lower half never sees the slide: the hidden
 state of a CLS token after it is the text embedding (CoCa, https://arxiv.org/abs/2205.01917). No dropout.
 
-Shapes: B texts, T tokens, D width (`hidden_size`), H heads, n image latents of width C; S slides of a cache, of which
+Shapes: B texts, T tokens, D = `hidden_size`, H heads, n image latents of dimension C; S slides of a cache, of which
 each has B / S texts (the beams of a search).
 """
 
@@ -41,7 +41,7 @@ class DecoderCache:
         return key, value
 
     def reorder(self, rows: Tensor) -> None:
-        """rows (B,): text i goes on from what is now text rows[i], one of the same slide."""
+        """rows (B,): text i continues the current text rows[i], of the same slide."""
         self._change(lambda tensor: tensor.index_select(0, rows))
 
     def repeat(self, n: int) -> None:
@@ -161,14 +161,14 @@ class TextDecoder(nn.Module):
         """
         Args:
             input_ids: (B, T)
-            key_value_states: image latents (B, n, C)
+            key_value_states: Image latents (B, n, C)
             attention_mask: (B, T), 1 or true = a token; None = all but the padding token.
 
         Returns:
             {"logits": (B, T, vocabulary), "text_embedding": (B, D)}
 
         Raises:
-            ValueError: texts longer than the model has positions.
+            ValueError: Texts longer than the model has positions.
         """
         text_embedding, hidden, bias = self.unimodal(input_ids, attention_mask)
         hidden = self.multimodal(hidden, key_value_states, bias)
@@ -199,7 +199,7 @@ class TextDecoder(nn.Module):
     def start_decoding(self, key_value_states: Tensor) -> DecoderCache:
         """Image latents (S, n, C) -> the cache for `decode_step`."""
         pairs = (layer.x_attn.keys_values(key_value_states) for layer in self.upper)
-        cross = [(key.contiguous(), value.contiguous()) for key, value in pairs]  # else copied anew for every token
+        cross = [(key.contiguous(), value.contiguous()) for key, value in pairs]  # else copied for every token
         return DecoderCache(cross, len(key_value_states), len(self.model.biogpt.layers))
 
     @torch.no_grad()

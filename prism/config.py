@@ -20,7 +20,7 @@ class PerceiverConfig:
     self-attention blocks); earlier layers have their own.
 
     Raises:
-        ValueError: a field has a type, range or value this implementation does not have; the message names it.
+        ValueError: A field has a type, range or value this implementation does not have; the message names it.
     """
 
     latent_seq: int = 512
@@ -53,7 +53,7 @@ class BioGptConfig:
     """Architecture of the text decoder, the published `biogpt_config`.
 
     Raises:
-        ValueError: a field has a type, range or value this implementation does not have; the message names it.
+        ValueError: A field has a type, range or value this implementation does not have; the message names it.
     """
 
     vocab_size: int = 42384
@@ -89,7 +89,7 @@ class PrismConfig:
     """Architecture of the whole model.
 
     Raises:
-        ValueError: the parts do not fit each other.
+        ValueError: The parts do not fit each other.
     """
 
     perceiver_config: PerceiverConfig = field(default_factory=PerceiverConfig)

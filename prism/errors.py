@@ -2,4 +2,4 @@
 
 
 class PrismWeightsError(ValueError):
-    """The weights cannot be had or are not Prism's; the message is one line: what, why, what to do."""
+    """The weights are not available or are not Prism's; the message is one line: what, why, what to do."""

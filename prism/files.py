@@ -31,7 +31,7 @@ def find_weights(path: Path) -> Path:
     """The file of weights (or the index of its shards) that `path`, a folder or a file, means.
 
     Raises:
-        PrismWeightsError: a folder without weights, or a file of another kind.
+        PrismWeightsError: A folder without weights, or a file of another kind.
     """
     if path.is_dir():
         found = [path / name for name in WEIGHT_FILES if (path / name).is_file()]
@@ -49,7 +49,7 @@ def read_config(folder: Path) -> PerceiverConfig:
     Unknown keys are ignored: transformers writes its own defaults into such files.
 
     Raises:
-        PrismWeightsError: the file is not JSON, or asks for an architecture we do not have.
+        PrismWeightsError: The file is not JSON, or asks for an architecture we do not have.
     """
     return _section(folder / "config.json", "perceiver_config", PerceiverConfig)
 
@@ -85,7 +85,7 @@ def read_weights(path: Path, part: str) -> tuple[dict[str, Tensor], int]:
     Wrappers' prefixes (`module.` of DataParallel, `_orig_mod.` of torch.compile) are taken off.
 
     Raises:
-        PrismWeightsError: not a readable file of weights.
+        PrismWeightsError: Not a readable file of weights.
     """
     if path.name.endswith(".index.json"):
         parts = [read_weights(path.parent / name, part) for name in shard_names(path)]

@@ -44,9 +44,9 @@ def search(step: Step, cache: Any, prompt: torch.Tensor, options: GenerationOpti
     A greedy or beam result does not depend on the other rows of its batch.
 
     Args:
-        cache: of B sequences, with what precedes the prompt.
-        prompt: ids (B, T), all of one length.
-        banned: ids never generated.
+        cache: Of B sequences, with what precedes the prompt.
+        prompt: Ids (B, T), all of one length.
+        banned: Ids never generated.
     """
     if options.num_beams > 1:
         return _beam_search(step, cache, prompt, options, eos_id, banned)
@@ -114,7 +114,7 @@ def _beam_search(step: Step, cache: Any, ids: torch.Tensor, options: GenerationO
         log_probs = step(new, cache).float().log_softmax(-1)
         log_probs = process_logits(log_probs, ids, options, banned, eos_id)
         totals = (scores.view(-1, 1) + log_probs).view(slides, -1)
-        # twice as many as beams: if all beams could end here, as many can still go on
+        # twice as many as beams: even if all of these end here, enough candidates remain
         totals, flat = totals.topk(min(2 * beams, totals.shape[1]), dim=1)
         rows = first_row + flat // log_probs.shape[1]
         token = flat % log_probs.shape[1]
@@ -126,7 +126,7 @@ def _beam_search(step: Step, cache: Any, ids: torch.Tensor, options: GenerationO
             for rank in ends[slide, :beams].nonzero().flatten().tolist():
                 result.add(float(totals[slide, rank]) / divisor, ids[rows[slide, rank], first:].tolist())
             result.close_if_beaten(float(running[slide].max()) / divisor)
-        scores, order = running.topk(beams, dim=1)  # the best beams that go on, in order of score
+        scores, order = running.topk(beams, dim=1)  # the best unfinished beams, in order of score
         rows = rows.gather(1, order).flatten()
         new = token.gather(1, order).view(-1, 1)
         ids = torch.cat([ids[rows], new], dim=1)

@@ -1,7 +1,7 @@
-"""From a hub id to a local folder, with a quick and clear answer where the hub cannot be had.
+"""From a hub id to a local folder, with a quick and clear error if the hub is not available.
 
 `huggingface_hub` reads HF_ENDPOINT, HF_TOKEN, HF_HOME and HF_HUB_OFFLINE itself. It is imported on first use:
-who loads weights from disk need not have it.
+loading weights from disk does not need it.
 """
 
 import logging
@@ -29,7 +29,7 @@ def fetch(repo_id: str, revision: str | None) -> Path:
     What is in the hub's cache on this machine is used where the hub does not answer.
 
     Raises:
-        PrismWeightsError: no access, no network, no such repository or revision, no weights in it.
+        PrismWeightsError: No access, no network, no such repository or revision, no weights in it.
     """
     failure = ask_hub(repo_id, revision)
     try:

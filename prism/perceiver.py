@@ -36,15 +36,15 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None
 
 
 def attend_in_parts(query: Tensor, parts: Iterable[tuple[Tensor, Tensor]], scale: float) -> Tensor:
-    """Attention over keys and values that come in parts, so that no score matrix spans all tiles.
+    """Attention over keys and values that come in parts, so that no score matrix covers all tiles.
 
-    Each part is attended to alone; then the parts are averaged, each weighing the sum of its exponentials. Exact,
-    and differentiable as it stands.
+    Each part is attended to alone; then the parts are averaged, each weighing the sum of its exponentials. Exact
+    and differentiable.
 
     Args:
         query: (S, d)
-        parts: keys (n, d) and values (n, e), a pair for each part, n any number above 0
-        scale: what scores are multiplied with.
+        parts: Keys (n, d) and values (n, e), a pair for each part, n any number above 0
+        scale: What scores are multiplied with.
 
     Returns:
         (S, e)
@@ -81,9 +81,9 @@ class FeedForward(nn.Module):
 
 
 class Tiles:
-    """The real tiles of one slide, (N, C) of any float type, handed out in parts of the type computed in.
+    """The real tiles of one slide, (N, C) of any float dtype, in parts cast to the compute dtype.
 
-    Parts, because a copy of all tiles in another type would be as large as the tiles, or twice.
+    In parts, because a cast copy of all tiles would be as large as the tiles, or twice.
     """
 
     def __init__(self, tiles: Tensor, dtype: torch.dtype) -> None:
@@ -164,7 +164,7 @@ class SelfAttention(nn.Module):
 
 
 class NormedSelfAttention(nn.Module):
-    """Pre-norm around `SelfAttention`; a level of its own because the checkpoint's keys have one."""
+    """Pre-norm around `SelfAttention`; a separate module because the checkpoint's keys have this level."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()

@@ -42,8 +42,8 @@ class Prism(PrismSlideEncoder):
     be bool. As published, ids of a text begin and end with `</s>`.
 
     Attributes:
-        tokenizer: of the text side; None if there were no files for it. `tokenize` then says what is missing.
-        sha256: of the slide encoder alone, as `load_prism` has it.
+        tokenizer: Of the text side; None if there were no files for it. `tokenize` then says what is missing.
+        sha256: Of the slide encoder alone, as `load_prism` has it.
     """
 
     def __init__(self, config: PrismConfig | None = None) -> None:
@@ -64,7 +64,7 @@ class Prism(PrismSlideEncoder):
         for a hub id else from microsoft/biogpt. Random models have one that spells words with single letters.
 
         Raises:
-            PrismWeightsError: as `load_prism`; also a file of the slide encoder alone, or another vocabulary.
+            PrismWeightsError: As `load_prism`; also a file of the slide encoder alone, or another vocabulary.
         """
         source = str(weights)
         if source in RANDOM:
@@ -99,7 +99,7 @@ class Prism(PrismSlideEncoder):
         """
         Args:
             input_ids: (B, T), one text for each slide.
-            tile_embeddings, tile_mask: as for `slide_representations`.
+            tile_embeddings, tile_mask: As for `slide_representations`.
             attention_mask: (B, T), 1 or true = a token; None = all but the padding token.
 
         Returns:
@@ -107,7 +107,7 @@ class Prism(PrismSlideEncoder):
             "image_latents": (B, L, D), "sim": (B texts, B slides), cosines times exp(temperature)}
 
         Raises:
-            ValueError: as `slide_representations`; texts longer than the model has positions.
+            ValueError: As `slide_representations`; texts longer than the model has positions.
         """
         slide = self.slide_representations(tile_embeddings, tile_mask)
         text = self.text_decoder(input_ids, slide["image_latents"], attention_mask)
@@ -137,17 +137,17 @@ class Prism(PrismSlideEncoder):
         """Write a report for each slide.
 
         Args:
-            inputs: prompt (B, T), all of one length and without `</s>` at the end; None = `</s>`, as in training.
-            key_value_states: image latents (B, L, D).
-            max_length: of the result, prompt included.
-            options: as in `GenerationOptions` (temperature, top_k, top_p, repetition_penalty, ...).
+            inputs: Prompt (B, T), all of one length and without `</s>` at the end; None = `</s>`, as in training.
+            key_value_states: Image latents (B, L, D).
+            max_length: Of the result, prompt included.
+            options: As in `GenerationOptions` (temperature, top_k, top_p, repetition_penalty, ...).
 
         Returns:
             ids (B, at most max_length): the prompt, the report, `</s>` where it came to its end, padding.
 
         Raises:
-            ValueError: no image latents, padding in the prompt, or what Hugging Face no longer has: beam groups.
-            TypeError: an unknown option.
+            ValueError: No image latents, padding in the prompt, or what Hugging Face no longer has: beam groups.
+            TypeError: An unknown option.
         """
         eos_id, pad_id = self.text_decoder.config.eos_token_id, self.text_decoder.config.pad_token_id
         if key_value_states is None:

@@ -18,9 +18,9 @@ class PrismSlideEncoder(nn.Module):
     """Tile embeddings of slides -> slide embeddings and image latents. `load_prism` returns it with weights, frozen.
 
     Attributes:
-        config: the architecture.
-        source: what `load_prism` was given ("paige-ai/Prism", a path, "random", ...); None if built by hand.
-        revision: commit hash on the hub where known, else None.
+        config: The architecture.
+        source: What `load_prism` was given ("paige-ai/Prism", a path, "random", ...); None if built by hand.
+        revision: Commit hash on the hub where known, else None.
         sha256: `fingerprint` of the weights as they were loaded; None if built by hand.
     """
 
@@ -56,7 +56,7 @@ class PrismSlideEncoder(nn.Module):
             {"image_embedding": (B, D), "image_latents": (B, L, D)}
 
         Raises:
-            ValueError: wrong shape or width, a mask that is not bool, a slide without any tile.
+            ValueError: Wrong shape or width, a mask that is not bool, a slide without any tile.
         """
         self._check(tile_embeddings, tile_mask)
         slides = list(tile_embeddings) if tile_mask is None else unpadded(tile_embeddings, tile_mask)
@@ -85,12 +85,12 @@ class PrismSlideEncoder(nn.Module):
         return super().train(mode and not self.frozen)
 
     def _run(self, slides: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Under autocast, frozen weights are used through their copies, which autocast would make anew at each use."""
+        """Under autocast, frozen weights are cast once and reused; autocast would cast them at each use."""
         device = self.image_resampler.perceiver.latents.device.type
         if not (self.frozen and torch.is_autocast_enabled(device)):
             return self.image_resampler(slides)
         copies = self._copies(torch.get_autocast_dtype(device))
-        # tie_weights would swap a block that several layers share once for each, and put back the copy at the end
+        # tie_weights would replace a block once per layer that shares it, and restore the copy at the end
         return functional_call(self.image_resampler, copies, (slides,), tie_weights=False)
 
     def _copies(self, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -147,7 +147,7 @@ def fingerprint(module: nn.Module, part: str = "") -> str:
     It does not depend on the file the weights came from nor on the device they are on.
 
     Args:
-        part: only parameters whose names begin with it.
+        part: Only parameters whose names begin with it.
     """
     digest = hashlib.sha256()
     for name, parameter in sorted(module.named_parameters()):

@@ -19,7 +19,7 @@ class BioGptTokenizer:
     """Text <-> ids as in `transformers.BioGptTokenizer`, except that `</s>` in a text is text and no end token.
 
     Raises:
-        ValueError: a special token is missing, a merge is not a pair, an id is a duplicate or not an integer
+        ValueError: A special token is missing, a merge is not a pair, an id is a duplicate or not an integer
             of 0 or more.
     """
 

@@ -44,10 +44,10 @@ def load_prism(weights: str | Path, revision: str | None = None) -> PrismSlideEn
             folder (`config.json`, `model.safetensors` or `pytorch_model.bin`) or file; or a hub id `owner/name`.
             A local path goes before a hub id of the same name. Shared tensors may be repeated under every name or
             be there once; the text side of a full checkpoint is not read.
-        revision: branch, tag or commit on the hub; of no meaning for other sources.
+        revision: Branch, tag or commit on the hub; of no meaning for other sources.
 
     Raises:
-        PrismWeightsError: nothing there, no access, an unreadable file, or weights of another architecture.
+        PrismWeightsError: Nothing there, no access, an unreadable file, or weights of another architecture.
     """
     source = str(weights)
     if source in RANDOM:
@@ -65,7 +65,7 @@ def load_prism(weights: str | Path, revision: str | None = None) -> PrismSlideEn
 
 
 def load_tokenizer(weights: str | Path, revision: str | None = None) -> BioGptTokenizer | None:
-    """The tokenizer that `Prism.from_pretrained` gives its model, without the model. Raises PrismWeightsError alike."""
+    """The tokenizer that `Prism.from_pretrained` gives its model, without the model. Raises PrismWeightsError."""
     if str(weights) in RANDOM:
         return letters_tokenizer()
     return tokenizer_beside(*locate(str(weights), revision))
@@ -75,7 +75,7 @@ def tokenizer_beside(path: Path, commit: str | None) -> BioGptTokenizer | None:
     """The tokenizer in the folder of a file of weights, else of microsoft/biogpt; None if neither can be had.
 
     Args:
-        commit: of the weights on the hub; None = they are local, and the hub is not asked.
+        commit: Of the weights on the hub; None = they are local, and the hub is not asked.
     """
     tokenizer = find_tokenizer(path.parent)
     if tokenizer is not None:
@@ -112,7 +112,7 @@ def empty_model(kind: type[Model], config: Any) -> Model:
 
 def load_state(model: PrismSlideEncoder, state: dict[str, Tensor], source: str, commit: str | None) -> None:
     """Give an empty model its tensors, its origin and the fingerprint of its slide encoder."""
-    # assign: the empty model lies on the meta device; its parameters become these tensors. Strict by default.
+    # assign: the empty model is on the meta device; its parameters become these tensors. Strict by default.
     model.load_state_dict(state, assign=True)
     model.source, model.revision = source, commit
     model.sha256 = fingerprint(model, ENCODER)
@@ -147,11 +147,11 @@ def complete_state(model: nn.Module, given: dict[str, Tensor], where: str) -> di
     """The full state dict of `model`: `given`, checked, in float32 and under every name of a shared tensor.
 
     Args:
-        given: emptied on the way, so that not all tensors are in memory twice (4 GB).
-        where: the file, for messages.
+        given: Emptied on the way, so that not all tensors are in memory twice (4 GB).
+        where: The file, for messages.
 
     Raises:
-        PrismWeightsError: missing or unknown names, other shapes, no finite floats, shared weights that differ.
+        PrismWeightsError: Missing or unknown names, other shapes, no finite floats, shared weights that differ.
     """
     _check_names_and_shapes(model, given, where)
     state: dict[str, Tensor] = {}

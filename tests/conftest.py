@@ -1,4 +1,4 @@
-"""What the module tests share: files written with plain h5py and json, and how a refusal must look."""
+"""Fixtures shared by the tests."""
 
 from __future__ import annotations
 

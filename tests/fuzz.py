@@ -1,4 +1,4 @@
-"""Mutated .h5, .json, .yaml and .pth files, and what reads them; for tests/test_fuzz.py.
+"""Mutated .h5, .json, .yaml and .pth files, and what reads them; for tests/scripts/test_fuzz.py.
 
 Inputs are read in a process of their own: a library in C that crashes, hangs or takes all memory on one of them must
 end the child, not the tests. The n-th input of a kind is always the same.

@@ -1,4 +1,4 @@
-"""Who may import whom, and what no code here may do; read from the syntax trees, so that nothing need be imported."""
+"""Import rules of the rooms and forbidden calls, read from the syntax trees without importing anything."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_every_arrow_that_is_turned_is_noticed():
 
 
 def circles(files: dict[str, ast.Module]) -> list[set[str]]:
-    """Groups of files that import each other, directly or around a corner."""
+    """Groups of files that import each other, directly or indirectly."""
     path = {name.removesuffix(".py").removesuffix("/__init__").replace("/", "."): name for name in files}
     uses = {name: {path[m] for m in imports(name, tree) if m in path and not path[m].endswith("__init__.py")} - {name}
             for name, tree in files.items()}
@@ -142,7 +142,7 @@ def test_no_files_import_each_other_in_a_circle():
     assert not circles({name: tree for name, tree in FILES.items() if name in SHIPPED})
 
 
-def test_flags_and_bad_configs_are_judged_without_torch():
+def test_flags_and_bad_configs_are_checked_without_torch():
     code = "import sys, finetune.common.errors, finetune.config.yaml_file, finetune.data.labels, finetune.config.flags, finetune.inference.options\nprint(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert not {"torch", "numpy", "h5py", "tqdm"} & set(loaded.split())

@@ -1,6 +1,6 @@
 """Checkpoints: written so that a crash never harms a good file, read so that a bad file never runs code.
 
-A `.pth` holds plain types and tensors only. One file is enough to go on training or to caption a slide. All files of
+A `.pth` holds plain types and tensors only. One file is enough to resume training or to caption a slide. All files of
 one save hold the same state; `last_model.pth` is replaced last and is the commit record.
 """
 
@@ -20,7 +20,8 @@ import torch
 
 from ..common.errors import UserError
 
-FORMAT_VERSION = 2  # 1: batches_done counts micro-batches, which share no contrastive loss; goes on if accum_freq is 1
+# Format 1: batches_done counts micro-batches, each with its own contrastive loss; resumable if accum_freq is 1.
+FORMAT_VERSION = 2
 BEST, LAST = "best_model.pth", "last_model.pth"
 _FIX = "use another checkpoint of the run"
 _SCALARS = (type(None), bool, int, float, str)
@@ -29,12 +30,12 @@ _SECTIONS = (*_JSON_SECTIONS, "random_states", "model", "optimizer", "scaler")  
 
 
 class DamagedCheckpoint(UserError):
-    """The file was cut, changed or is of another kind; an older one of the run may be good."""
+    """The file is truncated, modified or of another kind; an older one of the run may be intact."""
 
 
 @dataclass(kw_only=True)
 class RunDescription:
-    """What does not change during a run. Nothing of it says where files lie on the user's disk.
+    """What does not change during a run. It contains no local paths.
 
     Attributes:
         config: All settings, `Config.to_dict()`.
@@ -53,16 +54,16 @@ class RunDescription:
 
 @dataclass(kw_only=True)
 class Checkpoint(RunDescription):
-    """A run after some step: enough to go on training, and to caption a slide.
+    """A run after some step: enough to resume training and to caption slides.
 
     Attributes:
         progress: The fields of `TrainState`.
         random_states: Of the global generators of rank 0, and `other_ranks`. Empty in an exported model, as are
             `optimizer` and `scaler`.
-        model: {name: weight} of all that trains. Prism's frozen weights are not in it.
+        model: {name: weight} of all trained weights, without Prism's frozen ones.
         optimizer: Its state dict.
         scaler: State dict of the fp16 loss scaler, empty where there is none.
-        calibration: Temperature of the captions' confidence, None before it is known.
+        calibration: Temperature of the confidence, None until calibrated.
         path: The file it was read from.
     """
 
@@ -80,8 +81,8 @@ class Checkpoint(RunDescription):
         """Read a checkpoint onto the CPU.
 
         Raises:
-            DamagedCheckpoint: The file is cut, changed or of another kind.
-            UserError: It is not there, of an unknown version, or does not hold all of a run.
+            DamagedCheckpoint: The file is truncated, modified or of another kind.
+            UserError: It does not exist, has an unknown version, or lacks parts of a run.
         """
         content = read_pth(path)
         _check_sections(content, path)
@@ -117,7 +118,7 @@ def write_pth(folder: Path, names: Sequence[str], content: dict[str, Any]) -> No
     """Write `content` once and put it in `folder` under each of `names`, the last name last.
 
     Raises:
-        UserError: The disk is full or the folder cannot be written. The files that were there are then unharmed.
+        UserError: The disk is full or the folder cannot be written. Existing files are then intact.
     """
     content = _plain(content)
     temporary = folder / (names[-1] + ".tmp")
@@ -143,11 +144,11 @@ def write_pth(folder: Path, names: Sequence[str], content: dict[str, Any]) -> No
 
 
 def read_pth(path: str | Path) -> dict[str, Any]:
-    """What `write_pth` has written, on the CPU.
+    """Load what `write_pth` wrote, onto the CPU.
 
     Raises:
-        DamagedCheckpoint: The file is cut, changed or of another kind.
-        UserError: It is not there, or of an unknown version.
+        DamagedCheckpoint: The file is truncated, modified or of another kind.
+        UserError: It does not exist, or has an unknown version.
     """
     path = Path(path)
     if not path.is_file():
@@ -156,7 +157,7 @@ def read_pth(path: str | Path) -> dict[str, Any]:
         content, damage = _load_plain(path)
     except zipfile.BadZipFile:
         raise DamagedCheckpoint(path, f"truncated or no checkpoint ({path.stat().st_size} bytes)", _FIX) from None
-    except Exception as error:  # the unpickler may fail in any way on a hostile file; none of its text is of use
+    except Exception as error:  # the unpickler may fail in any way on a hostile file; its text is of no use
         raise DamagedCheckpoint(path, f"not a checkpoint of this project ({type(error).__name__})", _FIX) from None
     if damage:
         raise DamagedCheckpoint(path, f"damaged ({damage})", _FIX)
@@ -224,7 +225,7 @@ def _damage(path: Path) -> str | None:
 
 def _is_plain(value: Any, seen: set[int] | None = None) -> bool:
     """Whether a loaded value is what `_plain` lets through, each tensor within its storage: a file of 1 kB can declare
-    a tensor of 10^9 numbers that lie on top of each other, and lists that hold themselves."""
+    a tensor of 10^9 overlapping numbers, or lists that contain themselves."""
     if type(value) is torch.Tensor:
         return _is_whole(value)
     if type(value) in (dict, OrderedDict):
@@ -247,7 +248,7 @@ def _is_whole(tensor: torch.Tensor) -> bool:
 
 
 def _plain(value: Any, where: str = "checkpoint") -> Any:
-    """`value` as it is saved. Asserts that it will load with weights_only=True: numpy scalars, paths would not."""
+    """`value` as it is saved. Asserts that it will load with weights_only=True, unlike numpy scalars or paths."""
     if type(value) in (dict, OrderedDict):
         return {_plain(key, where): _plain(item, f"{where}.{key}") for key, item in value.items()}
     if type(value) in (list, tuple):
@@ -259,7 +260,7 @@ def _plain(value: Any, where: str = "checkpoint") -> Any:
 
 
 def _same_file(source: Path, target: Path) -> None:
-    """A second name for a finished file: a hard link, or a copy where the file system has none."""
+    """Give a finished file a second name: a hard link, or a copy if the file system has none."""
     target.unlink(missing_ok=True)
     try:
         os.link(source, target)
@@ -268,7 +269,7 @@ def _same_file(source: Path, target: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the new names last through a crash of the machine."""
+    """Make the new names survive a crash of the machine."""
     if os.name == "posix":  # elsewhere a folder cannot be opened, nor needs it
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -1,6 +1,6 @@
 """A checkpoint as a Hugging Face folder: weights in safetensors, config, tokenizer and a model card.
 
-It holds what trained, nothing of the optimizer, and no slide ids or paths; `config.yaml` is there to train again.
+It holds the trained weights but no optimizer state, slide ids or paths; `config.yaml` serves to train again.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def write_folder(checkpoint: Path, folder: Path) -> None:
         temporary.mkdir(parents=True)
         _write_files(content, temporary, folder.name)
         if folder.exists():
-            folder.rmdir()  # it is empty; Windows replaces no folder
+            folder.rmdir()  # it is empty; Windows cannot replace a folder
         os.replace(temporary, folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -48,13 +48,13 @@ def write_folder(checkpoint: Path, folder: Path) -> None:
 
 
 def _require_empty(folder: Path) -> None:
-    """Raises UserError for a file, or a folder with something in it."""
+    """Raises UserError for a file or a folder that is not empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(folder, "already exists", "choose another --output")
 
 
 def _remove_private(content: Checkpoint) -> None:
-    """Take out slide ids and places on this disk."""
+    """Remove slide ids and local paths."""
     if not _is_public(content.prism.get("source")):
         content.config["prism"]["weights"] = content.prism["source"] = PrismConfig.weights
     content.data = {key: value for key, value in content.data.items() if key in ("fingerprint", "slides")}
@@ -72,7 +72,7 @@ def _write_files(content: Checkpoint, folder: Path, name: str) -> None:
 
 
 def _training_config(content: Checkpoint) -> Config:
-    """The config to train again with: a checkpoint has "" for each path of the disk, where the default is meant."""
+    """The config to train again with: a checkpoint has "" for each local path, which means the default."""
     sections: dict[str, dict[str, Any]] = {}
     for section, values in content.config.items():
         sections[section] = {key: value for key, value in values.items() if value != ""}
@@ -92,7 +92,7 @@ def read_folder(folder: Path) -> Checkpoint:
 
 
 def _read_content(folder: Path) -> dict[str, Any]:
-    """All but the weights, checked as far as the types are known here."""
+    """Everything but the weights, with types checked."""
     content = _read_json(folder / _CONFIG) | {"tokenizer": _read_json(folder / _TOKENIZER)}
     check_version(content, folder)
     sections = (*_SECTIONS, "tokenizer", "tied_weights")
@@ -116,7 +116,7 @@ def _untied(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], di
 
 
 def _is_public(source: Any) -> bool:
-    """Whether it is `random`, `random-tiny` or a hub id: nothing of this disk."""
+    """Whether it is `random`, `random-tiny` or a hub id, not a local path."""
     if not isinstance(source, str):
         return False
     looks_like_hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) is not None

@@ -9,11 +9,11 @@ from ..common.score_table import VALIDATION, canonical_name, find_score, higher_
 from .format import Checkpoint
 
 _DERIVED = """\
-**Weights derived from Prism's are in this folder.** Prism's licence, CC BY-NC-ND 4.0, does not allow to share what is \
-derived from its weights: keep the folder to yourself."""
+**Weights derived from Prism's are in this folder.** Prism's licence, CC BY-NC-ND 4.0, does not allow sharing \
+derivatives of its weights: do not distribute this folder."""
 _NOT_DERIVED = """\
-No weights of Prism are in this folder; it needs them to run, under their own licence (CC BY-NC-ND 4.0: research, not \
-commercial use). What you may do with the weights here depends on your training data too."""
+This folder contains no weights of Prism; it needs them to run, under their own licence (CC BY-NC-ND 4.0: research, \
+not commercial use). What you may do with the weights here depends on your training data too."""
 
 
 def model_card(checkpoint: Checkpoint, name: str) -> str:
@@ -25,7 +25,7 @@ def model_card(checkpoint: Checkpoint, name: str) -> str:
     is_frozen = checkpoint.config["prism"]["freeze"]
     is_derived = "prism" in (model.get("decoder"), model.get("init")) or not is_frozen
     has_vocabulary = checkpoint.tokenizer.get("type") in ("vocab", "bpe")
-    vocabulary = " The words of the training texts are, as the vocabulary." if has_vocabulary else ""
+    vocabulary = " The vocabulary does contain the words of the training texts." if has_vocabulary else ""
     num_parameters = sum(weight.numel() for weight in checkpoint.model.values())
     versions = ", ".join(f"{key} {value}" for key, value in checkpoint.versions.items())
     return f"""---
@@ -46,8 +46,8 @@ python inference.py --checkpoint {name} --prism {source} --embeddings_file SLIDE
 The weights of Prism must be those it was trained with (SHA-256 of the slide encoder {prism.get("sha256")}).
 
 ## Data
-{slides.get("training", "an unknown number of")} slides to train, {slides.get("validation", "an unknown number")} to \
-validate; their ids and texts are not in this folder.{vocabulary}
+{slides.get("training", "an unknown number of")} training slides, {slides.get("validation", "an unknown number of")} \
+validation slides; their ids and texts are not in this folder.{vocabulary}
 Fingerprint of ids, texts, tile counts and split:
 `{checkpoint.data.get("fingerprint")}`.
 
@@ -97,6 +97,6 @@ def _score_rows(checkpoint: Checkpoint) -> str:
 
 
 def _meaning(name: str) -> str:
-    """What a score of the table says and which direction is better; nothing for a loss term of the user's own."""
+    """The meaning of a score and which direction is better; empty for parts of a custom loss."""
     score = find_score(name.removeprefix("best_"))
     return f"{score.english}, {score.better} is better" if score else ""

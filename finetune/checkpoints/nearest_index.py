@@ -28,11 +28,11 @@ def temperature_of(checkpoint: Checkpoint) -> float | None:
 
 
 def read_nearest(path: Path, checkpoint: Checkpoint) -> dict[str, Any] | None:
-    """The nearest.pt beside the file `path` of a checkpoint, None if there is none or it is of other training data.
+    """The nearest.pt beside the file `path` of a checkpoint, None if it does not exist or is of other training data.
 
     Returns:
-        `ids`, `texts` of each, and `embeddings` (N, dim_latents), None where the contrastive loss was off. Since
-        issue 13 also `slide_embeddings` (N, D), None if they were too many, and `probe`, the tensors of a linear probe,
+        `ids`, `texts` of each, and `embeddings` (N, dim_latents), None where the contrastive loss was off; newer
+        files also `slide_embeddings` (N, D), None if they were too many, and `probe`, the tensors of a linear probe,
         None if it had nothing to predict.
 
     Raises:
@@ -48,7 +48,7 @@ def read_nearest(path: Path, checkpoint: Checkpoint) -> dict[str, Any] | None:
 
 
 def _is_index(index: dict[str, Any]) -> bool:
-    """Whether ids, texts and embeddings are of as many slides, and of the types that training writes."""
+    """Whether ids, texts and embeddings have the same length and the types that training writes."""
     ids, texts, embeddings = index.get("ids"), index.get("texts"), index.get("embeddings")
     if not isinstance(ids, list) or not isinstance(texts, list) or len(ids) != len(texts) or not ids:
         return False
@@ -104,5 +104,5 @@ def same_weights(index: dict[str, Any], checkpoint: Checkpoint) -> bool:
 
 
 def mark_of(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What an index records of the weights that its embeddings come from."""
+    """The identity of the weights that the embeddings of an index come from."""
     return {"fingerprint": checkpoint.data.get("fingerprint"), "step": checkpoint.progress.get("step")}

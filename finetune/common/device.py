@@ -1,4 +1,4 @@
-"""The device and number format of a run, and how a CPU process gets its memory from the system."""
+"""Device, precision and, for CPU runs, malloc settings."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def resolve_device(name: str, local_rank: int | None = None) -> torch.device:
 
     Args:
         name: auto (CUDA if available), cpu, cuda or cuda:N.
-        local_rank: number of this process among several on this machine, each on its own GPU; None if alone.
+        local_rank: Number of this process among several on this machine, each on its own GPU; None if alone.
 
     Raises:
-        UserError: an unknown or absent device, or one device for several processes.
+        UserError: An unknown or absent device, or one device for several processes.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -81,7 +81,7 @@ def resolve_precision(name: str, device: torch.device) -> Precision:
 
     Args:
         name: fp16, bf16, fp32, or auto: fp16 on CUDA, bf16 on a CPU that has it, else fp32.
-        device: as resolved.
+        device: As resolved.
     """
     on_gpu = device.type == "cuda"
     default, why = ("fp16", "auto on CUDA") if on_gpu else _cpu_default()
@@ -109,7 +109,7 @@ _NEVER = 2**31 - 1
 def keep_freed_memory(device: torch.device) -> bool:
     """For training on the CPU: let glibc keep freed memory for the next allocation.
 
-    By default every large tensor is a memory mapping of its own, whose pages the kernel clears and maps anew on first
+    By default every large tensor is a memory mapping of its own, whose pages the kernel clears and maps on first
     touch: a training step on the CPU, whose gradients and casts of weights are new each time, spends a quarter to a
     third of its time on that (LOG.md, 2026-11-25). The memory stays with the process; its peak is the same.
 

@@ -17,7 +17,7 @@ import torch
 
 from .errors import UserError
 
-# Long waits are normal: rank 0 may index 100 000 slides meanwhile. A process that died is noticed at once by its closed
+# Long waits are normal: rank 0 may index 100 000 slides meanwhile. A dead process is noticed at once by its closed
 # connections, and torchrun ends the rest.
 _TIMEOUT = datetime.timedelta(days=1)
 _RENDEZVOUS_TIMEOUT = datetime.timedelta(minutes=5)
@@ -30,9 +30,9 @@ class World:
     """The rank of this process and the number of processes. All must call the collectives in the same order.
 
     Attributes:
-        rank: number of this process in the run.
-        size: number of processes.
-        local_rank: number of this process on its machine.
+        rank: Number of this process in the run.
+        size: Number of processes.
+        local_rank: Number of this process on its machine.
         store: key/value store of the rendezvous, None for a world of one.
     """
 
@@ -107,7 +107,7 @@ class World:
 
         Args:
             rows: (counts[rank], ...)
-            counts: number of rows of each rank.
+            counts: Number of rows of each rank.
 
         Returns:
             (sum of counts, ...), the rows of rank 0 first.
@@ -128,7 +128,7 @@ class World:
         stays None, so that weight decay leaves its parameter alone.
 
         DistributedDataParallel does this inside the backward pass, where a rank that runs out of memory, has no samples
-        or takes another number of micro-batches would leave the other ranks waiting in a collective for ever.
+        or takes another number of micro-batches would leave the other ranks waiting in a collective forever.
         """
         if self.size == 1:
             return
@@ -157,10 +157,10 @@ def join_world(device: torch.device) -> Iterator[World]:
     """The processes that torchrun has started, or a world of one.
 
     The backend is gloo for tensors on the CPU and NCCL for those on a GPU. If several ranks end with an error, only the
-    first is reported: the others follow from it or are the same.
+    first is reported: the others are consequences or duplicates.
 
     Raises:
-        UserError: the processes cannot connect.
+        UserError: The processes cannot connect.
     """
     if _world_size() == 1:
         yield ALONE
@@ -201,7 +201,7 @@ def _is_first_error(store: Any) -> bool:
 
 @contextlib.contextmanager
 def _lost_connection() -> Iterator[None]:
-    """A broken collective as a UserError: torch has no exception of its own for it with gloo."""
+    """Turn a broken collective into a UserError: with gloo, torch raises a plain RuntimeError."""
     try:
         yield
     except RuntimeError as error:

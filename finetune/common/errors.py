@@ -13,11 +13,11 @@ class UserError(Exception):
     """A bad input or environment: printed as `error: WHERE: WHAT; FIX`, exit code 2, no traceback.
 
     Attributes:
-        where: the file, flag or config key at fault.
-        what: what is wrong, with the value found.
-        fix: what to do.
-        details: further lines, one for each other item that is wrong in the same way.
-        already_reported: whether another process of this run prints it; None if the processes do not know each other.
+        where: The file, flag or config key at fault.
+        what: What is wrong, with the value found.
+        fix: What to do.
+        details: Further lines, one for each other item that is wrong in the same way.
+        already_reported: Whether another process of this run prints it; None if the processes are not connected.
     """
 
     def __init__(self, where: object, what: str, fix: str, details: Sequence[str] = ()) -> None:
@@ -38,7 +38,7 @@ class UserError(Exception):
 
 
 class BadSlide(Exception):
-    """Why the file of one slide cannot be used: `what` and `fix` as in UserError; whoever catches it knows the file."""
+    """Why the file of one slide cannot be used: `what` and `fix` as in UserError; the catcher adds the file."""
 
     def __init__(self, what: str, fix: str) -> None:
         super().__init__(what, fix)
@@ -83,7 +83,7 @@ def _is_reported_elsewhere(error: UserError) -> bool:
 
 
 def say(*lines: str) -> None:
-    """Print to stdout now. Lines for a reader that has closed the pipe, such as `head`, are dropped."""
+    """Print to stdout now. If the reader, such as `head`, has closed the pipe, lines are dropped."""
     try:
         print(*lines, sep="\n", flush=True)
     except BrokenPipeError:

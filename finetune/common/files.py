@@ -1,4 +1,4 @@
-"""Paths as users write them, and files that are whole at any moment."""
+"""Path expansion and atomic writes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import platform
 import zlib
 from pathlib import Path
 
-_MACHINE = f"{zlib.crc32(platform.node().encode()):08x}"  # two machines may have processes of one number
+_MACHINE = f"{zlib.crc32(platform.node().encode()):08x}"  # two machines may use the same process id
 
 
 def expand(path: str) -> Path:
@@ -25,12 +25,12 @@ def write_atomically(path: Path, content: str | bytes, durable: bool = False) ->
         durable: Wait until the content is on the disk, so that a power cut leaves no empty file.
 
     Raises:
-        OSError: What was there is then unharmed.
+        OSError: The existing file is then intact.
     """
     temporary = path.with_name(f".{path.name}.{_MACHINE}.{os.getpid()}.tmp")
     data = content if isinstance(content, bytes) else content.encode("utf-8", "replace")  # lone surrogates of JSON
     try:
-        temporary.unlink(missing_ok=True)  # of a process of this number that died
+        temporary.unlink(missing_ok=True)  # left by a dead process with this id
         with open(temporary, "xb") as file:
             file.write(data)
             if durable:

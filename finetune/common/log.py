@@ -15,7 +15,7 @@ logger = logging.getLogger("prism_coca")
 
 
 class _Printable(logging.Formatter):
-    """One line per record, whatever a file name or an id holds."""
+    """One printable line per record, even with control characters in file names or ids."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))
@@ -44,7 +44,7 @@ def log_to_console(quiet: bool = False) -> logging.handlers.MemoryHandler:
     """Send log lines to stderr, and keep them in memory for `log_to_file`.
 
     Args:
-        quiet: no lines and no progress bars, for all processes of a run but the first.
+        quiet: Neither lines nor progress bars, for all ranks but the first.
 
     Returns:
         The handler that keeps the lines.

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-NAME = "report.html"
+REPORT = "report.html"
 EVENTS, METRICS = "events.jsonl", "metrics.jsonl"
 CAPTIONS, RETRIEVAL = "validation_captions.jsonl", "retrieval.json"
 HELD_OUT = "held_out.json"  # scores of the best model on validation slides, beside those of looking up texts

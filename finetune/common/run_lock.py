@@ -10,7 +10,7 @@ from pathlib import Path
 from .errors import UserError
 
 _NAME = ".lock"
-_WINDOWS_BYTE = 1 << 30  # msvcrt locks a byte against reading too: one far behind the process id in the file
+_WINDOWS_BYTE = 1 << 30  # msvcrt also blocks reading of a locked byte, so lock one far behind the process id
 _HELD_BY_ANOTHER = (errno.EAGAIN, errno.EACCES, errno.EDEADLK)
 
 
@@ -21,7 +21,7 @@ class RunLock:
     leaves no trace. On a file system without locks the run continues without one.
 
     Raises:
-        UserError: another process holds the folder, or it is not writable: better now than after the first epoch.
+        UserError: Another process uses the folder, or it is not writable.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -53,7 +53,7 @@ class RunLock:
                 os.close(self._file)
                 (self.folder / _NAME).unlink()
             else:
-                (self.folder / _NAME).unlink()  # while it is held: nobody else can have taken it
+                (self.folder / _NAME).unlink()  # still locked, so it is no other process's file
                 os.close(self._file)
         self._remove_created()
 

@@ -1,8 +1,7 @@
-"""Every score of the program, once: its name, which direction is better, its range and what people read.
+"""The table of all scores: name, better direction, range and labels.
 
-It lies in `common` because four rooms that do not know each other read it: `evaluation` computes the scores, `training`
-chooses the best model by one of them, and the report page and the model card show them. It holds rows and look-ups, no
-computation.
+It is in `common` because rooms that do not import each other read it: `evaluation` computes the scores, `training`
+selects the best model by one of them, the report page and the model card show them. It computes nothing.
 
 A new score is one row here and its function in `evaluation/text_metrics.py` or `evaluation/scoring.py`.
 """
@@ -28,8 +27,8 @@ class Score:
         kind: What it measures; the kinds are computed by different functions.
         better: The direction in which a model improves.
         low, high: The range of the values.
-        english, chinese: What people read in the report and in the model card.
-        log_line: Whether the log line of an epoch has room for it; the files and trackers have them all.
+        english, chinese: Labels in the report and in the model card.
+        log_line: Whether the log line of an epoch shows it; files and trackers have all scores.
         per_slide: Whether it is defined for a single slide. Else it has no interval either: a resample repeats slides.
         old_names: Names in files of earlier versions.
     """
@@ -112,7 +111,7 @@ def canonical_name(name: str) -> str:
 
 
 def higher_is_better(name: str) -> bool:
-    """Whether the best model has the highest value; of a user's own loss terms it has the lowest."""
+    """Whether the best model has the highest value; parts of a custom loss are better when lower."""
     score = find_score(name)
     return score is not None and score.better == "higher"
 

@@ -1,4 +1,4 @@
-"""Command-line flags of the scripts. Flags are a skin over settings: no defaults, no logic of their own."""
+"""Command-line flags of the scripts. Flags only set config keys; defaults and checks are those of the schema."""
 
 from __future__ import annotations
 
@@ -29,10 +29,12 @@ class Parser(argparse.ArgumentParser):
     """argparse whose errors are a `UserError` (one line), and which accepts `--batch-size` for `--batch_size`."""
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: None = None) -> argparse.Namespace:  # type: ignore[override]
+        """As argparse, after replacing dashes in flag names by underscores."""
         args = sys.argv[1:] if args is None else args
         return super().parse_args([_underscored(a) for a in args], namespace)
 
     def error(self, message: str) -> None:  # type: ignore[override]
+        """Raises UserError in place of exiting."""
         raise UserError(self.prog, message, f"see python {self.prog} --help")
 
 

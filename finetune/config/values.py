@@ -13,7 +13,7 @@ from typing import Any
 
 from ..common.errors import UserError
 
-# No leading zero and no `1:30`: YAML reads them as octal and sexagesimal, people do not.
+# Neither leading zeros nor `1:30`: YAML reads them as octal and sexagesimal, which nobody expects.
 _INTEGER = re.compile(r"[+-]?(0|[1-9]\d{0,17})")
 _FLOAT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?\.?(inf|nan)")
 _EXPECTED = {bool: "true or false", int: "a whole number such as 8", float: "a number such as 1e-4"}
@@ -24,12 +24,12 @@ def setting(default: Any, help: str, low: float | None = None, high: float | Non
     """A dataclass field with what its flag and its YAML key need.
 
     Args:
-        default: its default value.
-        help: one line with meaning, unit and the value that turns it off.
-        low: smallest allowed number.
-        high: largest allowed number.
+        default: Its default value.
+        help: One line with meaning, unit and the value that turns it off.
+        low: Smallest allowed number.
+        high: Largest allowed number.
         open_low: `low` itself is excluded.
-        choices: the allowed texts; in a field of type `int | str` they are allowed besides numbers.
+        choices: The allowed texts; in a field of type `int | str` they are allowed besides numbers.
     """
     metadata = {"help": help, "low": low, "high": high, "open_low": open_low, "choices": choices}
     return dataclasses.field(default=default, metadata=metadata)
@@ -49,14 +49,14 @@ def set_field(owner: Any, name: str, key: str, text: str | None, where: str) -> 
     """Parse a text by the type of a dataclass field, check its range and set the field.
 
     Args:
-        owner: instance of a dataclass whose fields are made by `setting`.
-        name: the field.
-        key: its name in messages.
-        text: the value as text, None for null.
-        where: file and line, or flag, for messages.
+        owner: Instance of a dataclass whose fields are made by `setting`.
+        name: The field.
+        key: Its name in messages.
+        text: The value as text, None for null.
+        where: File and line, or flag, for messages.
 
     Raises:
-        UserError: a text that does not fit the type, or a value out of range.
+        UserError: A text that does not fit the type, or a value out of range.
     """
     kind = typing.get_type_hints(type(owner))[name]
     limits = type(owner).__dataclass_fields__[name].metadata

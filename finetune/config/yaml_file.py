@@ -1,4 +1,4 @@
-"""YAML files, read strictly by the types of the schema; the resolved config as YAML. Only here yaml is imported."""
+"""YAML files, read strictly by the schema's types; the resolved config as YAML. The only module that imports yaml."""
 
 from __future__ import annotations
 

@@ -20,9 +20,10 @@ from .tokenizer import Tokenizer
 class Sample:
     """A slide, or the joined slides of a case, with its text.
 
-    token_ids: [bos, ..., eos] of its text.
-    references: all its texts, as in the labels.
-    choices: token ids of each text, if training uses them in turn.
+    Attributes:
+        token_ids: [bos, ..., eos] of its text.
+        references: All its texts, as in the labels.
+        choices: Token ids of each text, if training uses them in turn.
     """
 
     slide: Slide
@@ -47,10 +48,16 @@ class Sample:
 class Batch:
     """B slides, padded to N tiles and T text tokens.
 
-    tile_embeddings: (B, N, D) float16 or float32, with tile_mask: (B, N), true for a tile; or None for both and
-    image_tokens: (B, n, D), from the slide cache.
-    text: (B, T) = [bos, ..., last token]. labels: (B, T) = [first token, ..., eos]. text_mask: (B, T), true for a
-    token.
+    It holds either tiles with their mask or, from the slide cache, image tokens.
+
+    Attributes:
+        ids: Slide ids.
+        tile_embeddings: (B, N, D) float16 or float32.
+        tile_mask: (B, N), true for a tile.
+        text: (B, T), [bos, ..., last token].
+        labels: (B, T), [first token, ..., eos].
+        text_mask: (B, T), true for a token.
+        image_tokens: (B, n, D).
     """
 
     ids: list[str]
@@ -86,8 +93,8 @@ class Collate:
     def __init__(self, pad_id: int, *, encoded: bool = False) -> None:
         """
         Args:
-            pad_id: padding of the texts.
-            encoded: the arrays are image tokens (n, D) of the slide cache, not tiles (N_i, D).
+            pad_id: Padding of the texts.
+            encoded: The arrays are image tokens (n, D) of the slide cache, not tiles (N_i, D).
         """
         self.pad_id, self.encoded = pad_id, encoded
 

@@ -1,4 +1,4 @@
-"""What only reading every tile shows: NaN, values without information, bytes that changed since they were written."""
+"""Checks that read every tile: NaN, constant values, bytes that changed since they were written."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _WARNINGS = (_CONSTANT, _OVERFLOW)
 
 
 def bad_contents(slides: Sequence[SlideFile], sha256_file: str | None) -> dict[str, BadSlide]:
-    """Read every tile of the slides, and warn of contents that can be used but look wrong.
+    """Read every tile of the slides, and warn of contents that are usable but suspicious.
 
     Args:
-        slides: with checked headers.
-        sha256_file: checksums as `sha256sum` writes them; None checks none. In an uncompressed file nothing else
+        slides: With checked headers.
+        sha256_file: Checksums as `sha256sum` writes them; None checks none. In an uncompressed file nothing else
             shows a flipped bit.
 
     Returns:

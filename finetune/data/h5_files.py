@@ -38,8 +38,11 @@ _MAX_FILTER_BYTES = 4096  # that a filter may add to a chunk it cannot shrink
 class Header(NamedTuple):
     """Header of a dataset of tile embeddings, (N, D) or (1, N, D).
 
-    key: its name. num_tiles, width: N and D. dtype: in numpy's notation. offset: byte where its numbers start, None
-    if they are chunked or compressed.
+    Attributes:
+        key: Its name.
+        num_tiles, width: N and D.
+        dtype: In numpy's notation.
+        offset: Byte offset of its data in the file; None if chunked or compressed.
     """
 
     key: str
@@ -53,11 +56,12 @@ class Header(NamedTuple):
 class Coords:
     """Positions of the N tiles of one file; None for what the file does not say.
 
-    xy: (N, 2) float64, corners of the tiles in `unit`.
-    unit: `px`, pixels of the slide at full resolution (level 0), or `um`, micrometres.
-    tile_size: side of a tile in `unit`.
-    mpp: resolution the tiles were read at, in micrometres per pixel.
-    magnification: objective power the tiles were read at.
+    Attributes:
+        xy: (N, 2) float64, corners of the tiles in `unit`.
+        unit: `px`, pixels of the slide at full resolution (level 0), or `um`, micrometres.
+        tile_size: Side of a tile in `unit`.
+        mpp: Resolution the tiles were read at, in micrometres per pixel.
+        magnification: Objective power the tiles were read at.
     """
 
     xy: np.ndarray
@@ -77,13 +81,13 @@ def inspect(path: Path, key: str | None, width: int, encoder: str | None) -> Hea
     """Check the header of the features in a file; reads no tile.
 
     Args:
-        path: the H5 file.
-        key: name of the dataset; None looks for one of KEYS.
+        path: The H5 file.
+        key: Name of the dataset; None looks for one of KEYS.
         width: D, the dimension its tiles must have.
-        encoder: tile encoder the features must come from, if the file names one; None accepts any.
+        encoder: Tile encoder the features must come from, if the file names one; None accepts any.
 
     Raises:
-        BadSlide: the features cannot be used. One of ERRORS if the file is broken.
+        BadSlide: The features cannot be used. One of ERRORS if the file is broken.
     """
     with h5py.File(path, "r") as file:
         key, dataset, num_tiles = _find_features(file, key, width)
@@ -95,7 +99,7 @@ def inspect(path: Path, key: str | None, width: int, encoder: str | None) -> Hea
 
 
 def read(path: Path, key: str, file_size: int) -> np.ndarray:
-    """All numbers of a dataset that `inspect` has accepted, in its own shape and type."""
+    """Read a dataset that `inspect` has accepted, in its own shape and dtype."""
     with h5py.File(path, "r") as file:
         _check_chunks(file[key], file_size)
         return file[key][()]
@@ -158,7 +162,7 @@ def _positive(value: object) -> float | None:
 def slides_in(path: Path) -> list[str]:
     """Names of the datasets of a file that holds one per slide, the form HistoGPT trains from. Raises BadSlide."""
     with h5py.File(path, "r") as file:
-        # a name that is no UTF-8 comes as bytes: no label can have it
+        # a name that is not UTF-8 comes as bytes: no label can have it
         names = [name for name in islice(file, _MAX_SLIDES) if isinstance(name, str)]
     if not names:
         raise BadSlide("is empty", "give the folder of the slides")
@@ -178,7 +182,7 @@ def is_encoder(name: str, wanted: str) -> bool:
 
 
 def describe_error(path: Path, error: Exception) -> BadSlide:
-    """What h5py's error means for the user: the problem and how to fix it."""
+    """Translate an error of h5py into a problem and its fix."""
     text = str(error)
     if isinstance(error, BlockingIOError) or "unable to lock file" in text:
         return BadSlide("locked: is another process still writing it?",
@@ -241,7 +245,7 @@ def _matrices(file: h5py.File, names: list[str], width: int) -> list[tuple[str, 
 
 
 def _no_features(file: h5py.File, candidates: tuple[str, ...]) -> BadSlide:
-    names = ", ".join(str(name) for name in list(file)[:8])  # a name that is no UTF-8 comes as bytes
+    names = ", ".join(str(name) for name in list(file)[:8])  # a name that is not UTF-8 comes as bytes
     fix = "name the dataset with data.h5_key"
     if len(file) and set(file) <= {"coords", "imgs"}:
         fix = ("this looks like a patch file (coordinates only); features are in another folder (CLAM: h5_files, "
@@ -250,7 +254,7 @@ def _no_features(file: h5py.File, candidates: tuple[str, ...]) -> BadSlide:
 
 
 def _check_header(file: h5py.File, key: str, width: int) -> tuple[h5py.Dataset, int]:
-    """(dataset, number of tiles), checked by its header alone: a file that declares 20 TB is refused unread."""
+    """(dataset, number of tiles), checked by the header alone: a file that declares 20 TB is not read."""
     _refuse_links(file, key)
     dataset = file[key]
     if not isinstance(dataset, h5py.Dataset):
@@ -272,7 +276,7 @@ def _check_header(file: h5py.File, key: str, width: int) -> tuple[h5py.Dataset, 
 
 
 def _refuse_links(file: h5py.File, key: str) -> None:
-    """A link on the way to a dataset may lead to another file, which may be anyone's."""
+    """Refuse links: one on the path to a dataset may lead to any other file."""
     groups = key.strip("/").split("/")
     for depth in range(1, len(groups) + 1):
         link = file.get("/".join(groups[:depth]), getlink=True)
@@ -293,12 +297,12 @@ def check_shape(full_shape: tuple[int, ...], width: int, name: str) -> int:
     """Number of tiles of a matrix (N, width) or (1, N, width).
 
     Args:
-        full_shape: of the matrix.
+        full_shape: Of the matrix.
         width: D, the dimension its tiles must have.
-        name: of the matrix, for the message.
+        name: Of the matrix, for the message.
 
     Raises:
-        BadSlide: it has another shape, or no tile.
+        BadSlide: It has another shape, or no tile.
     """
     shape = _without_leading_one(full_shape)
     wrong_shape = f"{name} is {tuple(full_shape)}, expected (N, {width})"
@@ -322,7 +326,7 @@ def _without_leading_one(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _is_stored_outside(dataset: object) -> bool:
-    """Whether an object is anything but a dataset whose numbers lie in the file itself."""
+    """Whether an object is not a dataset with its data in the file itself."""
     if not isinstance(dataset, h5py.Dataset) or dataset.shape is None:
         return True
     properties = dataset.id.get_create_plist()
@@ -330,7 +334,7 @@ def _is_stored_outside(dataset: object) -> bool:
 
 
 def _inner_dataset(file: h5py.File, name: str) -> h5py.Dataset | None:
-    """A dataset that lies in the file itself, None if there is none of this name."""
+    """The dataset of this name if it is stored in the file itself, else None."""
     if not isinstance(file.get(name, getlink=True), h5py.HardLink) or _is_stored_outside(file[name]):
         return None
     return file[name]

@@ -1,4 +1,4 @@
-"""The headers of a folder of slides, kept in a file so that they are read again only where a slide has changed."""
+"""A cache file of slide headers, so that only changed slides are read again."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def read_headers(path: Path | None, h5_key: str | None, image_dim: int, encoder:
     """Read the headers that an earlier run has written.
 
     Args:
-        path: the cache file; None if there is none.
-        h5_key, image_dim, encoder: of the check, as in `slides.inspect_slide`.
+        path: The cache file; None if there is none.
+        h5_key, image_dim, encoder: Of the check, as in `slides.inspect_slide`.
 
     Returns:
         {location: header} of the files that are unchanged. Empty if there is no cache, or if it was made with other
-        arguments; a damaged one is ignored with a warning, as nothing in it is lost.
+        arguments; a damaged one is ignored with a warning: it can always be rebuilt.
     """
     if path is None:
         return {}
@@ -45,12 +45,12 @@ def read_headers(path: Path | None, h5_key: str | None, image_dim: int, encoder:
 
 def write_headers(path: Path, h5_key: str | None, image_dim: int, encoder: str | None,
                   slides: Iterable[Slide]) -> None:
-    """Write the headers of `slides` for the next run; a folder that cannot be written only costs that run time.
+    """Write the headers of `slides` for the next run; if it cannot be written, that run only takes longer.
 
     Args:
-        path: the cache file.
-        h5_key, image_dim, encoder: of the check, as in `slides.inspect_slide`.
-        slides: whose headers were checked.
+        path: The cache file.
+        h5_key, image_dim, encoder: Of the check, as in `slides.inspect_slide`.
+        slides: Whose headers were checked.
     """
     # rows without the names of the fields: there may be 100 000 of them
     files = [file for slide in slides for file in slide.parts]

@@ -1,6 +1,6 @@
 """Labels: the reference texts, the slides and the split of each case, read from JSON.
 
-To read another form of labels, add its test and its reader beside `_is_histgen` and `_histgen_cases`.
+To read another label format, add its test and its reader beside `_is_histgen` and `_histgen_cases`.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ _NO_NAMES = "slides must be a list of names"
 class Label:
     """The label of one case.
 
-    texts: its reference texts; where one text is needed, the first is used.
-    slides: names of its slides; the tiles of several are joined.
-    split: train, val or test; None if the labels do not say.
+    Attributes:
+        texts: Its reference texts; where one text is needed, the first is used.
+        slides: Names of its slides; the tiles of several are joined.
+        split: train, val or test; None if the labels do not say.
     """
 
     texts: tuple[str, ...]
@@ -37,6 +38,7 @@ class Label:
 
     @property
     def text(self) -> str:
+        """The first reference text."""
         return self.texts[0]
 
 
@@ -48,11 +50,11 @@ def load_labels(path: str | Path) -> tuple[dict[str, Label], dict[str, str]]:
     is read as well. Texts are stripped, and one file ending such as `.h5` is dropped from an id.
 
     Returns:
-        ({case id: label} in file order, {case id: problem}); a value of none of these forms or an empty text is a
+        ({case id: label} in file order, {case id: problem}); a value in none of these formats or an empty text is a
         problem.
 
     Raises:
-        UserError: naming file and position, for what skipping a case cannot solve: not UTF-8, not JSON, another
+        UserError: Naming file and position, for what skipping a case cannot solve: not UTF-8, not JSON, another
             structure, repeated ids, ids that are paths, no labels.
     """
     path = expand(str(path))
@@ -125,7 +127,7 @@ def _parse_json(text: str, path: Path) -> Any:
 
 
 def _cases(data: dict[str, Any], path: Path) -> list[tuple[str, Any]]:
-    """(id, value in our own form) of each case, whatever the form of the file."""
+    """(id, value in our own format) of each case of a file in any supported format."""
     if _is_histgen(data):
         return _histgen_cases(data, path)
     return list(data.items())
@@ -167,7 +169,7 @@ def _file_names(paths: Any) -> Any:
 
 
 def _parse_label(case_id: str, value: Any) -> Label:
-    """The label of a value in our own form. Raises ValueError saying what is wrong."""
+    """Parse a value in our own format. Raises ValueError saying what is wrong."""
     fields = value if isinstance(value, dict) else {"text": value}
     unknown = sorted(set(fields) - set(_FIELDS))
     if unknown:

@@ -16,7 +16,7 @@ from .loader_process import set_up_loader_process
 from .sampler import BatchOrder, split_for_rank
 from .slides import Slide
 
-_READ_TIMEOUT = 300  # seconds: a loader process that hangs (a dead network drive) ends the run, not stalls it
+_READ_TIMEOUT = 300  # seconds; then a hanging loader process (a dead network drive) ends the run
 _READ_AHEAD = 2  # micro-batches per worker
 Reader = Callable[[Slide, int], np.ndarray]  # (slide, epoch) -> its tiles (N, D), or image tokens (n, D)
 Result = Callable[[], np.ndarray]  # waits for a read
@@ -26,21 +26,21 @@ class BatchLoader:
     """The batches of one split.
 
     Workers are processes for tiles. They are spawned rather than forked, as a fork of a process with threads may hang,
-    and import no torch. `concurrent.futures` notices a worker that was killed; torch's DataLoader can wait for it for
-    ever. For `encoded` slides they are threads: image tokens from the slide cache are one plain copy from disk.
+    and import no torch. `concurrent.futures` notices a worker that was killed; torch's DataLoader can wait for it
+    forever. For `encoded` slides they are threads: image tokens from the slide cache are one plain copy from disk.
     """
 
     def __init__(self, samples: Sequence[Sample], order: BatchOrder, read: Reader, pad_id: int, *, workers: int = 0,
                  encoded: bool = False, rank: int = 0, world_size: int = 1) -> None:
         """
         Args:
-            samples: of the split.
-            order: of the samples.
-            read: reads a slide.
-            pad_id: padding of the texts.
-            workers: number of them; 0 reads when a batch is needed.
+            samples: Of the split.
+            order: Of the samples.
+            read: Reads a slide.
+            pad_id: Padding of the texts.
+            workers: Number of them; 0 reads when a batch is needed.
             encoded: `read` gives image tokens of the slide cache.
-            rank, world_size: of this process, which gets its part of each step's micro-batches.
+            rank, world_size: Of this process, which gets its part of each step's micro-batches.
         """
         self.samples, self.order, self.collate = list(samples), order, Collate(pad_id, encoded=encoded)
         self._read, self._workers = read, workers
@@ -51,12 +51,12 @@ class BatchLoader:
         """For each step from `start` on, this process's micro-batches (in a small last step perhaps none).
 
         Raises:
-            UserError: a slide cannot be read, or a worker died or hangs.
+            UserError: A slide cannot be read, or a worker died or hangs.
         """
         ahead = _READ_AHEAD * self._workers
         pending: deque[list[tuple[list[Sample], list[Result]]]] = deque()
         for step in self.order.steps(epoch)[start:]:
-            # the oldest step is only waited for when enough others are being read
+            # wait for the oldest step only once enough others are being read
             pending.append(self._request_step(step, epoch))
             while pending and sum(map(len, pending)) - len(pending[0]) >= ahead:
                 yield [self._finish(*batch) for batch in pending.popleft()]

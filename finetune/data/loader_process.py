@@ -1,4 +1,4 @@
-"""Set-up of loader processes. A module of its own, as whatever it imports, each of them imports: no torch."""
+"""Set-up of loader processes. A separate module without torch, as every loader process imports what it imports."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import threading
 
 
 def set_up_loader_process() -> None:
-    """Leave signals to the trainer, and end when it has ended, however it died.
+    """Ignore signals meant for the trainer, and exit when the trainer has exited for any reason.
 
     A terminal (Ctrl+C) and some schedulers (SIGTERM) signal the whole process group.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(os, "setpgrp"):
-        os.setpgrp()  # ignoring SIGTERM is no choice: the pool ends its processes with it
+        os.setpgrp()  # SIGTERM cannot be ignored instead: the pool ends its processes with it
     parent = multiprocessing.parent_process()
 
     def end_with_parent() -> None:

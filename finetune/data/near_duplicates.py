@@ -61,14 +61,14 @@ class _TrigramIndex:
         return False
 
     def _rarest(self, trigrams: np.ndarray) -> list[int]:
-        """The trigrams of which two near duplicates share one: the |x| - ceil(0.8 |x|) + 1 rarest of a set x."""
+        """The trigrams of which two near duplicates must share one: the |x| - ceil(0.8 |x|) + 1 rarest of a set x."""
         count = len(trigrams) - int(np.ceil(SIMILARITY_THRESHOLD * len(trigrams))) + 1
         order = np.lexsort((trigrams, self._frequency[_bucket(trigrams)]))  # by frequency, then by value
         return trigrams[order[:count]].tolist()
 
 
 def _simplify(text: str) -> str:
-    """What of a text is compared: letters, digits and signs such as +, in one width and case."""
+    """Reduce a text to what is compared: letters, digits and signs such as +, in one width and case."""
     text = unicodedata.normalize("NFKC", text).casefold()
     return "".join(c for c in text if unicodedata.category(c)[0] not in "PZC")[:_MAX_CHARACTERS]
 

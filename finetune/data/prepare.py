@@ -32,8 +32,9 @@ _MAX_COMPARED = 1000  # texts that are decoded again to see whether a tokenizer 
 class Data:
     """What a run trains on.
 
-    fingerprint: hash of ids, texts, tile counts and split: equal data have an equal one.
-    test: cases kept for a test; their files are checked like the others, and used for nothing.
+    Attributes:
+        fingerprint: Hash of ids, texts, tile counts and split.
+        test: Cases held out for testing; their files are only checked.
     """
 
     train: list[Sample]
@@ -44,6 +45,7 @@ class Data:
 
     @property
     def test_ids(self) -> list[str]:
+        """Ids of the test cases."""
         return [slide.slide_id for slide in self.test]
 
     @property
@@ -57,13 +59,13 @@ def prepare_data(config: DataConfig, seed: int, tokenizer: Tokenizer | None = No
     """Match labels and files by id, join the slides of a case, split, and encode the texts.
 
     Args:
-        config: of the data.
-        seed: of the split.
-        tokenizer: of the run that is resumed; None builds one from the training texts.
-        header_cache: file of the headers that an earlier run has read.
+        config: Of the data.
+        seed: Of the split.
+        tokenizer: Of the run that is resumed; None builds one from the training texts.
+        header_cache: File of the headers that an earlier run has read.
 
     Raises:
-        UserError: listing all bad labels and files at once, unless `data.on_bad` is skip and they are few.
+        UserError: Listing all bad labels and files at once, unless `data.on_bad` is skip and they are few.
     """
     labels, slides = _load_cases(config, header_cache)
     split = make_split(labels, config, seed)
@@ -111,12 +113,12 @@ def _load_cases(config: DataConfig, header_cache: Path | None) -> tuple[dict[str
     slide_files, file_problems = _check_files(config, files, names, header_cache)
     slides, incomplete = _join_cases(labels, slide_files)
 
-    # labels and files in one list: a user corrects both in one go
+    # labels and files in one list, so that a user can correct both at once
     problems = {f"{case_id!r} in {config.labels_file}": BadSlide(what, "correct the label")
                 for case_id, what in label_problems.items()}
     _raise_or_skip(problems | file_problems, len(slides), config)
 
-    # nothing of this stops a run, but each is a common sign of a wrong folder or labels file
+    # these do not stop a run, but are common signs of a wrong folder or labels file
     _warn("%d cases are left out as one of their slides cannot be used: %s ...", incomplete)
     unlabelled = files.keys() - set(names) - label_problems.keys()
     _warn("%d H5 files have no label: %s ...", sorted(unlabelled))
@@ -139,7 +141,7 @@ def _join_cases(labels: Mapping[str, Label], files: Mapping[str, SlideFile]) -> 
 
 
 def _links_out(folder: str, files: Mapping[str, SlideFile]) -> list[str]:
-    """Names of the slides whose files lie outside the folder in which they were found."""
+    """Names of the slides whose files are links out of the folder in which they were found."""
     root = os.path.realpath(expand(folder)) + os.sep
     return [name for name, file in files.items() if not os.path.realpath(file.location).startswith(root)]
 
@@ -183,7 +185,7 @@ def _warn(message: str, ids: list[str]) -> None:
 
 
 def _raise_or_skip(problems: dict[str, BadSlide], num_usable: int, config: DataConfig) -> None:
-    """Stop with the list of problems, or with `on_bad: skip` go on with a warning if they are few."""
+    """Stop with the list of problems, or with `on_bad: skip` continue with a warning if they are few."""
     if not problems:
         return
     total = len(problems) + num_usable
@@ -252,7 +254,7 @@ def _warn_of_repeated_texts(texts: list[str]) -> None:
 
 
 def _warn_of_lossy_tokenizer(tokenizer: Tokenizer, texts: list[str]) -> None:
-    """Some tokenizers lose case or white space, and captions will lack them too."""
+    """Warn of a tokenizer that loses case or white space: captions will lack them too."""
     # 1000 texts show it, and 100 000 would take minutes
     compared = texts[:_MAX_COMPARED]
     num_changed = 0

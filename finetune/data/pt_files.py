@@ -1,7 +1,7 @@
 """Tile embeddings as `.pt` files: one tensor (N, D) or (1, N, D) that `torch.save` wrote (CLAM's `pt_files`, HistGen,
 WsiCaption), or a dict that holds one. No pickle runs: `weights_only`, and only archives that hold what they declare.
 
-torch is imported only where a header is read: the numbers of a lone tensor are mapped by their offset in the file.
+torch is only imported to read a header: the data of a lone tensor is memory-mapped by its offset in the file.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ def inspect(path: Path, key: str | None, width: int, encoder: str | None) -> Hea
     """Check the header of the tensor in a file; reads no tile.
 
     Args:
-        path: the `.pt` file.
-        key: name of the tensor in a dict; None looks for one of KEYS.
+        path: The `.pt` file.
+        key: Name of the tensor in a dict; None looks for one of KEYS.
         width: D, the dimension its tiles must have.
-        encoder: ignored: such files do not name their tile encoder.
+        encoder: Ignored: such files do not name their tile encoder.
 
     Raises:
-        BadSlide: the tensor cannot be used. One of ERRORS if the file is broken.
+        BadSlide: The tensor cannot be used. One of ERRORS if the file is broken.
     """
     tensor, key, is_alone = _load(path, key)
     num_tiles = check_shape(tuple(tensor.shape), width, f"the tensor {key}".strip())
@@ -49,7 +49,7 @@ def inspect(path: Path, key: str | None, width: int, encoder: str | None) -> Hea
 
 
 def read(path: Path, key: str, file_size: int) -> np.ndarray:
-    """All numbers of a tensor that `inspect` has accepted, in its own shape; bfloat16 as float32."""
+    """Read a tensor that `inspect` has accepted, in its own shape; bfloat16 as float32."""
     tensor, _, _ = _load(path, key)
     if str(tensor.dtype) == "torch.bfloat16":
         tensor = tensor.float()
@@ -57,7 +57,7 @@ def read(path: Path, key: str, file_size: int) -> np.ndarray:
 
 
 def describe_error(path: Path, error: Exception) -> BadSlide:
-    """What a failed read means for the user: the problem and how to fix it."""
+    """Translate a read error into a problem and its fix."""
     return BadSlide(f"cannot be read ({type(error).__name__})", "copy it again or extract its features again")
 
 
@@ -68,7 +68,7 @@ def _load(path: Path, key: str | None) -> tuple[torch.Tensor, str, bool]:
     entries = _entries(path)
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception:  # a hostile file may raise anything; torch's own message advises to trust the file
+    except Exception:  # a hostile file may raise anything; torch's own message advises trusting the file
         raise BadSlide("holds objects other than tensors, or is damaged",
                        "save one tensor (N, D) with torch.save") from None
     found_key = ""
@@ -106,7 +106,7 @@ def _find_key(content: dict, wanted: str | None) -> str:
 
 
 def _entries(path: Path) -> list[zipfile.ZipInfo]:
-    """The entries of the archive. Raises BadSlide for another file, or for one that would swell."""
+    """The entries of the archive. Raises BadSlide for any other file, or if unpacking would inflate it."""
     _refuse_other_files(path)
     file_size = path.stat().st_size
     try:
@@ -132,7 +132,7 @@ def _refuse_other_files(path: Path) -> None:
         head = file.read(24)
     if head.startswith(b"PK"):  # a zip archive
         return
-    fix = "load it and save it again with today's torch"
+    fix = "load it and save it again with a current torch"
     if head.startswith(b"version https://git-lfs"):
         fix = "run git lfs pull"
     raise BadSlide(f"not a file of torch 1.6 or newer (starts with {head.decode('latin-1')!r})", fix)

@@ -16,11 +16,11 @@ class BatchOrder:
     An epoch is shuffled and cut into steps of `batch_size * micro_batches`, these into micro-batches of `batch_size`.
 
     With `max_tokens` it is instead sorted by rough size within pools of some batches and cut into micro-batches of as
-    many samples (two at least) as fit into so many padded text tokens; these are shuffled, and a step is
+    many samples (two at least) as fit into `max_tokens` padded text tokens; these are shuffled, and a step is
     `micro_batches` of them. That saves most of the padding. It is not done without `max_tokens`, and only by rough
-    size, as texts of one length tend to say the same: a batch of them has few true negatives (LOG.md).
+    size, as texts of equal length are often identical: a batch of them has few true negatives (LOG.md).
 
-    The same (seed, epoch) gives the same steps, whatever the number of processes that share them.
+    The same (seed, epoch) gives the same steps for any number of processes.
     """
 
     def __init__(self, sizes: Sequence[tuple[int, int]], batch_size: int, seed: int, *, shuffle: bool,
@@ -28,12 +28,12 @@ class BatchOrder:
         """
         Args:
             sizes: (tiles to pad, or 0; text tokens) of each sample.
-            batch_size: samples of a micro-batch.
-            seed: of the shuffle.
+            batch_size: Samples of a micro-batch.
+            seed: Of the shuffle.
             shuffle: False keeps the order of the samples.
-            drop_single: leave out a last step of one sample, which has no negative.
-            max_tokens: text tokens of a micro-batch, padding included; None cuts by `batch_size`.
-            micro_batches: of a step.
+            drop_single: Leave out a last step of one sample, which has no negative.
+            max_tokens: Text tokens of a micro-batch, padding included; None cuts by `batch_size`.
+            micro_batches: Of a step.
         """
         self.sizes, self.batch_size, self.seed = list(sizes), batch_size, seed
         self.shuffle, self.drop_single, self.max_tokens = shuffle, drop_single, max_tokens

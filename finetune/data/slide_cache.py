@@ -118,7 +118,7 @@ class SlideCache:
         """Encode the slides that are missing.
 
         The groups that are encoded together depend neither on what is there already, so that a killed run ends with
-        the same bits as an undisturbed one, nor on the rank that encodes them, so that ranks that see a shared folder
+        the same bits as an uninterrupted one, nor on the rank that encodes them, so that ranks that see a shared folder
         at different moments leave no gap between them.
 
         Args:

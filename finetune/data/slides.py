@@ -27,11 +27,12 @@ _PARALLEL_FROM = 512  # files; for fewer, starting a process pool takes longer t
 class SlideFile:
     """The checked file of one slide.
 
-    key: the dataset of its tiles, (N, D) or (1, N, D); '' if a `.pt` file holds a single tensor.
-    num_tiles, width: N and D.
-    dtype: of the dataset, in numpy's notation.
-    offset: byte where its numbers start; None if they are chunked or compressed.
-    size, mtime_ns: of the file when it was checked, in bytes and nanoseconds.
+    Attributes:
+        key: The dataset of its tiles, (N, D) or (1, N, D); '' if a `.pt` file holds a single tensor.
+        num_tiles, width: N and D.
+        dtype: Of the dataset, in numpy's notation.
+        offset: Byte offset of its data in the file; None if chunked or compressed.
+        size, mtime_ns: Of the file when it was checked, in bytes and nanoseconds.
     """
 
     slide_id: str
@@ -73,6 +74,7 @@ class Case:
 
     @property
     def num_tiles(self) -> int:
+        """Number of tiles of all files."""
         return sum(part.num_tiles for part in self.parts)
 
     @property
@@ -96,12 +98,12 @@ def open_case(case_id: str, slides: Sequence[Sequence[str]], h5_key: str | None,
     """Check and join the slides of one case.
 
     Args:
-        case_id: id of the case.
-        slides: for each slide the files of its name.
-        h5_key, image_dim, encoder: as in `inspect_slide`.
+        case_id: Id of the case.
+        slides: For each slide the files of its name.
+        h5_key, image_dim, encoder: As in `inspect_slide`.
 
     Raises:
-        UserError: a slide cannot be used, or several files have its name.
+        UserError: A slide cannot be used, or several files have its name.
     """
     parts = []
     for path, *others in slides:
@@ -118,14 +120,14 @@ def find_files(embeddings_dir: str | Path) -> dict[str, list[str]]:
     """Find the H5 and .pt files of slides below a folder, flat or nested.
 
     Args:
-        embeddings_dir: the folder, or one H5 file that has a dataset per slide.
+        embeddings_dir: The folder, or one H5 file that has a dataset per slide.
 
     Returns:
         {slide id: paths}, sorted; a path is FILE.h5/ID for a dataset of a shared file. A .pt file only counts if there
         is no H5 file of its name: CLAM writes both.
 
     Raises:
-        UserError: there are none.
+        UserError: There are none.
     """
     root = expand(str(embeddings_dir))
     if root.is_file():
@@ -155,7 +157,7 @@ def _walk(root: Path) -> Iterator[str]:
     visited: set[str] = set()
     for folder, subfolders, names in os.walk(root, followlinks=True):
         real_path = os.path.realpath(folder)
-        if real_path in visited:  # a link to a parent folder would be followed for ever
+        if real_path in visited:  # a link to a parent folder would be followed forever
             subfolders.clear()
             continue
         visited.add(real_path)
@@ -178,20 +180,20 @@ def index_slides(files: dict[str, list[str]], ids: Sequence[str], h5_key: str | 
 
     Args:
         files: {slide id: paths}, of `find_files`.
-        ids: the slides to check.
-        h5_key, image_dim, encoder: as in `inspect_slide`.
+        ids: The slides to check.
+        h5_key, image_dim, encoder: As in `inspect_slide`.
         cached: {location: header} of files that need not be read again.
 
     Returns:
         (usable slides in the order of `ids`, {path or id: problem}).
 
     Raises:
-        UserError: all files have the same problem, so the config is at fault and one error is enough.
+        UserError: All files have the same problem, so the config is at fault and one error is enough.
     """
     problems = _matching_problems(files, ids)
     paths = [files[i][0] for i in ids if i not in problems]
 
-    # problems come back as values: the others must be read all the same, and an exception would end the pool's map
+    # problems are returned as values: an exception would end the pool's map before the other files are read
     inspect = partial(_try_inspect, h5_key=h5_key, image_dim=image_dim, encoder=encoder)
     headers = _read_headers(inspect, paths, cached)
     slides: list[SlideFile] = []
@@ -255,13 +257,13 @@ def inspect_slide(path: str | Path, h5_key: str | None, image_dim: int, encoder:
     """Check the header of one slide; reads no tile.
 
     Args:
-        path: the file, or FILE.h5/ID for a dataset of a shared file.
-        h5_key: name of the dataset; None looks for the usual names.
+        path: The file, or FILE.h5/ID for a dataset of a shared file.
+        h5_key: Name of the dataset; None looks for the usual names.
         image_dim: D, the dimension its tiles must have.
-        encoder: tile encoder its features must come from, if the file names one; None accepts any.
+        encoder: Tile encoder its features must come from, if the file names one; None accepts any.
 
     Raises:
-        BadSlide: the slide cannot be used.
+        BadSlide: The slide cannot be used.
     """
     path, slide_id = Path(path), Path(path).stem
     if path.parent.suffix.lower() in _H5 and path.parent.is_file():
@@ -281,7 +283,7 @@ def format_of(path: Path) -> ModuleType:
 
 
 def describe_error(path: Path, error: Exception) -> BadSlide:
-    """What a failed read means for the user: the problem and how to fix it."""
+    """Translate a read error into a problem and its fix."""
     if isinstance(error, BadSlide):
         return error
     problem = _path_problem(path)

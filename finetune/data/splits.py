@@ -1,4 +1,4 @@
-"""Which cases train, which validate and which are kept for a test: by patient, so that no patient is on two sides."""
+"""Splits of the cases into training, validation and test, by patient: no patient is on two sides."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def make_split(labels: Mapping[str, Label], config: DataConfig, seed: int) -> Sp
     becomes validation.
 
     Raises:
-        UserError: a patient is on two sides, a case has no side, or a side is empty.
+        UserError: A patient is on two sides, a case has no side, or a side is empty.
     """
     groups = patients(labels, config.group_pattern)
     given = _given_splits(labels, config.split_file)
@@ -83,11 +83,11 @@ def patients(ids: Iterable[str], pattern: str | None) -> dict[str, str]:
     """The patient of each id.
 
     Args:
-        ids: of the cases.
-        pattern: regular expression whose first group, or match if it has none, is the patient; None takes the id.
+        ids: Of the cases.
+        pattern: Regular expression whose first group, or match if it has none, is the patient; None takes the id.
 
     Raises:
-        UserError: the pattern is not a regular expression, or does not match an id.
+        UserError: The pattern is not a regular expression, or does not match an id.
     """
     if pattern is None:
         return {i: i for i in ids}
@@ -120,16 +120,16 @@ def split_ids(ids: Sequence[str], val_split: float, seed: int, groups: Mapping[s
     """Split ids at random by patient; the order of `ids` does not matter.
 
     Args:
-        ids: of the cases.
-        val_split: share of the ids for validation, which takes whole patients until it has so many.
-        seed: of the shuffle.
+        ids: Of the cases.
+        val_split: Share of the ids for validation, filled with whole patients up to this share.
+        seed: Of the shuffle.
         groups: {id: patient}; None makes each id a patient.
 
     Returns:
         (training ids, validation ids).
 
     Raises:
-        UserError: a side that should have cases would have none.
+        UserError: A side that should have cases would have none.
     """
     # from the front of the shuffled patients: with a larger share the same ones stay in validation
     order = _shuffled_patients(ids, seed, groups)

@@ -1,6 +1,6 @@
 """Reads the tile embeddings and coordinates of slides whose headers were checked, and chooses the tiles of an epoch.
 
-What a file looks like is known to `h5_files` and `pt_files`. Contiguous data is memory-mapped, other data read in one
+`h5_files` and `pt_files` know the file layouts. Contiguous data is memory-mapped, other data read in one
 pass. Handles are opened per read and never kept, so that any number of loader processes, forked or spawned, may read.
 Loader processes import this module and no torch: they start in a fraction of a second.
 """
@@ -26,16 +26,16 @@ def read_tiles(slide: Slide, rows: np.ndarray | None = None, *, check: bool = Tr
     """Read the tile embeddings of a slide or case.
 
     Args:
-        slide: with checked headers.
-        rows: sorted indices of the wanted tiles; None reads all N.
-        check: look for NaN and infinity, which doubles the time. Not needed if what is computed from the tiles is
+        slide: With checked headers.
+        rows: Sorted indices of the wanted tiles; None reads all N.
+        check: Look for NaN and infinity, which doubles the time. Not needed if what is computed from the tiles is
             checked.
 
     Returns:
         (N, D) or (len(rows), D), native float16 or float32; it may be a read-only map of the file.
 
     Raises:
-        UserError: the file cannot be read, has changed since its header was checked, or holds NaN or infinity.
+        UserError: The file cannot be read, has changed since its header was checked, or holds NaN or infinity.
     """
     if len(slide.parts) > 1:
         return _read_case(slide, rows, check)
@@ -114,7 +114,7 @@ def choose_tiles(slide: Slide, max_tiles: int | None, seed: int, epoch: int) -> 
     rng = np.random.default_rng([seed, epoch, zlib.crc32(slide.slide_id.encode())])
     counts = [part.num_tiles for part in slide.parts]
     starts = np.cumsum([0, *counts])
-    smallest_first = sorted(range(len(counts)), key=lambda part: counts[part])  # what they lack goes to the larger ones
+    smallest_first = sorted(range(len(counts)), key=lambda part: counts[part])  # the larger take their unused quota
     chosen: dict[int, np.ndarray] = {}
     remaining = max_tiles
     for num_done, part in enumerate(smallest_first):

@@ -1,11 +1,11 @@
-"""Tokenizers: text <-> token ids. A vocabulary of our own, byte-level BPE, or one of Hugging Face.
+"""Tokenizers: text <-> token ids. Our own vocabulary, byte-level BPE, or a Hugging Face tokenizer.
 
 `vocab`: one token per Chinese character, word, number or sign of the training texts. Tokens are pieces of the text
 itself (a word keeps the space before it), so joining them gives the text back exactly. A word or number that is not in
 the training texts is spelled with their single characters; only a character never seen becomes <unk>.
 `bpe`, `bpe:SIZE`: byte-level byte-pair merges (https://arxiv.org/abs/1508.07909) of the training texts: any text can be
 encoded, and is decoded exactly. `hf:NAME_OR_FOLDER`: what AutoTokenizer loads, as its `tokenizers` JSON.
-Each is stored whole in the checkpoint, as plain JSON: inference needs neither the texts nor the hub.
+Each is fully stored in the checkpoint, as plain JSON: inference needs neither the texts nor the hub.
 """
 
 from __future__ import annotations
@@ -31,9 +31,11 @@ _TIMES = re.compile(r"(?<=\d)((?:[cmμ]m)?)\s*[x×*]\s*(?=\d)", re.I)
 
 
 class Tokenizer(Protocol):
-    """Text <-> token ids. Special ids come from here and nowhere else; two may be equal (GPT-2 has one for all).
+    """Text <-> token ids. All special ids come from here; some may be equal (GPT-2 has one for all).
 
-    unk_id: of what cannot be encoded, None if everything can.
+    Attributes:
+        pad_id, bos_id, eos_id: Ids of the padding, begin and end token.
+        unk_id: Id of the unknown token; None if any text can be encoded.
     """
 
     pad_id: int
@@ -42,21 +44,27 @@ class Tokenizer(Protocol):
     unk_id: int | None
 
     def __len__(self) -> int: ...
-    def encode(self, text: str) -> list[int]: ...
-    def decode(self, ids: Iterable[int]) -> str: ...
-    def to_dict(self) -> dict[str, Any]: ...
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`, without begin and end token."""
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of `ids`, without special tokens."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON, from which `tokenizer_from_dict` restores the tokenizer."""
 
 
 def build_tokenizer(kind: str, texts: Sequence[str], normalize: bool) -> Tokenizer:
     """Load or train a tokenizer.
 
     Args:
-        kind: value of `data.tokenizer`: vocab, bpe, bpe:SIZE or hf:NAME_OR_FOLDER.
-        texts: the training texts; ignored by hf.
-        normalize: rewrite every text with `normalize_text` first.
+        kind: Value of `data.tokenizer`: vocab, bpe, bpe:SIZE or hf:NAME_OR_FOLDER.
+        texts: The training texts; ignored by hf.
+        normalize: Rewrite every text with `normalize_text` first.
 
     Raises:
-        UserError: it cannot be loaded.
+        UserError: It cannot be loaded.
     """
     name, _, argument = kind.partition(":")
     if name == "hf":
@@ -72,17 +80,17 @@ def tokenizer_from_dict(data: dict[str, Any], where: str) -> Tokenizer:
     """Restore a tokenizer of any kind.
 
     Args:
-        data: what its `to_dict` gave.
-        where: the checkpoint, for messages.
+        data: What its `to_dict` gave.
+        where: The checkpoint, for messages.
 
     Raises:
-        UserError: it is damaged, of an unknown kind or version, or needs a package that is not installed.
+        UserError: It is damaged, of an unknown kind or version, or needs a package that is not installed.
     """
     kind, version = data.get("type"), data.get("version")
     if kind not in ("vocab", "bpe", "hf", "biogpt") or version != _VERSION:
         raise UserError(where, f"tokenizer {kind!r} version {version!r} is unknown",
                         "use the version of this project that wrote it")
-    # a checkpoint may come from anywhere: whatever is wrong with it is one line for the user
+    # a checkpoint may come from anywhere: any fault in it is one line for the user
     try:
         if kind == "vocab":
             return VocabTokenizer.from_dict(data)
@@ -116,8 +124,8 @@ class VocabTokenizer:
     def __init__(self, pieces: Sequence[str], normalize: bool = False) -> None:
         """
         Args:
-            pieces: the vocabulary after the special tokens, in id order.
-            normalize: rewrite every text with `normalize_text` first.
+            pieces: The vocabulary after the special tokens, in id order.
+            normalize: Rewrite every text with `normalize_text` first.
         """
         self.pieces, self.normalize = list(pieces), normalize
         self._ids = {piece: i for i, piece in enumerate(self.pieces, start=len(self.specials))}
@@ -182,9 +190,9 @@ class FastTokenizer:
         """
         Args:
             kind: bpe or hf.
-            json_text: as `tokenizers` writes it.
-            special: ids of pad, bos, eos and unk; ids beyond the vocabulary are ours and stand for no text.
-            normalize: rewrite every text with `normalize_text` first.
+            json_text: As `tokenizers` writes it.
+            special: Ids of pad, bos, eos and unk; ids beyond the vocabulary are ours and stand for no text.
+            normalize: Rewrite every text with `normalize_text` first.
         """
         import tokenizers
 

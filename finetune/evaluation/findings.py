@@ -1,4 +1,4 @@
-"""What a report says about each finding: present, absent, uncertain, or nothing.
+"""Findings in a report: present, absent, uncertain or not mentioned.
 
 A rule-based reader of phrases in the manner of NegEx (Chapman et al. 2001, https://doi.org/10.1006/jbin.2001.1029) for
 Chinese and English: a negation reaches the phrases of its own clause. A caption may share every token with its
@@ -89,7 +89,7 @@ class FindingDictionary:
     def read(self, text: str) -> dict[str, str]:
         """{finding: present, absent or uncertain} of those a text mentions.
 
-        One clause that asserts outweighs others that deny: cancer in the stomach and none at its margin is cancer.
+        An assertion in one clause outweighs negations in others: cancer in the stomach, none at its margin, is cancer.
         """
         result: dict[str, str] = {}
         for clause in _clauses(text):
@@ -188,7 +188,7 @@ def _statuses(clause: str, finding: Finding) -> Iterator[str]:
     """What a clause says about a finding, once for each phrase it contains."""
     for denial in finding.negations.finditer(clause):
         yield ABSENT
-        # as many blanks: the positions stay, and what it contains is not read again as a phrase
+        # blanked out at equal length: positions are kept, and its text is not matched again as a phrase
         clause = clause[:denial.start()] + " " * len(denial[0]) + clause[denial.end():]
     for phrase in finding.phrases.finditer(clause):
         yield _status(clause, phrase)

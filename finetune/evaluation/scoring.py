@@ -1,6 +1,8 @@
 """Scores of a captioner's answers, each with an interval and beside baselines that do not see the slides.
 
-The answers may come from anywhere: a model of ours, Prism's own decoder, a file. S slides, M texts, C classes.
+The answers may come from any source: our models, Prism's decoder, a file.
+
+Shapes: S slides, M texts, C classes.
 """
 
 from __future__ import annotations
@@ -78,7 +80,7 @@ class Answers:
         return replace(self, captions=captions, similarity=None, class_probabilities=None)
 
     def shuffled(self, seed: int = _SEED) -> Answers:
-        """Each slide with the answers of another one: a random cycle, so that none keeps its own."""
+        """Each slide with the answers of another one: a random cycle, so that no slide keeps its own."""
         order = np.random.default_rng(seed).permutation(len(self.captions))
         source = np.empty_like(order)
         source[order] = np.roll(order, 1)
@@ -125,7 +127,7 @@ class Report:
         return result
 
     def signature(self) -> str:
-        """All that must be equal for two reports to be comparable."""
+        """The settings that two comparable reports must share."""
         parts = [f"most_common_text:of {self.common_text_of}",
                  f"bootstrap:{_RESAMPLES} resamples of slides,percentiles,seed{_SEED}"]
         if self.answers.references:

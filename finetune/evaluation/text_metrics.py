@@ -66,7 +66,7 @@ def _token_scores(captions: Sequence[str], references: Sequence[Sequence[str]]) 
 
 
 def signature(references: Sequence[Sequence[str]]) -> str:
-    """All that must be equal for two scores to be comparable, in sacreBLEU's manner."""
+    """The settings that two comparable scores must share, in sacreBLEU's format."""
     import sacrebleu  # 0.2 s, lxml among it: only where texts are scored
 
     counts = [len(texts) for texts in references]

@@ -40,9 +40,9 @@ class Captioner:
     """A trained model that scores and captions slides.
 
     Attributes:
-        held_out: ids of the slides in the splits val and test.
-        temperature: calibration of the confidence, None if the checkpoint was not calibrated.
-        checkpoint: the one it was loaded from, without its tensors; None for Prism itself.
+        held_out: Ids of the slides in the splits val and test.
+        temperature: Calibration of the confidence, None if the checkpoint was not calibrated.
+        checkpoint: The one it was loaded from, without its tensors; None for Prism itself.
     """
 
     model: SlideCaptioner
@@ -58,12 +58,12 @@ class Captioner:
         """Rebuild a model from its checkpoint and Prism's weights.
 
         Args:
-            checkpoint: a .pth file of a run, or a folder of `finetune.export`.
-            prism: where Prism's weights are, if not where they were in training; they must be the same (SHA-256).
+            checkpoint: A .pth file of a run, or a folder of `finetune.export`.
+            prism: Where Prism's weights are, if not where they were in training; they must be the same (SHA-256).
             device: auto, cpu, cuda or cuda:N.
 
         Raises:
-            UserError: an unusable checkpoint, or other Prism weights than in training.
+            UserError: An unusable checkpoint, or other Prism weights than in training.
         """
         path, where = expand(str(checkpoint)), str(checkpoint)
         content = read_folder(path) if path.is_dir() else Checkpoint.load(path)
@@ -119,7 +119,7 @@ class Captioner:
             One record per slide.
 
         Raises:
-            UserError: an unreadable file, or tiles whose values overflow in the model.
+            UserError: An unreadable file, or tiles whose values overflow in the model.
         """
         decoder, device = self.model.decoder, self.precision.device
         special = {name: getattr(self.tokenizer, name) for name in ("bos_id", "eos_id", "pad_id")}
@@ -163,7 +163,7 @@ class Captioner:
         """Zero-shot classification as Prism does it: softmax over all prompts, summed per class.
 
         Args:
-            embeddings: unit vectors (B, dim_latents) of the slides.
+            embeddings: Unit vectors (B, dim_latents) of the slides.
             prompts: {class: its prompts}.
 
         Returns:

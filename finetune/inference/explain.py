@@ -4,9 +4,9 @@ Two attributions, both through CoCa's cross-attention, its attention pooling and
 
 - `gradient`, the one shown: each tile gets a weight in every cross-attention of the encoder, 1 if nothing is changed;
   the attribution is the derivative of a token's log-probability by the logarithm of that weight. Gradients through
-  attention, in the line of Chefer et al. 2021 (https://arxiv.org/abs/2103.15679). Of a phrase: the sum.
-- `attention`, for comparison: attention rollout (Abnar & Zuidema 2020, https://arxiv.org/abs/2005.00928). It says
-  where the model looks, not what changes its tokens.
+  attention, as in Chefer et al. 2021 (https://arxiv.org/abs/2103.15679). Of a phrase: the sum.
+- `attention`, for comparison: attention rollout (Abnar & Zuidema 2020, https://arxiv.org/abs/2005.00928). It shows
+  where the model attends, not what changes its tokens.
 
 The deletion test asks whether a map is faithful to the model: without the tenth of the tiles of highest attribution,
 the phrase must become less probable than without a random tenth. LOG.md has the comparison that chose `gradient`.
@@ -108,7 +108,7 @@ def log_probs_without(captioner: Captioner, tiles: Tensor, kept: Tensor, ids: li
     """Log-probabilities of a caption's tokens if only some tiles are kept, by the ordinary encoder.
 
     Args:
-        captioner: the model.
+        captioner: The model.
         tiles: (N, C)
         kept: bool (K, N), K versions of the slide.
         ids: [bos, token, ..., eos]
@@ -130,12 +130,12 @@ def deletion_test(captioner: Captioner, tiles: Tensor, ids: list[int], spans: li
     """For each phrase its probability with all tiles, without its top tenth, and without random tenths.
 
     Args:
-        captioner: the model.
+        captioner: The model.
         tiles: (N, C)
         ids: [bos, token, ..., eos]
-        spans: the tokens of each phrase.
-        attribution: of the caption; the top tenth is removed by either method.
-        seed: of the random removals, which are the same for all phrases of a slide.
+        spans: The tokens of each phrase.
+        attribution: Of the caption; the top tenth is removed by either method.
+        seed: Of the random removals, which are the same for all phrases of a slide.
 
     Returns:
         A dict per phrase. `without_random`: geometric mean over the draws. `holds`: without_top < without_random;
@@ -263,14 +263,14 @@ def explain_slide(captioner: Captioner, slide: Slide, caption: str, thumbnail_si
     """Explain a caption and lay out its tiles, on a square where the file has no coordinates.
 
     Args:
-        captioner: the model.
-        slide: the opened slide.
-        caption: its caption.
+        captioner: The model.
+        slide: The opened slide.
+        caption: Its caption.
         thumbnail_size: (width, height) in pixels.
-        thumbnail_scale: full-resolution slide pixels per thumbnail pixel.
+        thumbnail_scale: Full-resolution slide pixels per thumbnail pixel.
 
     Raises:
-        UserError: a model with Prism's own decoder, or an empty caption.
+        UserError: A model with Prism's own decoder, or an empty caption.
     """
     if "attention" not in captioner.model.decoder.supports:
         raise UserError("--explain", "the captions are of Prism's own text decoder",

@@ -1,4 +1,4 @@
-"""The training slides of a run: which are nearest to a slide, and their most common text."""
+"""The training slides of a run: the nearest to a given slide, and the most common text."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class TrainingSlides:
 
         Args:
             checkpoint: None for Prism itself, which has none.
-            captioner: the model of the checkpoint.
-            searchable: require an index whose embeddings are of the very weights of the checkpoint.
+            captioner: The model of the checkpoint.
+            searchable: Require an index whose embeddings come from the checkpoint's own weights.
 
         Raises:
-            UserError: a damaged index, or none that is searchable where one is required.
+            UserError: A damaged index, or none that is searchable where one is required.
         """
         path = expand(checkpoint) if checkpoint else None
         index = None

@@ -1,4 +1,4 @@
-"""All options of inference.py: one dataclass, one check, and the flags made of it. No torch: --help is quick."""
+"""The options of inference.py: a dataclass with its check, and the flags made from it. No torch: --help is quick."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _MODES_OF = {  # flag -> the modes that use it; a flag that is not listed is use
 
 @dataclass(kw_only=True)
 class InferenceOptions:
-    """What to caption with which model, what to add to the captions, where they go, and how they are decoded.
+    """Model, slides, additional scores, output and decoding of an inference run.
 
     The decoding options have the names and meanings of Hugging Face's GenerationConfig.
     """

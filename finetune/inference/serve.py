@@ -1,8 +1,8 @@
 """A page on this machine to try a model: drop an H5, see caption, scores for texts, nearest training texts, tile map.
 
 `inference.py --checkpoint C --serve`. It listens on 127.0.0.1 only and answers two requests: the page, and a slide to
-describe with texts to score. An upload is kept in a temporary file under a name of our own until it is answered; no
-request names a file, so none can be reached. Requests that come through another site in the same browser are refused:
+describe with texts to score. An upload is kept in a temporary file under a fixed name until it is answered; no
+request can name a file. Requests that come through another site in the same browser are refused:
 they carry another Host (DNS rebinding) or lack our header, which no foreign page may send.
 """
 
@@ -82,11 +82,11 @@ def make_app(captioner: Captioner, options: GenerationOptions, training: Trainin
     """The ASGI application.
 
     Args:
-        captioner: the model.
-        options: how to decode.
-        training: where to look for the nearest training slides; None shows none.
-        num_nearest: how many of them are shown.
-        max_upload: bytes of the largest accepted file.
+        captioner: The model.
+        options: How to decode.
+        training: Where to look for the nearest training slides; None shows none.
+        num_nearest: How many of them are shown.
+        max_upload: Bytes of the largest accepted file.
     """
     from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool

@@ -1,4 +1,4 @@
-"""Weights of tiles as pictures: where each tile lies, a heatmap over the grid or a thumbnail, the data of the page."""
+"""Tile weights as pictures: the grid layout, a heatmap over the grid or a thumbnail, the data of the page."""
 
 from __future__ import annotations
 
@@ -26,8 +26,13 @@ _BLANK, _TILE, _HOT = (255, 255, 255), (222, 226, 230), (214, 73, 20)
 
 @dataclass(frozen=True)
 class Layout:
-    """cells: (N, 2) int, column and row of each tile, from 0. known: whether the file says where tiles lie.
-    thumbnail_box: (left, top, width, height) of the grid in pixels of the thumbnail, None without one."""
+    """The tiles of a slide on a grid.
+
+    Attributes:
+        cells: (N, 2) int, column and row of each tile, from 0.
+        known: Whether the positions are those of the file.
+        thumbnail_box: (left, top, width, height) of the grid in thumbnail pixels; None without a thumbnail.
+    """
 
     cells: np.ndarray
     known: bool
@@ -44,8 +49,14 @@ def lay_out(num_tiles: int, coords: Coords | None, thumbnail_size: tuple[int, in
             thumbnail_scale: float | None = None) -> Layout:
     """The grid cell of each tile: by its coordinates, or in file order on a square.
 
-    thumbnail_size: (width, height) in pixels of a picture whose corner is the origin of the coordinates.
-    thumbnail_scale: units of the coordinates per pixel of it; None = as if the tiles reached to its far edge.
+    Args:
+        num_tiles: N.
+        coords: Of the tiles; None if unknown.
+        thumbnail_size: (width, height) in pixels of an image whose corner is the origin of the coordinates.
+        thumbnail_scale: Coordinate units per thumbnail pixel; None assumes that the thumbnail ends with the tiles.
+
+    Raises:
+        UserError: Tiles would lie outside the thumbnail.
     """
     if coords is None:
         side = math.ceil(math.sqrt(num_tiles))
@@ -107,7 +118,7 @@ def heatmap_png(layout: Layout, weights: Sequence[float], thumbnail: Image.Image
 
 
 def page_data(explanation: dict[str, Any], layout: Layout, thumbnail: Image.Image | None = None) -> dict[str, Any]:
-    """What the page needs: cells, and for each token and phrase how hot each cell is, 0 to 99 of its hottest."""
+    """The data of the page: cells, and for each token and phrase the heat of each cell, 0 to 99 of its maximum."""
     columns, rows = layout.shape
     coarse = 1
     while len(places := np.unique(layout.cells // coarse, axis=0)) > _MOST_CELLS:

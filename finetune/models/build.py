@@ -1,4 +1,4 @@
-"""The one factory of models: from a config to a SlideCaptioner, and the check of what an unknown file declares."""
+"""The model factory, from a config to a SlideCaptioner, and the check of what an untrusted file declares."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def build_model(config: Config, tokenizer: Tokenizer,
     """Load Prism and make a new decoder, seeded by `training.seed`.
 
     Args:
-        trained_prism: architecture of a Prism whose weights are in the checkpoint, so that nothing else need be loaded.
+        trained_prism: Architecture of a Prism whose weights are in the checkpoint, so that nothing else is loaded.
 
     Raises:
-        UserError: the weights cannot be had, or they, the tokenizer or the decoder do not fit the config.
+        UserError: The weights are not available; or they, the tokenizer or the decoder do not match the config.
     """
     whole = whole_prism(config) if config.model.decoder in _FROM_WHOLE_PRISM else None
     if whole:
@@ -67,7 +67,7 @@ def build_model(config: Config, tokenizer: Tokenizer,
 
 
 def build_prism(config: Config) -> tuple[SlideCaptioner, Tokenizer]:
-    """Prism itself with its own text side, nothing of which trains, and its tokenizer. Raises UserError."""
+    """Prism with its own text decoder, all of it frozen, and its tokenizer. Raises UserError."""
     whole = whole_prism(config)
     return SlideCaptioner(whole.slide_encoder(), PrismDecoder(whole), "latents"), whole.tokenizer
 
@@ -93,23 +93,23 @@ def whole_prism(config: Config) -> Prism:
 
 
 def describe_prism(model: SlideCaptioner) -> dict[str, Any]:
-    """What a checkpoint says of Prism's shape for `check_architecture`: encoder, and text side if used."""
+    """The architecture of Prism's encoder, and of its text side if used, for `check_architecture`."""
     return {"architecture": asdict(model.prism.config)} | model.decoder.describe()
 
 
 def check_architecture(config: Config, tokenizer: Tokenizer, about_prism: dict[str, Any],
                        state: dict[str, torch.Tensor], where: str) -> None:
-    """Compare the weights in an unknown file with the model that the file describes.
+    """Compare the weights in an untrusted file with the model that the file describes.
 
     On torch's meta device, before any memory is allocated: a config of 1 kB can declare a model of 1 TB.
 
     Args:
-        about_prism: what `describe_prism` gave, or anything else.
-        state: the weights.
-        where: the file, for messages.
+        about_prism: What `describe_prism` gave, or anything else.
+        state: The weights.
+        where: The file, for messages.
 
     Raises:
-        UserError: it describes no model, or the weights are of another one.
+        UserError: It describes no model, or the weights are of another one.
     """
     try:
         with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""The captioner: a Prism slide encoder, usually frozen, in front of a text decoder; and what a decoder has to offer.
+"""The captioner: a Prism slide encoder, usually frozen, in front of a text decoder; and the decoder protocol.
 
 Shapes: B slides, N tiles, n image tokens of a slide, T text tokens, D width of the image tokens.
 """
@@ -19,7 +19,7 @@ from ..common.errors import UserError
 from ..common.log import logger
 from ..data.batch import Batch
 
-# A part of the model -> the prefix of its weights in checkpoints. "coca" whatever the decoder: old checkpoints load.
+# Part of the model -> prefix of its weights in checkpoints. "coca" for every decoder, so that old checkpoints load.
 SAVED_AS = {"decoder": "coca", "prism": "prism"}
 
 
@@ -29,14 +29,14 @@ class CaptionDecoder(Protocol):
     `coca_pytorch.ContrastiveCaptioner` offers the contrastive part. `models.build.DECODERS` lists the decoders.
 
     Attributes:
-        caption_loss_weight, contrastive_loss_weight: what the training loss weighs its two parts with; 0 = left out.
-        max_positions: longest text in tokens; None = any.
-        supports: which of these optional features it has: `compile` (a method of that name), `grad_checkpointing` (an
+        caption_loss_weight, contrastive_loss_weight: Weights of the two training losses; 0 = not computed.
+        max_positions: Longest text in tokens; None = any.
+        supports: Which of these optional features it has: `compile` (a method of that name), `grad_checkpointing` (an
             attribute to be set), `attention` (a method `logits_and_attention`, as `coca_pytorch.CoCa` has it).
-        dtype, device: of its weights.
-        dim_latents: dimension of the contrastive space.
+        dtype, device: Of its weights.
+        dim_latents: Dimension of the contrastive space.
         logit_scale: float32 scalar that cosines are multiplied with.
-        logit_parameters: what `pair_loss` takes after text and image latents.
+        logit_parameters: What `pair_loss` takes after text and image latents.
         pair_loss: (text latents, image latents, *logit_parameters, text groups, rows) -> scalar.
     """
 
@@ -55,7 +55,7 @@ class CaptionDecoder(Protocol):
                 logits: bool = False) -> CoCaOutputs:
         """text, labels, text_mask (B, T), image tokens (B, n, D) -> the parts of the losses of a batch.
 
-        caption: False leaves out the caption loss. logits: give logits and latents, whatever the weights of the losses.
+        caption: False leaves out the caption loss. logits: return logits and latents even for losses of weight 0.
         """
 
     def __call__(self, text: Tensor, *, image_tokens: Tensor, text_mask: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ class CaptionDecoder(Protocol):
         """token ids (B, T) after those in the cache, which gets them -> next-token logits (B, vocabulary)."""
 
     def describe(self) -> dict[str, Any]:
-        """What a checkpoint says, beside the config, of the architecture and of weights that it does not hold."""
+        """Architecture, and fingerprints of weights that a checkpoint does not hold, for its metadata."""
 
 
 class SlideCaptioner(nn.Module):
@@ -142,7 +142,7 @@ class SlideCaptioner(nn.Module):
                     yield f"{SAVED_AS[child]}.{name}", parameter
 
     def saved_state(self) -> dict[str, Tensor]:
-        """The weights of a checkpoint: all but what is frozen, which is Prism's (its licence forbids copies)."""
+        """The weights of a checkpoint: all but the frozen ones, which are Prism's (its licence forbids copies)."""
         return {f"{prefix}.{key}": value for part, prefix in SAVED_AS.items()
                 for key, value in trained_state(getattr(self, part)).items()}
 
@@ -150,7 +150,7 @@ class SlideCaptioner(nn.Module):
         """Load what `saved_state` gave; frozen weights stay as they are.
 
         Raises:
-            UserError: other keys, shapes or types than this model's, or weights that are not finite.
+            UserError: Other keys, shapes or types than this model's, or weights that are not finite.
         """
         expected = self.saved_state()
         state = _without_wrappers(state, expected, where)
@@ -194,7 +194,7 @@ def _check_fit(state: dict[str, Tensor], expected: dict[str, Tensor], where: str
 
 
 def _misfits(state: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:
-    """Saved weights that cannot take the place of the model's own, and why."""
+    """Saved weights that cannot be loaded into the model, and why."""
     misfits = []
     for key in expected.keys() & state.keys():
         saved, own = state[key], expected[key]

@@ -1,4 +1,4 @@
-"""The decoder `model.decoder: coca`: a CoCa of its own, trained from the beginning or from parts of Prism."""
+"""The decoder `model.decoder: coca`: a new CoCa, initialized at random or from parts of Prism."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ def build_coca(config: Config, tokenizer: Tokenizer, _prism: Prism | None) -> Co
 
 @torch.no_grad()
 def start_from_prism(coca: CoCa, tokenizer: Tokenizer, prism: Prism) -> None:
-    """Give a new CoCa what fits of Prism (`model.init: prism`): the embeddings of the tokens that both tokenizers
-    have, the projection of the slide where the widths agree, and the temperature. What was taken is logged.
+    """Initialize a new CoCa from Prism where shapes match (`model.init: prism`), and log what was taken.
+
+    These are the embeddings of the tokens that both tokenizers have, the projection of the slide, and the temperature.
     """
     taken = []
     shared = _shared_tokens(tokenizer, prism.tokenizer)
@@ -36,7 +37,7 @@ def start_from_prism(coca: CoCa, tokenizer: Tokenizer, prism: Prism) -> None:
     if shared and coca.dim <= embeddings.shape[1]:
         table = coca.token_emb.weight
         embeddings = _principal_components(embeddings, coca.dim)
-        # scaled to the size that CoCa's own begin with
+        # scaled to the standard deviation of CoCa's own initialization
         table[list(shared)] = embeddings * (table.std() / embeddings.std())
         taken.append(f"the embeddings of {len(shared)} of {len(tokenizer)} tokens")
     if coca.img_to_latents.to_latents.weight.shape == prism.img_to_latents.to_latents.weight.shape:
@@ -61,7 +62,7 @@ def _shared_tokens(tokenizer: Tokenizer, prism_tokenizer: BioGptTokenizer) -> di
 
 
 def _principal_components(embeddings: Tensor, dim: int) -> Tensor:
-    """(tokens, D) -> (tokens, dim), projected so that tokens keep their neighbours; unchanged for dim = D."""
+    """(tokens, D) -> (tokens, dim), projected onto the principal components; unchanged for dim = D."""
     if dim == embeddings.shape[1]:
         return embeddings
     components = torch.linalg.svd(embeddings, full_matrices=False)[2][:dim]

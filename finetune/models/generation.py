@@ -1,4 +1,4 @@
-"""Captions from a decoder's key/value cache, by `prism.search`, and how confident the decoder is of them.
+"""Caption generation with a key/value cache (`prism.search`), and the confidence of captions.
 
 Shapes: B slides, n image tokens of a slide, T text tokens, D width of the image tokens.
 """
@@ -24,7 +24,7 @@ def generate(decoder: CaptionDecoder, image_tokens: torch.Tensor, options: Gener
     """
     _, context = decoder.embed_image(image_tokens=image_tokens)
     prompt = torch.full((len(context), 1), bos_id, device=context.device)
-    banned = tuple({bos_id, pad_id} - {eos_id})  # of some tokenizers two of these ids are equal
+    banned = tuple({bos_id, pad_id} - {eos_id})  # in some tokenizers two of these ids are equal
     return search(decoder.decode_step, decoder.start_decoding(context), prompt, options, eos_id=eos_id, pad_id=pad_id,
                   banned=banned)
 
@@ -39,8 +39,8 @@ def confidences(decoder: CaptionDecoder, image_tokens: torch.Tensor, captions: l
 
     Args:
         image_tokens: (B, n, D).
-        captions: ids as `generate` gives them.
-        temperature: from calibration; logits are divided by it.
+        captions: Ids as `generate` gives them.
+        temperature: From calibration; logits are divided by it.
     """
     rows = []
     for caption in captions:

@@ -29,7 +29,7 @@ class PrismDecoder(ContrastiveCaptioner):
     Image tokens (b, 1 + n, D): the slide embedding, then the image latents.
 
     Attributes:
-        weights_sha256: fingerprint of the weights as loaded, token embeddings included, since a checkpoint holds only
+        weights_sha256: Fingerprint of the weights as loaded, token embeddings included, since a checkpoint holds only
             what trains; None on the meta device.
     """
 
@@ -51,16 +51,16 @@ class PrismDecoder(ContrastiveCaptioner):
     def train_upper_half(self, lora_rank: int = 0, captions: bool = True, pairs: bool = True) -> None:
         """Make trainable: the heads, the temperature, and of the layers that see the slide either all or low-rank
         adapters of their matrices (https://arxiv.org/abs/2106.09685). The lower half and the token embeddings stay
-        frozen, and with them most of what BioGPT knows of language.
+        frozen, and with them most of BioGPT's language knowledge.
 
         Args:
-            lora_rank: of the adapters; 0 = the layers themselves train.
-            captions: whether a loss reaches the layers. What none reaches stays frozen: it would go into checkpoints
-                as Prism has it.
-            pairs: whether a loss reaches the heads and the temperature.
+            lora_rank: Of the adapters; 0 = the layers themselves train.
+            captions: Whether a loss reaches the layers. Layers without a gradient stay frozen: a checkpoint must not
+                contain Prism's own weights.
+            pairs: Whether a loss reaches the heads and the temperature.
 
         Raises:
-            UserError: adapters are wanted and `peft` is not installed.
+            UserError: Adapters are wanted and `peft` is not installed.
         """
         trained = [self.img_to_latents, self.text_to_latents, self.temperature] if pairs else []
         if captions and lora_rank:

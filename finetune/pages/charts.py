@@ -23,7 +23,7 @@ class Chart:
 
     Attributes:
         title, y_label: (Chinese, English).
-        lines: name -> (points of the polyline, [(x, y, text of the tooltip)]).
+        lines: Name -> (points of the polyline, [(x, y, text of the tooltip)]).
         x_ticks, y_ticks: (position, text).
     """
 

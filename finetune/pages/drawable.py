@@ -1,4 +1,4 @@
-"""What of the records of a run folder can be drawn: a damaged value leaves a gap and nothing worse."""
+"""Filters for the records of a run folder: a damaged value only leaves a gap in a chart."""
 
 from __future__ import annotations
 

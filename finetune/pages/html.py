@@ -1,7 +1,7 @@
-"""HTML pages that stand alone: one file, no network, no script but ours. What is put into them is text, not markup.
+"""Self-contained HTML pages: one file, no network, only our own scripts. Values are inserted as text, not markup.
 
 Each page carries a Content-Security-Policy that allows exactly its own style and script, by their SHA-256, so that even
-a fault in the escaping runs nothing.
+an escaping bug cannot run code.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def render(template: str, scripts: tuple[str, ...] = ("page.js",), connect: str 
         template: Its file in `templates/`.
         scripts: Files of `templates/` that are put into the page.
         connect: Where its scripts may send requests, as in a Content-Security-Policy.
-        values: What the template shows.
+        values: Variables of the template.
     """
     style, script = _read("page.css"), "\n".join(_read(name) for name in scripts)
     policy = (f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; "

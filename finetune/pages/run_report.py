@@ -20,7 +20,7 @@ from typing import Any
 
 from ..common.errors import UserError, say
 from ..common.files import write_atomically
-from ..common.run_folder import CAPTIONS, EVENTS, HELD_OUT, METRICS, NAME, RETRIEVAL, Record, read_records
+from ..common.run_folder import CAPTIONS, EVENTS, HELD_OUT, METRICS, REPORT, RETRIEVAL, Record, read_records
 from ..common.score_table import RECORD_FIELDS, SCORES, VALIDATION, canonical_name, find_score, label, score_names
 from ..config.schema import Config
 from ..config.yaml_file import load_yaml
@@ -40,8 +40,8 @@ _PATH_KEYS = re.compile(r"_(dir|file|cache)$|^weights$")  # of places on this di
 
 def write_report(folder: Path) -> Path:
     """Write `folder`/report.html and return its path. Raises OSError if it cannot be written."""
-    write_atomically(folder / NAME, render("report.html", **view(folder)))
-    return folder / NAME
+    write_atomically(folder / REPORT, render("report.html", **view(folder)))
+    return folder / REPORT
 
 
 def view(folder: Path) -> dict[str, Any]:
@@ -220,5 +220,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         say(str(write_report(folder)))
     except OSError as error:
-        raise UserError(folder / NAME, f"cannot be written ({error.strerror})", "free some space") from None
+        raise UserError(folder / REPORT, f"cannot be written ({error.strerror})", "free some space") from None
     return 0

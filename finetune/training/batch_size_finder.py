@@ -12,7 +12,7 @@ from ..data.batch import Batch, Sample
 from .objective import Objective
 from .out_of_memory import is_out_of_memory
 
-# A CPU never refuses: the system swaps, or kills the process. Nor is a larger batch any faster there.
+# On a CPU allocation does not fail: the system swaps or kills the process. Nor is a larger batch any faster there.
 _PROBED = ("cuda",)
 _UNPROBED_SIZE = 4
 
@@ -60,7 +60,7 @@ def largest_batch(objective: Objective, samples: Sequence[Sample], max_tiles: in
 
 
 def search(fits: Callable[[int], bool], limit: int) -> int:
-    """The largest size from 1 to `limit` that fits, or up to an eighth less. 1 is not tried: training will tell."""
+    """The largest size from 1 to `limit` that fits, or up to an eighth less. 1 is not tried: training will."""
     good, bad = 1, limit + 1
     while good * 2 < bad and fits(good * 2):
         good *= 2

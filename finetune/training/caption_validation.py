@@ -29,7 +29,7 @@ FILE = "validation_captions.jsonl"
 
 
 def check_monitor(config: Config) -> None:
-    """Raises UserError for a `training.monitor` that no epoch of this run will have."""
+    """Raises UserError for a `training.monitor` that this run will not compute."""
     training = config.training
     if training.eval_captions and not config.trains_captions:
         raise UserError("training.eval_captions", "the captions are not trained (model.caption_loss_weight is 0)",
@@ -55,7 +55,7 @@ def validation_names(*kinds: Kind) -> list[str]:
 
 
 def not_in_log_line(monitor: str) -> set[str]:
-    """The names in metrics.jsonl for which the log line of an epoch has no room; it always shows `monitor`."""
+    """The names in metrics.jsonl that the log line of an epoch leaves out; it always shows `monitor`."""
     return {VALIDATION + score.name for score in SCORES.values() if not score.log_line} - {monitor}
 
 
@@ -98,7 +98,7 @@ class CaptionScores:
     _records: dict[str, CaptionRecord] = field(default_factory=dict)
 
     def begin(self, epoch: int) -> None:
-        """Forget the last pass."""
+        """Reset for a new pass."""
         self._epoch = epoch
         self._records = {}
 
@@ -136,7 +136,7 @@ class CaptionScores:
         return {VALIDATION + name: statistic(all_rows) for name, statistic in statistics.items()}
 
     def warnings(self) -> list[str]:
-        """None: scores speak for themselves."""
+        """None."""
         return []
 
     def _write_captions(self, records: Sequence[CaptionRecord], statistics: dict[str, Statistic]) -> None:
@@ -166,7 +166,7 @@ def _retrieval(records: Sequence[CaptionRecord], references: Sequence[list[str]]
 
 
 def _write(path: Path, text: str) -> None:
-    """What the last epoch gave, whole at any moment. Raises UserError."""
+    """Replace a file atomically. Raises UserError."""
     try:
         write_atomically(path, text)
     except OSError as error:

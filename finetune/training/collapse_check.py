@@ -1,4 +1,4 @@
-"""Do captions depend on their slides? A captioner can learn to write the most common text whatever the slide."""
+"""Do captions depend on their slides? A captioner can learn to write the most common text for every slide."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _SHUFFLED = 64  # validation slides whose loss is computed once more, each with 
 _CAPTIONED = 8  # validation slides that are captioned
 _MIN_RELATIVE_GAP = 0.01  # of the caption loss
 _MIN_REFERENCES = 4  # different ones, before equal captions mean anything
-_FIRST_WARNING = 0.1  # of all epochs: at first a captioner learns what texts look like, whatever the slide
+_FIRST_WARNING = 0.1  # of all epochs: at first a captioner learns the language of the texts, not yet the slides
 
 
 @dataclass
@@ -36,7 +36,7 @@ class CollapseCheck:
     _warned: set[str] = field(default_factory=set)
 
     def begin(self, epoch: int) -> None:
-        """Forget the last pass."""
+        """Reset for a new pass."""
         self._epoch = epoch
         self._gap_sum = self._loss_sum = 0.0
         self._num_tokens = self._num_slides = 0
@@ -56,7 +56,7 @@ class CollapseCheck:
         model, batch = observed.model, observed.batch
         order = [len(batch.ids) - 1, *range(len(batch.ids) - 1)]  # autocast on CPU has no float16 `roll`
         exchanged = replace(batch, image_tokens=batch.image_tokens[order])
-        # with a caption loss of weight 0, beside a loss of the user's own, it is computed only along with the logits
+        # if its weight is 0 (with a custom loss), the caption loss is only computed together with the logits
         exchanged_loss = model(exchanged, logits=not model.decoder.caption_loss_weight).caption_loss.item()
         loss = observed.outputs.caption_loss.item()
         self._gap_sum += exchanged_loss - loss
@@ -65,13 +65,13 @@ class CollapseCheck:
 
     def _add_captions(self, observed: ObservedBatch, rows: range) -> None:
         batch = observed.batch
-        length = batch.labels.shape[1]  # a caption that goes on longer than every text is compared as far as that
+        length = batch.labels.shape[1]  # captions longer than every text are compared up to that length
         self._captions += [tuple(ids[:length]) for ids in observed.captions(rows)]
         for row in rows:
             self._references.add(tuple(batch.labels[row][batch.text_mask[row]].tolist()))
 
     def scores(self, world: World) -> dict[str, float]:
-        """Both signs, over the slides of all ranks; none if no two slides stood in a batch."""
+        """Both signs, over the slides of all ranks; none if no batch had two slides."""
         self._gap_sum, self._loss_sum, num_tokens = world.sum([self._gap_sum, self._loss_sum, self._num_tokens])
         self._num_tokens = int(num_tokens)
         self._captions = [caption for of_rank in world.gather(self._captions) for caption in of_rank]

@@ -1,4 +1,4 @@
-"""A loss of the user's own (`training.loss: package.module:function`), added to those of the model."""
+"""A custom loss (`training.loss: package.module:function`), added to the losses of the model."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ _RESERVED = (*RECORD_FIELDS, "negatives", "num_tokens", "num_slides", "words", "
 
 @dataclass(frozen=True)
 class LossInputs:
-    """What a loss function gets: one micro-batch, all in float32. B slides, texts of up to T tokens, V tokens in the
-    vocabulary, D dimensions of the contrastive space.
+    """The argument of a custom loss: one micro-batch, all in float32.
+
+    Shapes: B slides, texts of up to T tokens, V tokens in the vocabulary, D dimensions of the contrastive space.
 
     Attributes:
         logits: (B, T, V), of the token after each position.
@@ -76,7 +77,7 @@ def _check_signature(function: Callable, name: str) -> None:
 
 
 def try_loss(function: LossFunction, vocabulary: int, dim_latents: int, device: torch.device) -> None:
-    """Call a loss on two made-up slides, so that what it raises or returns shows before hours of other work.
+    """Call a loss on two random slides, so that its errors show before hours of other work.
 
     Args:
         vocabulary: Number of tokens, V.

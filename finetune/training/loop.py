@@ -26,16 +26,16 @@ _MAX_NAMED = 8  # slides in an error message
 
 @dataclass
 class Parts:
-    """What `fit` works with.
+    """The objects that `fit` works with.
 
     Attributes:
         learning_rate: Of an optimizer step, counted from 0.
         validate: Scores after an epoch, counted from 1; None without validation slides.
         save: Writes checkpoints of a state, of the best epoch too if the flag is true.
-        stop: Whether a signal asks for a stop, the same on all ranks.
-        grad_clip_norm: None for no clipping.
-        save_every_steps: 0 to save at the end of an epoch only.
-        monitor: The score that chooses the best epoch.
+        stop: Whether a stop signal was received, the same on all ranks.
+        grad_clip_norm: None disables clipping.
+        save_every_steps: 0 saves only at the end of an epoch.
+        monitor: The score that selects the best epoch.
     """
 
     objective: Objective
@@ -54,6 +54,7 @@ class Parts:
 
     @property
     def model(self) -> SlideCaptioner:
+        """The model that the objective trains."""
         return self.objective.model
 
 
@@ -79,10 +80,11 @@ def fit(parts: Parts, state: TrainState) -> TrainState:
 
 
 def train_step(parts: Parts, micro_batches: list[Batch], lr: float, state: TrainState) -> dict[str, float]:
-    """One optimizer step over this rank's micro-batches. All ranks see the same losses and gradients, so decide alike.
+    """One optimizer step over this rank's micro-batches. All ranks see the same losses and gradients, and so take the
+    same decisions.
 
     Raises:
-        UserError: The loss or the gradient is not finite, before it reaches the weights; or memory does not suffice.
+        UserError: The loss or the gradient is not finite (raised before the weights change), or memory is insufficient.
     """
     for group in parts.optimizer.param_groups:
         group["lr"] = lr
@@ -97,11 +99,11 @@ def train_step(parts: Parts, micro_batches: list[Batch], lr: float, state: Train
             state.step += 1
             state.skipped_in_row = 0
         elif parts.scaler.is_enabled() and state.skipped_in_row < _MAX_SKIPPED_IN_ROW:
-            state.skipped += 1  # and not `step`: the learning rate stays, too
+            state.skipped += 1  # `step` does not advance, nor does the learning rate
             state.skipped_in_row += 1
         else:
             raise _not_finite("gradient", parts, state, [i for batch in micro_batches for i in batch.ids])
-        parts.scaler.step(parts.optimizer)  # leaves the step out if a gradient is not finite
+        parts.scaler.step(parts.optimizer)  # skips the step if a gradient is not finite
         parts.scaler.update()
         parts.optimizer.zero_grad(set_to_none=True)
     return report | {"lr": lr, "grad_norm": norm}
@@ -120,7 +122,7 @@ def end_epoch(parts: Parts, state: TrainState) -> None:
 
 
 def update_best(state: TrainState, monitor: str, scores: dict[str, float]) -> bool:
-    """Whether the epoch just finished is the best by the score `monitor`; without validation every epoch is.
+    """Whether the finished epoch is the best so far by the score `monitor`; without validation every epoch is.
 
     NaN is never the best.
     """

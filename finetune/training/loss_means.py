@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..models.captioner import SlideCaptioner
 from .step_records import StepLosses
 
-# What each loss of the model is a mean over. Parts of the user's own loss are means over slides.
+# What each loss of the model is a mean over. Parts of a custom loss are means over slides.
 _COUNT_OF = {"caption_loss": "num_tokens", "contrastive_loss": "num_slides", "negatives": "num_slides"}
 _COUNTS = ("num_tokens", "num_slides")
 _NOT_SUMMED = {"loss", "lr", "grad_norm", *_COUNTS}  # "loss" follows from the other means

@@ -12,7 +12,7 @@ every text of the step. It takes two passes (GradCache, Gao et al. 2021, https:/
 The result is that of one big batch on one device, at the memory of one micro-batch. A single micro-batch keeps its
 graph and is computed once.
 
-Letters: B slides of a micro-batch, M slides of a step on all ranks, D dim_latents.
+Shapes: B slides of a micro-batch, M slides of a step on all ranks, D dim_latents.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ class Objective:
     """The training loss of `model` over the micro-batches of all ranks.
 
     Attributes:
-        custom_loss: The user's own loss function, added to those of the model.
+        custom_loss: The user's loss function, added to those of the model.
         chunk: Number of similarities computed at a time.
-        max_slides: Slides in a micro-batch, once more did not fit into memory.
-        halve_on_oom: Whether a step that does not fit into memory is done again in halves. Otherwise the error of
-            torch goes to the caller.
+        max_slides: Maximum slides in a micro-batch, set once more did not fit into memory.
+        halve_on_oom: Whether a step that does not fit into memory is repeated with halved micro-batches. Otherwise
+            torch's error is raised.
     """
 
     model: SlideCaptioner
@@ -71,7 +71,7 @@ class Objective:
         """
         decoder = self.model.decoder
         sizes = StepSizes.of(micro_batches, self.world)
-        decoder.limit_temperature()  # on a rank without samples, too: the ranks must not drift apart
+        decoder.limit_temperature()  # also on a rank without samples: the ranks must stay in sync
         cached: list[CachedForward] = []
         contrastive = None
         if decoder.contrastive_loss_weight:
@@ -81,7 +81,7 @@ class Objective:
 
         def second_pass(batches: Sequence[Batch]) -> list[MicroBatchResult]:
             cached_by_batch = {id(forward.batch): forward for forward in cached}
-            cached.clear()  # a kept graph must be freed before the work is done again in halves
+            cached.clear()  # a kept graph must be freed before the step is repeated in halves
             results: list[MicroBatchResult] = []
             start = 0
             for batch in batches:
@@ -134,7 +134,7 @@ class Objective:
         return self._step_losses(results, sizes, contrastive)
 
     def _halving_on_oom(self, micro_batches: Sequence[Batch], work: Callable[[Sequence[Batch]], list]) -> list:
-        """What `work` returns for the micro-batches, or for halves of them until they fit into memory."""
+        """Call `work` on the micro-batches, halving them until they fit into memory."""
         while True:
             micro_batches = _split(micro_batches, self.max_slides)
             state = _random_state(self.precision.device)
@@ -150,7 +150,7 @@ class Objective:
             self._undo(state)
 
     def _undo(self, random_state: tuple[torch.Tensor, ...]) -> None:
-        """Forget what a step has done so far, and free its memory."""
+        """Discard the gradients of an incomplete step, restore the random state and free memory."""
         device = self.precision.device
         _set_random_state(device, random_state)
         for parameter in self.model.trained_parameters():
@@ -165,7 +165,7 @@ class Objective:
     def _first_forward(self, batch: Batch, keep_graph: bool) -> CachedForward:
         random_state = None if keep_graph else _random_state(self.precision.device)
         if self.model.prism.frozen:
-            batch = self._encode(batch)  # once for both passes, and smaller than its tiles
+            batch = self._encode(batch)  # once for both passes; smaller than its tiles
         with torch.set_grad_enabled(keep_graph):
             return CachedForward(batch, self._forward(batch, caption=keep_graph), random_state)
 
@@ -211,7 +211,7 @@ class Objective:
         negatives = len(text) - repeats.square().sum().item() / len(text)
         if not torch.is_grad_enabled():
             return ContrastiveResult(loss, negatives)
-        self.world.sum_(text.grad, image.grad)  # the rows of each rank have a share in every latent's gradient
+        self.world.sum_(text.grad, image.grad)  # each rank's rows contribute to the gradient of every latent
         logit_gradients = [leaf.grad for leaf in logit_parameters]
         return ContrastiveResult(loss, negatives, text.grad[rows], image.grad[rows], logit_gradients)
 
@@ -228,7 +228,7 @@ class Objective:
         return loss
 
     def _custom_losses(self, batch: Batch, outputs: CoCaOutputs, sizes: StepSizes) -> dict[str, torch.Tensor]:
-        """The parts of the user's own loss of one micro-batch, times the micro-batch's share of the step's slides."""
+        """The parts of the custom loss of one micro-batch, times the micro-batch's share of the step's slides."""
         if self.custom_loss is None:
             return {}
         batch = batch.to(self.precision.device)
@@ -265,12 +265,12 @@ class Objective:
     def _report_halvings(self, halvings: int) -> None:
         """Warn of the halvings of this step on all ranks."""
         if halvings:
-            logger.warning("out of memory: micro-batches are halved (%d times, on this process to %s slides), the "
-                           "effective batch is unchanged", halvings, self.max_slides or "as many")
+            logger.warning("out of memory: micro-batches are halved (%d times over all processes, %s slides here), the "
+                           "effective batch is unchanged", halvings, self.max_slides or "all")
             self._halvings = 0
 
     def _sum_custom_losses(self, results: Sequence[MicroBatchResult]) -> dict[str, float]:
-        """The parts of the user's own loss, over all micro-batches of all ranks."""
+        """The parts of the custom loss, over all micro-batches of all ranks."""
         if self.custom_loss is None:
             return {}
         local = [result.custom for result in results]

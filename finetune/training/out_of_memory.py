@@ -1,4 +1,4 @@
-"""Running out of memory: how it is recognised, and what the user reads of it."""
+"""Out-of-memory errors: how they are recognised and reported."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..data.batch import Batch
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error is of memory: torch's CPU allocator raises a plain RuntimeError."""
+    """Whether an error means out of memory: torch's CPU allocator raises a plain RuntimeError."""
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
@@ -30,7 +30,7 @@ def oom_as_user_error(where: str, micro_batches: list[Batch]) -> Iterator[None]:
 
 
 def _largest_input(micro_batches: list[Batch]) -> str:
-    """What takes most memory: the longest text of encoded slides, else the largest slide."""
+    """What takes the most memory: the longest text of encoded slides, else the largest slide."""
     if any(batch.tile_mask is None for batch in micro_batches):
         longest = max(batch.text.shape[1] for batch in micro_batches)
         return f"texts of up to {longest} tokens"

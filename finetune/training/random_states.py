@@ -1,6 +1,6 @@
-"""The global random generators of a process: seeded when a run begins, saved and put back with its checkpoints.
+"""The global random generators of a process: seeded when a run starts, saved in and restored from its checkpoints.
 
-Order, split and tile sampling have generators of their own; these are for what a layer may draw, such as dropout.
+Order, split and tile sampling use their own generators; the global ones serve layers such as dropout.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def random_states() -> dict[str, Any]:
 
 
 def set_random_states(states: dict[str, Any]) -> None:
-    """Put back what `random_states` gave, on whatever device this process has."""
+    """Restore the states from `random_states`, on any device."""
     version, internal, gauss = states["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, position, has_gauss, cached = states["numpy"]

@@ -1,4 +1,4 @@
-"""Resuming a run: which checkpoint it goes on from, whether that is one of this run, and putting its state back."""
+"""Resuming a run: choosing the checkpoint, checking that it belongs to this run, and restoring its state."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _MAY_CHANGE = {"data.embeddings_dir", "data.labels_file", "data.split_file", "da
 
 
 def open_checkpoint(resume: str | None, folder: Path, world: World) -> Checkpoint | None:
-    """The checkpoint that `choose_checkpoint` finds on rank 0, on all ranks: each reads the file for itself, as to send
-    it around would need its size twice. Raises UserError."""
+    """The checkpoint that `choose_checkpoint` finds on rank 0, on all ranks: each rank reads the file itself, as
+    broadcasting it would take twice its size. Raises UserError."""
     checkpoint = None
 
     def choose() -> Path | None:
@@ -47,8 +47,8 @@ def open_checkpoint(resume: str | None, folder: Path, world: World) -> Checkpoin
 def choose_checkpoint(resume: str | None, folder: Path) -> Checkpoint | None:
     """The checkpoint that `--resume` means, None for a new run.
 
-    `auto` goes on from the newest good checkpoint where last_model.pth is damaged or gone: the work since then is done
-    again, with the same result.
+    `auto` falls back to the newest intact checkpoint if last_model.pth is damaged or missing: the work since then is
+    repeated, with the same result.
 
     Raises:
         UserError: There is no such checkpoint, a file given by name is damaged, or the folder holds another run.
@@ -68,12 +68,12 @@ def choose_checkpoint(resume: str | None, folder: Path) -> Checkpoint | None:
             raise
     if resume != "auto":
         raise UserError(damage.where, damage.what, f"the newest intact checkpoint is {newest.path.name}")
-    logger.warning("%s: %s; going on from %s instead", damage.where, damage.what, newest.path.name)
+    logger.warning("%s: %s; resuming from %s instead", damage.where, damage.what, newest.path.name)
     return newest
 
 
 def find_path(resume: str | None, folder: Path) -> Path | None:
-    """The file to go on from: the path given, or for `auto` the folder's last_model.pth if there is one.
+    """The file to resume from: the given path, or for `auto` the folder's last_model.pth if it exists.
 
     Raises:
         UserError: The folder holds a run and `resume` is None, or the path is in another folder.
@@ -144,7 +144,7 @@ _RENAMED_SUMS = {"words": "num_tokens", "slides": "num_slides"}
 
 
 def saved_state(checkpoint: Checkpoint) -> TrainState:
-    """Where the run of a checkpoint stood. Raises UserError for fields of other names or types."""
+    """The TrainState of a checkpoint. Raises UserError for unknown fields or wrong types."""
     known = asdict(TrainState())
     for name, value in checkpoint.progress.items():
         if name not in known or type(value) is not type(known[name]):
@@ -157,7 +157,7 @@ def saved_state(checkpoint: Checkpoint) -> TrainState:
 
 def restore(checkpoint: Checkpoint, model: SlideCaptioner, optimizer: torch.optim.Optimizer,
             scaler: torch.amp.GradScaler, world: World = ALONE) -> None:
-    """Put the weights, the states of optimizer and loss scaler, and the random states of a checkpoint back.
+    """Restore weights, optimizer, loss scaler and random states from a checkpoint.
 
     Raises:
         UserError: They are not those of this model and optimizer, or of another precision.
@@ -176,7 +176,7 @@ def restore(checkpoint: Checkpoint, model: SlideCaptioner, optimizer: torch.opti
         scaler.load_state_dict(checkpoint.scaler)
         optimizer.load_state_dict(checkpoint.optimizer)
         of_ranks = [checkpoint.random_states, *checkpoint.random_states.get("other_ranks", [])]
-        if world.rank < len(of_ranks):  # else there are more ranks than before, and this one is as seeded
+        if world.rank < len(of_ranks):  # else there are more ranks than before: this one keeps its seed
             set_random_states(of_ranks[world.rank])
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError, OverflowError) as error:
         raise UserError(where, f"its training state is not usable ({type(error).__name__})",

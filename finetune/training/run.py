@@ -1,4 +1,4 @@
-"""A training run, and the check before one, as a sequence of steps; the modules beside it say how each is done."""
+"""A training run, and the data check before one, as a sequence of steps implemented in the modules beside it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from .summary import describe_run, log_data, log_run
 
 
 def train(config: Config, resume: str | None = None) -> int:
-    """Train as `config` says, from the beginning or from a checkpoint.
+    """Train as configured, from scratch or from a checkpoint.
 
     Args:
         resume: Path of a checkpoint, or "auto".
@@ -55,7 +55,7 @@ def train(config: Config, resume: str | None = None) -> int:
         The exit code: 0, or 128 + the number of the signal that stopped the run.
 
     Raises:
-        UserError: An input cannot be used. Nothing has been written then.
+        UserError: An input cannot be used; nothing has been written.
     """
     folder = expand(config.check("config").training.output_dir)
     check_monitor(config)
@@ -118,8 +118,7 @@ def _train(config: Config, resume: str | None, folder: Path, buffered: MemoryHan
     if state.epoch < training.epochs:
         log.finish("stopped")
         number = signals.received or signal.SIGTERM  # of another process
-        logger.warning("stopped by %s after step %d; continue with --resume auto", signal.Signals(number).name,
-                       state.step)
+        logger.warning("stopped by %s after step %d; rerun with --resume auto", signal.Signals(number).name, state.step)
         return 128 + number
     if world.is_main:
         calibrate_and_index(folder, model, precision, data, config, loaders.in_order)
@@ -129,10 +128,10 @@ def _train(config: Config, resume: str | None, folder: Path, buffered: MemoryHan
 
 
 def check(config: Config) -> int:
-    """Read all labels, headers and tiles, train nothing, write nothing. Raises UserError with the list of faults."""
+    """Read all labels, headers and tiles without training or writing. Raises UserError with the list of faults."""
     check_monitor(config.check("config"))
     user_loss = load_loss(config.training.loss)
-    with join_world(torch.device("cpu")) as world:  # rank 0 works and logs, the others of a torchrun wait
+    with join_world(torch.device("cpu")) as world:  # only rank 0 reads and logs
         log_to_console(quiet=not world.is_main)
         return world.broadcast_object(partial(_check, config, user_loss))
 
@@ -141,7 +140,7 @@ def _check(config: Config, user_loss: LossFunction | None) -> int:
     data = prepare_data(config.data, config.training.seed)
     if user_loss:
         try_loss(user_loss, len(data.tokenizer), config.model.dim_latents, torch.device("cpu"))
-    if not contents_are_checked(config.data):  # else it is done
+    if not contents_are_checked(config.data):  # else `prepare_data` has done it
         scan_contents(data)
     log_data(data)
     if config.data.on_bad == "skip":

@@ -1,4 +1,4 @@
-"""What a run folder holds besides checkpoints and the log of the epochs, written when training begins."""
+"""Files of a run folder besides checkpoints and epoch logs, written when training starts."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from .state import TrainState
 from .summary import describe_for_report
 from .trackers import open_trackers
 
-_CHECKPOINTS_FREE = 3  # the disk must have room for so many: best, last and the one being written
+_CHECKPOINTS_FREE = 3  # the disk must have room for this many: best, last and the one being written
 
 
 def open_run_folder(config: Config, data: Data, saver: Saver, log: RunLog, buffered: MemoryHandler,
                     checkpoint: Checkpoint | None, state: TrainState) -> None:
-    """Write config.yaml and tokenizer.json on rank 0, and begin all logs. Called on all ranks, as saving needs all.
+    """Write config.yaml and tokenizer.json on rank 0, and start all logs. Called on all ranks, as saving is collective.
 
     Args:
         buffered: The log lines so far, which go to training.log.
-        checkpoint: The one that the run goes on from.
+        checkpoint: The one that the run resumes from.
 
     Raises:
         UserError: The disk has too little room, or a folder cannot be written.
@@ -41,7 +41,7 @@ def open_run_folder(config: Config, data: Data, saver: Saver, log: RunLog, buffe
         log.trackers = open_trackers(config.training.report_to, saver.folder, saver.description.config)
         earlier = log_to_file(buffered, expand(config.training.log_dir))
         _write_settings(saver.folder, config, data)
-    if checkpoint and checkpoint.path.name != LAST:  # else a later `auto` would go on from the old last_model.pth
+    if checkpoint and checkpoint.path.name != LAST:  # else a later `auto` would resume from the old last_model.pth
         saver.save(state, is_best=state.best_epoch == state.epoch and not state.batches_done)
     if saver.world.is_main:
         log.truncate(state.metrics_bytes)
@@ -57,7 +57,7 @@ def _write_settings(folder: Path, config: Config, data: Data) -> None:
 
 
 def check_disk_space(folder: Path, model: SlideCaptioner) -> None:
-    """Raises UserError if the disk has no room for the checkpoints: better now than after the first epoch."""
+    """Raises UserError if the disk has no room for the checkpoints: reported now rather than after the first epoch."""
     moments = 2 * sum(parameter.nbytes for parameter in model.trained_parameters())  # of AdamW
     size = moments + sum(tensor.nbytes for tensor in model.saved_state().values())
     needed, free = _CHECKPOINTS_FREE * size, shutil.disk_usage(folder).free

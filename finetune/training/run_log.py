@@ -1,5 +1,5 @@
-"""What a run reports while it trains: console lines and progress bars; metrics.jsonl, events.jsonl and the report in
-the run folder; curves elsewhere. Lines and files other than the report never hold a label text or a caption."""
+"""The output of a running training: console lines and progress bars; metrics.jsonl, events.jsonl and the report in the
+run folder; experiment trackers. Only the report contains label texts and captions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ..common.errors import UserError, printable
 from ..common.log import logger
 from ..common.progress import progress
-from ..common.run_folder import EVENTS, METRICS, NAME
+from ..common.run_folder import EVENTS, METRICS, REPORT
 from .state import TrainState
 from .trackers import Tracker
 
@@ -26,7 +26,7 @@ from .trackers import Tracker
 class RunLog:
     """Progress bars and, after each epoch, a console line, a record in metrics.jsonl and a new report.
 
-    metrics.jsonl holds what a resumed run repeats bit for bit; times, rates and warnings go to events.jsonl.
+    metrics.jsonl holds what a resumed run reproduces bit for bit; times, rates and warnings go to events.jsonl.
     """
 
     def __init__(self, folder: Path | None, trackers: Sequence[Tracker] = (), quiet: Iterable[str] = (),
@@ -34,9 +34,9 @@ class RunLog:
         """
         Args:
             folder: Of the run; None on a rank that writes nothing.
-            trackers: Get the record of each epoch, too.
-            quiet: Scores for which the console line has no room.
-            write_report: Writes a picture of the run, from the files in its folder.
+            trackers: Also receive the record of each epoch.
+            quiet: Scores left out of the console line.
+            write_report: Writes the report from the files in the run folder.
         """
         self.folder, self.trackers, self._quiet = folder, trackers, frozenset(quiet)
         self.path = folder / METRICS if folder else None
@@ -45,11 +45,11 @@ class RunLog:
         self._start_clock()
 
     def start(self, earlier: Iterable[logging.LogRecord], about: dict[str, str]) -> None:
-        """Begin to keep warnings in events.jsonl.
+        """Start recording warnings in events.jsonl.
 
         Args:
             earlier: Log records from before the run folder was open.
-            about: What is trained on what.
+            about: Data, model and versions, for the report.
         """
         self._events.append("start", about=about)
         for record in earlier:
@@ -69,7 +69,7 @@ class RunLog:
     def truncate(self, length: int) -> None:
         """Drop the lines of metrics.jsonl after the first `length` bytes: a resumed run writes them again."""
         size = self.path.stat().st_size if self.path.exists() else 0
-        if size < length:  # truncating would fill it up with zero bytes
+        if size < length:  # truncating would pad it with zero bytes
             logger.warning("%s has lost %d bytes of its first %d: was it edited?", self.path,
                            length - size, length)
         elif size > length:
@@ -128,13 +128,13 @@ class RunLog:
         try:
             self._write_report(self.folder)
         except Exception as error:
-            logger.warning("%s could not be written (%s: %s)", NAME, type(error).__name__, error)
+            logger.warning("%s could not be written (%s: %s)", REPORT, type(error).__name__, error)
 
 
 class _EventFile(logging.Handler):
     """events.jsonl: starts, ends and warnings of a run, and of each epoch what a resumed run does not repeat.
 
-    It only serves the report, so an event that cannot be written is dropped.
+    It is only read by the report, so an event that cannot be written is dropped.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -148,7 +148,7 @@ class _EventFile(logging.Handler):
         line = json.dumps({"kind": kind, "time": time.strftime("%Y-%m-%d %H:%M:%S"), **values})
         with contextlib.suppress(OSError), open(self.path, "ab") as file:
             if kind == "start" and file.tell() > 0:
-                file.write(b"\n")  # ends a line that a killed run has left unfinished
+                file.write(b"\n")  # ends a line that a killed run left incomplete
             file.write(line.encode() + b"\n")
 
 

@@ -1,4 +1,4 @@
-"""Saves a run: gathers from its parts what a checkpoint holds, and knows which files are due."""
+"""Saving a run: collects the content of a checkpoint and decides which files are due."""
 
 from __future__ import annotations
 

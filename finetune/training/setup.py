@@ -1,4 +1,4 @@
-"""Builds the parts of a run from its config, each in a function of its own: data, model, slide cache, batches, loop."""
+"""Builds the parts of a run from its config: data, model, slide cache, batches, validation."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ def load_data(config: Config, checkpoint: Checkpoint | None, world: World) -> Da
 
 
 def make_model(config: Config, data: Data, device: torch.device, world: World, *, fresh: bool) -> SlideCaptioner:
-    """The model on its device. fresh: not to be overwritten by a checkpoint, hence initialised. Raises UserError."""
+    """The model on its device. fresh: no checkpoint will be loaded, so initialise it. Raises UserError."""
     model = build_model(config, data.tokenizer)
     if fresh:
         initialise(model, config, data.tokenizer)
     model = model.to(device)
-    world.broadcast_parameters(model.trained_parameters())  # alike on all ranks, whatever generator has drawn them
+    world.broadcast_parameters(model.trained_parameters())  # equal on all ranks, even where their generators differ
     if config.training.grad_checkpointing:
         model.decoder.grad_checkpointing = True
     if config.training.compile:
@@ -81,7 +81,7 @@ def _require_compiler() -> None:
 # --- caches ----------------------------------------------------------------------------------------------------------
 
 def open_slide_cache(config: Config, data: Data, model: SlideCaptioner, precision: Precision) -> SlideCache | None:
-    """The cache of this run, or None where the encoder's output changes from epoch to epoch, or none is wanted."""
+    """The cache of this run; None if it is disabled or the encoder's output changes between epochs."""
     if config.data.latents_cache is None or not config.prism.freeze:
         return None
     max_tiles = config.data.max_tiles
@@ -124,7 +124,7 @@ def _header_cache_path(config: Config) -> Path:
 
 def set_batch_size(state: TrainState, config: Config, objective: Objective, data: Data,
                    cache: SlideCache | None, checkpoint: Checkpoint | None) -> None:
-    """Give a new run its batch size; a resumed one has its own, also if it goes on with other processes."""
+    """Give a new run its batch size; a resumed one keeps its own, even with another number of processes."""
     if not state.batch_size:
         state.batch_size = _micro_batch_size(config, objective, data, cache)
     if state.micro_batches:

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM during training: remembered, and acted on after the running step."""
+"""SIGINT and SIGTERM during training: recorded, and handled after the current step."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ..common.log import logger
 
 
 class StopSignals:
-    """SIGINT and SIGTERM ask for a stop after the running step; the second one ends the process at once (under torchrun
-    it does not: there the same signal may come from the terminal and from torchrun, which kills after 30 s anyway).
+    """SIGINT and SIGTERM request a stop after the current step; a second one ends the process at once (except under
+    torchrun, where the terminal and torchrun may both send the signal, and torchrun kills after 30 s anyway).
 
     Attributes:
         received: The number of the signal that this process got, or None.

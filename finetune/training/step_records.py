@@ -1,6 +1,6 @@
-"""What a training step passes on from one of its parts to the next.
+"""Intermediate results of a training step.
 
-Letters: D dim_latents.
+Shapes: D dim_latents.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class StepLosses:
         num_slides: Slides of the step.
         caption_loss: Mean over the tokens.
         contrastive_loss: Mean over the slides.
-        negatives: Mean number of negatives of a slide: the texts of the step that differ from its own.
+        negatives: Mean number of negatives per slide: texts of the step that differ from its own.
         bad_ids: Slides of this rank's micro-batches with a loss that is not finite.
         custom: Named parts of `training.loss`, means over the slides.
     """
@@ -58,10 +58,11 @@ class StepSizes:
 
     @property
     def num_slides(self) -> int:
+        """Slides of the step on all ranks."""
         return sum(self.slides_per_rank)
 
     def rows_of(self, rank: int) -> slice:
-        """Where the slides of a rank stand among those of all ranks."""
+        """Rows of a rank's slides among those of all ranks."""
         start = sum(self.slides_per_rank[:rank])
         return slice(start, start + self.slides_per_rank[rank])
 
@@ -71,8 +72,7 @@ class CachedForward:
     """A micro-batch after the first pass.
 
     Attributes:
-        random_state: Of the random generators before the pass; None if its graph was kept, so that no second pass is
-            needed.
+        random_state: Of the random generators before the pass; None if its graph was kept and no second pass is needed.
     """
 
     batch: Batch
@@ -113,7 +113,7 @@ class ContrastiveResult:
 
 @dataclass(frozen=True)
 class MicroBatchResult:
-    """What is kept of a micro-batch: its slides, its outputs without their graph, the parts of the user's own loss."""
+    """The result of a micro-batch: slide ids, outputs without their graph, parts of the custom loss."""
 
     ids: list[str]
     outputs: CoCaOutputs
@@ -121,10 +121,11 @@ class MicroBatchResult:
 
     @classmethod
     def of(cls, batch: Batch, outputs: CoCaOutputs, custom: dict[str, torch.Tensor]) -> MicroBatchResult:
+        """Detach the outputs of a batch and convert its custom losses to floats."""
         return cls(batch.ids, outputs.detach(), {name: part.item() for name, part in custom.items()})
 
     def is_finite(self) -> bool:
-        """Whether all losses and latents are."""
+        """Whether all losses and latents are finite."""
         tensors = (self.outputs.caption_loss, self.outputs.text_latents, self.outputs.image_latents)
         for tensor in tensors:
             if tensor is not None and not bool(tensor.isfinite().all()):

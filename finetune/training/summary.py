@@ -1,4 +1,4 @@
-"""What a run says about itself: in the log, in the report and in its checkpoints."""
+"""The description of a run: for the log, the report and the checkpoints."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from ..models.captioner import SlideCaptioner
 from .objective import Objective
 from .state import TrainState
 
-# Where files lie on this disk is of no use in a checkpoint, which others may see.
+# Local paths are removed from checkpoints, which may be passed on.
 _PATHS = ("data.embeddings_dir", "data.labels_file", "data.split_file", "data.sha256_file", "data.latents_cache",
           "training.output_dir", "training.log_dir")
 
 
 def describe_run(config: Config, data: Data, model: SlideCaptioner, precision: Precision,
                  world: World) -> RunDescription:
-    """What every checkpoint of a run says about it."""
+    """The constant part of every checkpoint of a run."""
     prism, device = model.prism, precision.device
     device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return RunDescription(
@@ -54,7 +54,7 @@ def _without_paths(config: Config) -> dict[str, dict[str, Any]]:
 
 
 def describe_for_report(data: Data, model: SlideCaptioner, run: RunDescription) -> dict[str, str]:
-    """What report.html says was trained on what."""
+    """The table of data, model and versions in report.html."""
     tiles = [sample.slide.num_tiles for sample in data.train + data.validation]
     source = str(run.prism["source"])
     if Path(source).exists():  # a folder of this disk
@@ -71,7 +71,7 @@ def describe_for_report(data: Data, model: SlideCaptioner, run: RunDescription) 
 
 def log_run(config: Config, data: Data, objective: Objective, batches: BatchLoader, state: TrainState,
             checkpoint: Checkpoint | None) -> None:
-    """Log what is trained on what, how, and from where it goes on."""
+    """Log data, model, device, precision, steps, and the checkpoint that is resumed."""
     model, precision = objective.model, objective.precision
     log_data(data)
     logger.info("Prism %s (%s), sha256 %s; %.1f M trainable parameters", config.prism.weights,
@@ -88,17 +88,17 @@ def log_run(config: Config, data: Data, objective: Objective, batches: BatchLoad
 
 def _describe_steps(config: Config, batches: BatchLoader, state: TrainState) -> str:
     size = state.batch_size if config.training.max_batch_tokens is None else "some"
-    return (f"{batches.order.count(0)} steps an epoch of {state.micro_batches} x {size} slides, "
+    return (f"{batches.order.count(0)} steps per epoch of {state.micro_batches} x {size} slides, "
             f"{100 * batches.order.padding(0):.1f} % of the text is padding")
 
 
 def _log_batch_size(config: Config, state: TrainState, world: World) -> None:
-    """Log the effective batch, and why it may not be what the config and the processes of today give."""
+    """Log the effective batch, and why it may differ from what config and processes now give."""
     effective = str(state.batch_size * state.micro_batches)
     if config.training.max_batch_tokens is not None:
         effective = f"up to {config.training.max_batch_tokens * state.micro_batches} tokens"
-    logger.info("effective batch %s: every slide is compared with all its texts; %d processes", effective,
-                world.size)
+    logger.info("effective batch %s over %d processes; the contrastive loss compares all its slides and texts",
+                effective, world.size)
     if state.micro_batches != config.training.accum_freq * world.size:
         logger.info("the run began with %d processes: its effective batch is kept",
                     state.micro_batches // config.training.accum_freq)

@@ -16,7 +16,7 @@ from ..common.errors import UserError
 
 
 class Tracker(Protocol):
-    """What `RunLog` needs of a tracker. Its exceptions end the tracker, not the run."""
+    """A tracker as `RunLog` uses it. An exception disables the tracker and does not end the run."""
 
     def log(self, record: dict[str, Any], step: int) -> None:
         """Add the record of an epoch; step: its number, from 1."""
@@ -29,7 +29,7 @@ def open_trackers(names: Sequence[str], folder: Path, config: dict[str, Any]) ->
     """One tracker for each name, writing below the run folder.
 
     Raises:
-        UserError: It is not installed or cannot start. This is before training.
+        UserError: One is not installed or cannot start; raised before training.
     """
     return [_TRACKERS[name](folder, config) for name in names]
 

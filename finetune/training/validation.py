@@ -1,4 +1,4 @@
-"""One pass over the validation slides: their mean losses, and what observers make of each micro-batch."""
+"""One pass over the validation slides: mean losses, and observers that see each micro-batch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .out_of_memory import oom_as_user_error
 
 @dataclass
 class ObservedBatch:
-    """A micro-batch of validation slides, already encoded, and what the model makes of it.
+    """A micro-batch of validation slides, already encoded, with the model's outputs.
 
     Attributes:
         outputs: Of the model, without logits.
@@ -57,10 +57,10 @@ class ObservedBatch:
 
 
 class Observer(Protocol):
-    """What sees every micro-batch of a validation pass. Must not draw from a global random generator."""
+    """Sees every micro-batch of a validation pass. Must not use a global random generator."""
 
     def begin(self, epoch: int) -> None:
-        """Forget the last pass. epoch: number of finished epochs."""
+        """Reset for a new pass. epoch: number of finished epochs."""
 
     def observe(self, observed: ObservedBatch) -> None:
         """Called for each micro-batch of this rank, in eval mode, under autocast, without gradients."""
@@ -69,14 +69,14 @@ class Observer(Protocol):
         """Scores over the slides of all ranks (collective), by their names in metrics.jsonl."""
 
     def warnings(self) -> list[str]:
-        """What to warn of after this pass; called after `scores`."""
+        """Warnings about this pass; called after `scores`."""
 
 
 @dataclass
 class Validator:
     """Validates a model: `validator(epoch)` returns the scores of all validation slides, equal on all ranks.
 
-    The losses are no observer: the contrastive loss is one of a whole step over all ranks, not of a micro-batch.
+    The losses are not an observer: the contrastive loss belongs to a step over all ranks, not to a micro-batch.
 
     Attributes:
         max_length: Most tokens of a caption; None for no longer than the longest text of its micro-batch.

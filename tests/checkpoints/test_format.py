@@ -151,7 +151,7 @@ def test_a_file_that_does_not_read_back_is_not_kept(saved, monkeypatch):
     assert saved.read_bytes() == before and names(saved.parent) == [LAST]
 
 
-def test_C11_a_folder_that_is_none_is_a_user_error(tmp_path):
+def test_C11_a_missing_folder_is_a_user_error(tmp_path):
     with refused("gone", "No such file"):
         write_pth(tmp_path / "gone", [LAST], content())
     (tmp_path / "file").write_text("x", encoding="utf-8")
@@ -349,7 +349,7 @@ def test_random_generators_go_on_where_they_were_after_a_save_and_a_load(tmp_pat
 
 @pytest.mark.parametrize(("current", "kept"), [(0, 0), (2, 2), (6, 3)])
 def test_random_states_of_a_machine_with_other_gpus_are_of_use(monkeypatch, current, kept):
-    """Format 1 kept those of all GPUs; a run goes on where there are fewer."""
+    """Format 1 kept those of all GPUs; a run resumes where there are fewer."""
     taken = {}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: current)

@@ -1,4 +1,4 @@
-"""A checkpoint of each released format, which every later version must load, caption with and go on from."""
+"""A checkpoint of each released format, which every later version must load, caption with and resume."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_golden_file_captions_and_scores_as_it_did_when_it_was_made(path, tmp_
 
 
 @pytest.mark.parametrize(("version", "accum_freq"), [(1, 1), (1, 2), (2, 2)])
-def test_K09_a_golden_file_is_resumed_or_refused_in_words(version, accum_freq, tmp_path, monkeypatch):
+def test_K09_a_golden_file_is_resumed_or_refused_with_a_message(version, accum_freq, tmp_path, monkeypatch):
     """All were made with accum_freq 2, which changed its meaning after format 1; the file of 1 is tried with 1, too."""
     kill_runs.make_data(tmp_path)
     last = tmp_path / "here" / "run" / "last_model.pth"

@@ -21,7 +21,7 @@ def tokens():
 
 
 def recomputed(model, text, tokens):
-    """Logits (b, words) of the word after text, from a whole forward pass."""
+    """Logits (b, vocabulary) of the token after text, from a full forward pass."""
     with torch.no_grad():
         return model(text, image_tokens=tokens)[:, -1]
 

@@ -123,10 +123,10 @@ def test_a_mask_makes_an_end_token_that_equals_the_padding_learnable():
     assert abs((found - unmasked).item()) > 1e-3
 
 
-def test_without_labels_a_mask_over_the_whole_text_says_the_same():
+def test_without_labels_a_mask_over_the_whole_text_gives_the_same():
     model, ref = small_coca(), reference()
     mask = ref["padded_text"] != PAD
-    other = ref["padded_text"].masked_fill(~mask, 33)  # what stands behind the text does not matter
+    other = ref["padded_text"].masked_fill(~mask, 33)  # what follows the text does not matter
     expected = model.compute_losses(ref["padded_text"], image_tokens=ref["image_tokens"])
     found = model.compute_losses(other, image_tokens=ref["image_tokens"], text_mask=mask)
     torch.testing.assert_close(found.loss, expected.loss, **CLOSE)
@@ -172,7 +172,7 @@ def test_siglip_loss_is_a_sum_over_pairs_and_adds_up_over_rows(groups):
     assert sum(float(siglip_loss(*given, slice(i, i + 2))) for i in (0, 2, 4)) == pytest.approx(wanted, abs=1e-5)
 
 
-def test_label_smoothing_is_the_mean_over_all_words_by_its_share_and_only_while_training():
+def test_label_smoothing_spreads_its_share_over_all_tokens_and_only_in_training():
     torch.manual_seed(0)
     hidden, weight, labels = torch.randn(6, 8), torch.randn(11, 8), torch.arange(6)
     log_p = (hidden @ weight.T).log_softmax(-1)

@@ -1,4 +1,4 @@
-"""Seen from outside: the pages the kernel has to map for one large tensor after the other."""
+"""The page faults of successive large tensors, with and without `keep_freed_memory`."""
 
 import subprocess
 import sys

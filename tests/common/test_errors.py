@@ -1,4 +1,4 @@
-"""The error line, and what a script makes of it."""
+"""The error line, and its handling by the scripts."""
 
 from __future__ import annotations
 

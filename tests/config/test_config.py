@@ -192,7 +192,7 @@ NUMBER = "it must be a whole number"
     pytest.param("? " * 5000, [":1", "nested too deeply"], id="C05 nested keys"),
     pytest.param("#" * 1_000_001, ["1000001 bytes"], id="C05 a megabyte"),
 ])
-def test_a_file_that_is_no_plain_config_is_refused_with_its_line(load, tmp_path, monkeypatch, content, words):
+def test_a_file_that_is_not_a_plain_config_is_refused_with_its_line(load, tmp_path, monkeypatch, content, words):
     monkeypatch.chdir(tmp_path)
     started = time.monotonic()
     with refused("my.yaml" + (words[0] if words[0].startswith(":") else ""), *words[1:]):
@@ -380,7 +380,7 @@ def test_help_gives_meaning_and_default_of_each_flag(capsys):
         assert not field.default or f"(default {field.default})" in text
 
 
-def test_a_number_may_have_a_word_in_its_place():
+def test_a_number_may_be_replaced_by_a_choice():
     config = Config()
     config.set("training.batch_size", "auto", "--set")
     assert config.training.batch_size == "auto"

@@ -137,7 +137,7 @@ def test_cases_are_joined_and_keep_all_their_references(config):
         assert len(sample.choices) == 1 and sample.at(5, 42) is sample, "validation is on the first text, the same each epoch"
 
 
-def test_a_case_with_a_bad_slide_is_left_out_whole(config, tmp_path, log_lines):
+def test_a_case_with_a_bad_slide_is_skipped_entirely(config, tmp_path, log_lines):
     (tmp_path / "h5" / "c1-1.h5").write_bytes(b"")
     with refused("c1-1.h5", "empty file"):
         prepare_data(config, 42)
@@ -162,7 +162,7 @@ def test_test_cases_are_used_for_nothing(config, tmp_path):
     assert prepare_data(config, 42).fingerprint != before
     (tmp_path / "h5" / "s3.h5").write_bytes(b"")  # after its header was read
     with refused("s3.h5", "1 bad files"):
-        scan_contents(data)  # --check looks at what a later --split test needs
+        scan_contents(data)  # --check also reads what a later --split test needs
 
 
 @pytest.mark.parametrize(("labels", "words"), [

@@ -153,7 +153,7 @@ def test_H18_a_file_whose_writer_was_killed_opens_whole_or_is_refused(tmp_path):
         assert np.array_equal(read_tiles(slide), random_tiles(3000, 6))
 
 
-def test_files_linked_from_elsewhere_are_told_once(config, tmp_path, log_lines):
+def test_links_out_of_the_folder_are_reported_once(config, tmp_path, log_lines):
     (tmp_path / "h5" / "s1.h5").rename(tmp_path / "s1.h5")
     (tmp_path / "h5" / "s1.h5").symlink_to(tmp_path / "s1.h5")
     assert ids(prepare_data(config, 42)) == set(IDS)
@@ -182,7 +182,7 @@ def test_a_near_miss_names_the_file_that_was_meant(config, tmp_path, label, file
 
 
 @pytest.mark.parametrize("link", [os.symlink, os.link], ids=["J12 symlink", "J12 hard link"])
-def test_two_ids_of_one_file_are_told_and_refused_across_the_split(config, tmp_path, link, log_lines):
+def test_two_ids_of_one_file_warn_and_are_refused_across_the_split(config, tmp_path, link, log_lines):
     val = {s.slide.slide_id for s in prepare_data(config, 42).validation}
     first, second = sorted(set(IDS) - val)[:2]
     relink(tmp_path / "h5", first, second, link)

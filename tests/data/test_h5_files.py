@@ -1,4 +1,4 @@
-"""Files with the very names, shapes, types, attributes and storage of each tool of the field, written with plain h5py."""
+"""Files with the names, shapes, types, attributes and storage of each tool, written with plain h5py."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_H08_an_empty_slide_of_trident_has_0_tiles(tmp_path):
     ("virchow", True), ("Virchow", True), ("paige-ai/Virchow", True), ("hf-hub:paige-ai/Virchow", True), ("virchow_v1", True),
     ("virchow-full", True), ("virchow-full-0123456789abcdef", True), ("virchow2", False), ("virchow-2", False),
     ("virchow_v2", False), ("paige-ai/Virchow2", False), ("virchow2-3f2a9c1b", False), ("uni", False), ("", False)])
-def test_a_virchow_is_told_from_its_successor(found, same):
+def test_virchow_is_distinguished_from_virchow2(found, same):
     assert is_encoder(found, "virchow") is same
 
 

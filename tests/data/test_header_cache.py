@@ -1,4 +1,4 @@
-"""The kept index of headers: used for what is unchanged, never for what is not."""
+"""The header cache: used for unchanged files only."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ def test_an_index_made_for_other_questions_is_not_used(indexed, wanted):
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"made_for": [1, null, 6, "virchow"], "slides": [[1]]}',
                                   '{"made_for": [1, null, 6, "virchow"], "slides": 5}', "[" * 100_000, "\ud800"])
-def test_a_damaged_index_is_told_and_ignored(indexed, text, log_lines):
+def test_a_damaged_index_is_reported_and_ignored(indexed, text, log_lines):
     indexed[0].write_bytes(text.encode("utf-8", "surrogatepass"))
     assert read_headers(indexed[0], None, D, "virchow") == {} and any("cannot be read" in line for line in log_lines)
 
 
-def test_a_folder_that_cannot_be_written_is_told(tmp_path, log_lines):
+def test_an_unwritable_folder_is_reported(tmp_path, log_lines):
     (tmp_path / "file").touch()
     write_headers(tmp_path / "file" / "index.json", None, D, None, [])
     assert any("cannot be written" in line for line in log_lines)

@@ -1,4 +1,4 @@
-"""From folder and JSON to samples: matching, bad slides, unknown words, fingerprint."""
+"""From folder and JSON to samples: matching, bad slides, unknown tokens, fingerprint."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def rewrite(tmp_path, **changes: object) -> None:
     write_json(tmp_path / "labels.json", {k: v for k, v in {**TEXTS, **changes}.items() if v is not None})
 
 
-def test_every_slide_meets_its_own_text(config):
+def test_every_slide_is_paired_with_its_own_text(config):
     data = prepare_data(config, 42)
     assert (ids(data.train), ids(data.validation)) == split_ids(list(TEXTS), 0.2, 42) and len(data.validation) == 2
     for sample in data.train + data.validation:
@@ -62,7 +62,7 @@ def test_a_resumed_run_keeps_its_tokenizer(config):
     assert all(tokenizer.decode(s.token_ids) == TEXTS[s.slide.slide_id] for s in data.train)
 
 
-def test_C07_no_validation_is_allowed_and_said(config, log_lines):
+def test_C07_no_validation_is_allowed_with_a_warning(config, log_lines):
     config.val_split = 0
     data = prepare_data(config, 42)
     assert len(data.train) == 10 and data.validation == [] and any("no validation" in line for line in log_lines)

@@ -51,7 +51,7 @@ class Bomb:
 
 
 def compressed(folder: Path) -> Path:
-    """An archive whose entries would swell."""
+    """An archive whose entries inflate."""
     path = save(folder, torch.zeros(4000, D), "plain.pt")
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(folder / "s.pt", "w", zipfile.ZIP_DEFLATED) as new:
         for entry in old.infolist():

@@ -85,7 +85,7 @@ def test_other_weights_precision_or_files_never_meet_old_latents(tmp_path, slide
     assert len(paths) == 8
 
 
-def test_a_fill_that_was_cut_off_goes_on_and_ends_with_the_same_bits(tmp_path, slides, encoder, monkeypatch):
+def test_an_interrupted_fill_resumes_and_ends_with_the_same_bits(tmp_path, slides, encoder, monkeypatch):
     monkeypatch.setattr(latents, "_GROUP_SLIDES", 3)
     whole, resumed = a_cache(tmp_path / "whole"), a_cache(tmp_path / "resumed")
     whole.fill(slides, encode_with(encoder))
@@ -105,7 +105,7 @@ def test_a_fill_that_was_cut_off_goes_on_and_ends_with_the_same_bits(tmp_path, s
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-def test_a_file_that_is_too_short_is_encoded_anew(tmp_path, slides, encoder):
+def test_a_file_that_is_too_short_is_encoded_again(tmp_path, slides, encoder):
     cache = a_cache(tmp_path)
     cache.fill(slides, encode_with(encoder))
     for length in (cache.path(slides[2]).stat().st_size - 1, 100, 0):
@@ -131,7 +131,7 @@ def test_H11_output_beyond_half_precision_is_an_error_not_infinity(tmp_path, sli
         a_cache(tmp_path, precision="bf16").fill(slides, lambda tiles, mask: torch.full((len(tiles), TOKENS, WIDTH), 1e5))
 
 
-def test_C11_a_disk_that_is_too_small_is_told_before_the_work(tmp_path, slides, monkeypatch):
+def test_C11_a_disk_that_is_too_small_is_reported_before_the_work(tmp_path, slides, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9, 500))
     with refused("cache", "needs 0.0 GB", "data.latents_cache"):
         a_cache(tmp_path).fill(slides, lambda *_: pytest.fail("nothing must be encoded"))
@@ -158,7 +158,7 @@ def test_groups_hold_neighbours_in_size_and_keep_their_limits(monkeypatch):
 
 
 class Thread(World):
-    """One of two ranks that are threads of this process, and meet where ranks meet."""
+    """One of two ranks that run as threads of this process and synchronize in collectives."""
 
     def __init__(self, rank: int, barrier: threading.Barrier) -> None:
         super().__init__(rank, 2)

@@ -295,7 +295,7 @@ def test_H20_a_file_that_changed_after_its_check_is_an_error(tmp_path, change, w
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, -np.nan], ids=["H09 inf", "H09 -inf", "H09 nan", "H09 -nan"])
 @pytest.mark.parametrize("dtype", ["f2", "f4"])
 @pytest.mark.parametrize("place", [0, 700_000, 1_199_999])  # in the first, a middle and the last block that is looked at
-def test_every_kind_of_non_finite_number_is_found_wherever_it_stands(value, dtype, place):
+def test_every_kind_of_non_finite_number_is_found_at_any_position(value, dtype, place):
     data = np.random.default_rng(0).standard_normal((1200, 1000)).astype(dtype)
     data.flat[:4] = [np.finfo(dtype).max, np.finfo(dtype).min, -0.0, np.finfo(dtype).smallest_subnormal]
     assert tile_reader._all_finite(data) and tile_reader._all_finite(data[::7, ::3])

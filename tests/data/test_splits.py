@@ -1,4 +1,4 @@
-"""Splits: partitions, by patient, named, in folds; and what stands on both sides. Truth: plain loops."""
+"""Splits: partitions, by patient, named, in folds; texts on both sides. Reference: plain loops."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_patient_is_on_one_side_only_and_the_share_is_of_slides():
 
 
 @pytest.mark.parametrize("how", ["val_split", "folds", "labels"])
-def test_slides_of_a_patient_do_not_stand_side_by_side_in_validation(how):
+def test_slides_of_a_patient_are_not_neighbours_in_validation(how):
     """Validation is not shuffled: its batches of one patient's slides would have no negatives, and exchanged slides of
     the same text no other loss."""
     ids = [f"p{i // 10}-{i % 10}" for i in range(100)]
@@ -87,7 +87,7 @@ def test_the_first_group_of_the_pattern_is_the_patient():
         patients(["a"], "(")
 
 
-def test_folds_are_a_partition_of_like_size_and_keep_patients_whole():
+def test_folds_are_a_partition_of_similar_size_and_never_divide_a_patient():
     groups = patients(SLIDES, TCGA)
     folds = [split_fold(SLIDES, 5, fold, 42, groups) for fold in range(5)]
     assert sorted(i for _, val in folds for i in val) == sorted(SLIDES)
@@ -133,7 +133,7 @@ def test_a_split_that_leaks_or_contradicts_itself_is_refused(sides, changes, wor
     ("s.json", "[1]", ["cannot be read", "JSON object"]), ("s.json", "{", ["cannot be read"]), ("s.csv", "a,b\n1,2\n", ["cannot be read"]),
     ("s.json", '{"a": "dev"}', ["'a' is in 'dev'"]), ("s.json", '{"a": "val", "a.h5": "train"}', ["'a' appears twice"]),
     ("s.json", '{"a": 1}', ["'a' is in '1'"]), ("s.csv", "", ["no"])])
-def test_a_split_file_that_is_none_is_refused(tmp_path, name, content, words):
+def test_an_unusable_split_file_is_refused(tmp_path, name, content, words):
     (tmp_path / name).write_text(content, encoding="utf-8")
     if content:
         with refused(name, *words):

@@ -1,4 +1,4 @@
-"""Tokenizers: exact round trips, spelling of unseen words, special tokens that no text reaches, in the checkpoint whole."""
+"""Tokenizers: exact round trips, spelling of unseen words, special tokens that no text encodes to, storage in the checkpoint."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_bpe_writes_any_text_and_gives_it_back_exactly():
     assert len({tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id}) == 3
 
 
-def test_bpe_joins_what_stands_together_often_and_keeps_its_size():
+def test_bpe_merges_frequent_pairs_and_keeps_its_size():
     texts = ["胃窦低分化腺癌。"] * 5 + ["结肠低分化腺癌。"] * 5
     tokenizer = build_tokenizer("bpe:300", texts, False)
     assert len(tokenizer) <= 300 and len(tokenizer.encode("低分化腺癌")) < len("低分化腺癌".encode()) / 2
@@ -175,7 +175,7 @@ def gpt2_like(folder: Path) -> str:
 
 
 def bert_like(folder: Path) -> str:
-    """Only a list of words, as bert-base-chinese has it."""
+    """A plain word list, as in bert-base-chinese."""
     folder.mkdir(parents=True)
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"胃腺癌低分化，。（）(3+)", "grade", "her", "##2"]
     (folder / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
@@ -202,7 +202,7 @@ def test_a_word_list_of_bert_writes_chinese_without_blanks_and_counts_what_it_do
 
 @needs_transformers
 @pytest.mark.parametrize("make", [gpt2_like, bert_like])
-def test_a_loaded_tokenizer_travels_without_its_folder(tmp_path, make):
+def test_a_loaded_tokenizer_needs_its_folder_no_more(tmp_path, make):
     tokenizer = build_tokenizer(make(tmp_path / "t"), [], False)
     saved = json.dumps(tokenizer.to_dict())
     shutil.rmtree(tmp_path / "t")
@@ -272,7 +272,7 @@ def test_a_model_learns_an_end_token_that_is_begin_and_padding_too_and_the_check
     assert train(apply_overrides(Config(), [f"{k}={v}" for k, v in settings.items()])) == 0
     shutil.rmtree(tmp_path / "secret")
     captioner = Captioner.load(tmp_path / "run" / "last_model.pth")
-    assert "secret" not in json.dumps(captioner.config.to_dict()), "where things lie is nobody's business"
+    assert "secret" not in json.dumps(captioner.config.to_dict()), "no local path in a config"
     slides = [inspect_slide(tmp_path / "h5" / f"s{i}.h5", None, 2560) for i in range(2)]
     records = captioner.describe(slides, [], GenerationOptions(max_length=60))
     assert [r["caption"] for r in records] == texts

@@ -29,6 +29,6 @@ def test_the_page_has_every_row_once_and_in_order():
     assert rows(CATALOGUE) == [f"{letter}{n:02d}" for letter, count in COUNTS.items() for n in range(1, count + 1)]
 
 
-def test_every_row_is_tested_or_said_not_to_be():
+def test_every_row_is_tested_or_listed_as_untested():
     named, given_up = set(rows(CATALOGUE)), set(rows(NOT_HANDLED))
     assert not named - covered() - given_up and not covered() - named and not given_up & covered()

@@ -1,4 +1,4 @@
-"""What is read out of sentences that a pathologist would not misread."""
+"""Findings in sentences that are unambiguous to a pathologist."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_contradictions_are_the_dangerous_errors():
     assert table["necrosis"] == {"present": 2, "absent": 2, "precision": 0, "recall": 0, "contradictions": 2}
 
 
-def test_a_dictionary_of_ones_own_adds_to_a_shipped_one(tmp_path):
+def test_a_custom_dictionary_extends_a_shipped_one(tmp_path):
     mine = tmp_path / "mine.yaml"
     mine.write_text("necrosis: {phrases: [粉刺样]}\nno: {phrases: ['无痛…肿块']}\n", encoding="utf-8")
     both = FindingDictionary.load(["breast", str(mine)])
@@ -112,6 +112,6 @@ def test_a_dictionary_that_cannot_be_used_is_refused(tmp_path, text, word):
         FindingDictionary.load([str(tmp_path / "d.yaml")])
 
 
-def test_an_unknown_name_is_told_the_known_ones():
+def test_an_unknown_name_is_answered_with_the_known_ones():
     with refused("lung", "breast, colorectal, gastric"):
         FindingDictionary.load(["lung"])

@@ -29,7 +29,7 @@ def first_token(caption: list[str], references: list[list[str]]) -> float:
 
 @pytest.fixture
 def new_metric(monkeypatch) -> None:
-    """What the guide tells to write: the function with its entry, and the row."""
+    """The additions of the guide: the function with its entry, and the row."""
     monkeypatch.setitem(text_metrics.CAPTION_SCORES, "first_token", first_token)
     row = Score("first_token", "text", "higher", 0, 1, "right first token", "首个词正确的比例")
     monkeypatch.setitem(SCORES, row.name, row)

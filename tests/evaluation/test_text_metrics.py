@@ -118,10 +118,10 @@ def test_cider_by_hand():
     assert cider([changed, []], references) == pytest.approx([10 * (3 / 4 + 2 / 3 + 1 / 2 + 0) / 4, 0])
     cosines = 4 / math.sqrt(20) + 3 / math.sqrt(12) + 2 / math.sqrt(6) + 1 / math.sqrt(2)
     assert cider([longer, same], references)[0] == pytest.approx(10 * cosines / 4 * math.exp(-1 / 72))
-    assert cider([same, same], [[same], [same]]).tolist() == [0, 0], "nothing tells these slides apart"
+    assert cider([same, same], [[same], [same]]).tolist() == [0, 0], "these slides cannot be told apart"
 
 
-def test_the_tokens_are_chosen_by_the_corpus_and_said():
+def test_the_tokenization_follows_the_corpus_and_is_in_the_signature():
     assert language([[t] for t in REFERENCES]) == "zh" and language([[t] for t in ENGLISH]) == "13a"
     assert language([["胃癌"], ["癌", "cancer"]]) == "zh"
     said = signature([["胃癌"], ["癌", "肿瘤"]])

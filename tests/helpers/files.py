@@ -1,4 +1,4 @@
-"""Files written with plain h5py and json, and how a refusal must look."""
+"""Files written with plain h5py and json, and the check of a refusal."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def write_h5(path: Path, data: np.ndarray, key: str = "embeddings", **options: o
 
 
 def write_slides(folder: Path, counts: dict[str, int], width: int = 6) -> Path:
-    """`folder`/ID.h5 with so many random tiles for each id."""
+    """`folder`/ID.h5 with the given number of random tiles for each id."""
     for seed, (slide_id, count) in enumerate(counts.items()):
         write_h5(folder / f"{slide_id}.h5", random_tiles(count, width, seed))
     return folder

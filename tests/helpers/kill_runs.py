@@ -1,4 +1,4 @@
-"""Training runs that die at a chosen point, for tests/training/test_resume.py: real `finetune.training.run.train`, tiny model.
+"""Training runs that are killed at a chosen point, for tests/training/test_resume.py: real `finetune.training.run.train`, tiny model.
 
 All failpoints are here; the code under test has none. A run is forked from a server that has torch already imported,
 so that one costs a fraction of a second. `kill` is POINT:COUNT[:SIGNAL], by default SIGKILL at the COUNT-th time.
@@ -48,7 +48,7 @@ def make_data(folder: Path) -> None:
 
 
 def train_in(folder: Path, kill: str = "", mutation: str = "", *more: str) -> int:
-    """Run `--resume auto` in `folder` in a process of its own; returns its exit code, -9 for SIGKILL."""
+    """Run `--resume auto` in `folder` in a subprocess; returns its exit code, -9 for SIGKILL."""
     folder.mkdir(exist_ok=True)
     if os.name == "posix":
         _SERVER.set_forkserver_preload([__name__])

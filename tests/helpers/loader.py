@@ -1,4 +1,4 @@
-"""What a loader process is given to read."""
+"""A reader for loader processes."""
 
 from __future__ import annotations
 

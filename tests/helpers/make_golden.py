@@ -1,6 +1,6 @@
 """Make tests/golden/checkpoint_vN.pth and what it says: python -m tests.helpers.make_golden. Only for a new format version.
 
-Prism is trained along, so that the file holds all weights and depends on nobody's random initialisation.
+Prism is trained along, so that the file holds all weights and does not depend on any random initialization.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SETTINGS = [*kill_runs.SETTINGS, "prism.freeze=false", "model.dim=8", "model.hea
 
 
 def golden_captioner(path: Path) -> Captioner:
-    """In fp32 on the CPU, whatever this machine would choose."""
+    """In fp32 on the CPU on every machine."""
     captioner = Captioner.load(path, device="cpu")
     captioner.precision = Precision("fp32", resolve_device("cpu"), "golden")
     return captioner
@@ -37,7 +37,7 @@ def golden_captioner(path: Path) -> Captioner:
 
 def main() -> None:
     path = FOLDER / f"checkpoint_v{FORMAT_VERSION}.pth"
-    assert not path.exists(), "a golden file is for ever: raise FORMAT_VERSION first"
+    assert not path.exists(), "a golden file is never replaced: raise FORMAT_VERSION first"
     with tempfile.TemporaryDirectory() as folder:
         kill_runs.make_data(Path(folder))
         (Path(folder) / "here").mkdir()

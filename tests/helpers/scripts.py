@@ -1,4 +1,4 @@
-"""The scripts as processes of their own, with flags for a tiny run, and how their refusals and checkpoints are compared."""
+"""The scripts as subprocesses, with flags for a tiny run; checks of their refusals and checkpoints."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def flat(value: object) -> object:
 
 
 def assert_equal_state(left: Path, right: Path) -> None:
-    """Everything that moves in training is equal to the bit."""
+    """Everything that training changes is bit-equal."""
     first, second = (torch.load(p, weights_only=True) for p in (left, right))
     for key in ("model", "optimizer", "scaler", "progress", "random_states"):
         assert flat(first[key]) == flat(second[key]), f"{key} differs"

@@ -1,4 +1,4 @@
-"""A tiny captioner, batches, and what trains it; one big batch on one process to compare with."""
+"""A tiny captioner with batches, optimizer and loop parts; one big batch on one process as the reference."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def gradients(objective: Objective, micro_batches: list) -> tuple[dict[str, floa
 
 
 def plain_gradients(model, batch) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
-    """One forward and backward pass over the whole batch, as a single process would do it without any of this."""
+    """One forward and backward pass over the whole batch, as a plain single process computes it."""
     model.zero_grad(set_to_none=True)
     tokens = model.image_tokens(batch.tile_embeddings, batch.tile_mask)
     losses = model.decoder.compute_losses(batch.text, batch.labels, text_mask=batch.text_mask, image_tokens=tokens)

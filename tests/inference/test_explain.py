@@ -1,4 +1,4 @@
-"""Maps of tiles against finite differences, brute force and the encoder as it is used everywhere."""
+"""Tile maps against finite differences, brute force and the ordinary encoder."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def test_a_scale_at_which_tiles_lie_outside_the_thumbnail_is_refused(scale):
 
 
 @pytest.mark.parametrize(("name", "content", "words"), [("a.png", None, "not found"), ("a.png", b"GIF89a", "not a usable PNG"), ("a.jpg", b"\xff\xd8\xff", "not a usable PNG")])
-def test_a_thumbnail_that_is_none_is_refused(tmp_path, name, content, words):
+def test_an_unusable_thumbnail_is_refused(tmp_path, name, content, words):
     if content:
         (tmp_path / name).write_bytes(content)
     with refused(name, words):

@@ -1,4 +1,4 @@
-"""The flags of inference.py: what is parsed, what would be ignored, what does not go together."""
+"""The flags of inference.py: parsing, flags without effect, incompatible flags."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_flag_that_is_missing_or_would_be_ignored_is_refused(flags, words):
 
 
 @pytest.mark.parametrize("text", ["0", "65536", "-1", "8o", "", "٣"])
-def test_a_port_that_is_none_is_refused(text):
+def test_an_unusable_port_is_refused(text):
     with refused("--port"):
         parsed("--checkpoint", "c.pth", "--serve", "--port", text)
 

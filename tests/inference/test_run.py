@@ -1,4 +1,4 @@
-"""What a record gets besides its caption."""
+"""The optional fields of a record."""
 
 from __future__ import annotations
 
@@ -77,14 +77,14 @@ def test_prompts_of_another_form_are_refused(tmp_path, text):
     assert load_prompts(str(path)) == {"癌": ["胃癌"], "无": ["正常", "no tumor"]}
 
 
-def test_a_label_or_class_that_cannot_be_used_is_told_and_never_dropped_in_silence(tmp_path, log_lines):
+def test_an_unusable_label_or_class_is_reported_and_never_dropped_silently(tmp_path, log_lines):
     some = write_json(tmp_path / "some.json", {"a": "text", "b": 5})
     assert list(load_usable_labels(some)) == ["a"] and "1 labels of" in log_lines[-1] and "'b'" in log_lines[-1]
     with refused("none.json", "'a'"):
         load_usable_labels(write_json(tmp_path / "none.json", {"a": 1, "b": 2}))
 
 
-def test_held_out_slides_that_are_not_found_are_told(tmp_path, log_lines):
+def test_missing_held_out_slides_are_reported(tmp_path, log_lines):
     (tmp_path / "a.h5").touch()
     captioner = SimpleNamespace(held_out={"val": ["a", "case_of_two"], "test": []})
     assert list(select_slides(captioner, InferenceOptions(embeddings_dir=str(tmp_path), split="val"), None)) == ["a"]
@@ -105,7 +105,7 @@ def test_a_model_that_names_no_held_out_slides_says_so(tmp_path):
         select_slides(SimpleNamespace(held_out={"val": ["a"], "test": []}), InferenceOptions(embeddings_dir=str(tmp_path), split="test"), None)
 
 
-def test_classes_of_other_slides_are_told(log_lines):
+def test_classes_of_other_slides_are_reported(log_lines):
     captioner = SimpleNamespace(class_probabilities=lambda images, prompts: np.full((len(images), 2), 0.5),
                                 embed_texts=lambda texts: np.ones((len(texts), 2)))
     for classes, told in (({"other": "x"}, True), ({"s": "x"}, False)):

@@ -1,4 +1,4 @@
-"""The page to try a model, without a browser: sizes, texts, flags. With one: test_browser.py."""
+"""The --serve page without a browser: sizes, texts, flags. With a browser: test_browser.py."""
 
 from __future__ import annotations
 

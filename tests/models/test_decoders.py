@@ -24,7 +24,7 @@ OPTIONAL = {"attention": "logits_and_attention", "compile": "compile", "grad_che
 
 
 class OnlyTheProtocol(nn.Module):
-    """A decoder of which nothing but the protocol, and what it says it supports, can be reached."""
+    """A decoder that exposes only the protocol and the features it declares in `supports`."""
 
     def __init__(self, decoder: nn.Module) -> None:
         super().__init__()

@@ -55,7 +55,7 @@ def log_probs(slide: int, prefix: tuple[int, ...]) -> torch.Tensor:
 
 
 def best_of_all(slide: int, max_length: int, penalty: float) -> list[int]:
-    """The sequence of highest log-probability / length ** penalty among all there are."""
+    """The sequence of highest log-probability / length ** penalty among all sequences."""
     words = [w for w in range(WORDS) if w not in (PAD, BOS, EOS)]
     scored = []
     for count in range(max_length):

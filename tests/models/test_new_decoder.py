@@ -1,4 +1,4 @@
-"""The worked example of the guide: a decoder of one's own, a GRU, from its module to training, captions and scores."""
+"""The worked example of the guide: a custom GRU decoder, from its module to training, captions and scores."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def test_a_step_moves_the_upper_half_and_the_heads_and_nothing_else(rank):
 @pytest.mark.parametrize(("weight", "saved"), [("caption_loss_weight", {"img_to_latents", "text_to_latents", "temperature"}),
                                                ("contrastive_loss_weight", {"text_decoder"})])
 def test_what_no_loss_reaches_is_not_saved(weight, saved):
-    """Else a checkpoint would hold Prism's own weights, untouched."""
+    """Otherwise a checkpoint would contain Prism's own weights, unchanged."""
     config = config_of(**{weight: 0})
     assert {key.split(".")[1] for key in build_model(config, LETTERS).saved_state()} == saved
     config.training.loss = "some.module:loss"  # it may use all outputs
@@ -94,7 +94,7 @@ def test_what_no_loss_reaches_is_not_saved(weight, saved):
 
 
 @pytest.mark.parametrize("rank", [0, 4])
-def test_the_trained_part_travels_and_completes_the_frozen_one(rank):
+def test_the_trained_part_is_saved_and_completes_the_frozen_one(rank):
     config = config_of(lora_rank=rank)
     model, fresh = build_model(config, LETTERS), build_model(config, LETTERS)
     with torch.no_grad():
@@ -119,7 +119,7 @@ def test_adapters_begin_as_nothing_and_need_peft(monkeypatch):
         build_model(config_of(lora_rank=4), LETTERS)
 
 
-def test_what_the_text_side_needs_is_said(monkeypatch, tmp_path):
+def test_missing_files_of_the_text_side_are_named(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "sacremoses", None)
     with refused("prism.weights", "pip install sacremoses"):
         build_model(config_of(), LETTERS)

@@ -1,4 +1,4 @@
-"""report.html from files written here by hand; what a browser makes of it is in test_browser.py."""
+"""report.html from files written here by hand; rendering is tested in test_browser.py."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def test_ticks_of_epochs_are_whole_and_within(last):
     assert all(t == int(t) for t in found) and (last == 1 or (min(found) >= 1 and max(found) <= last and found))
 
 
-def test_points_stand_where_their_values_are():
+def test_points_are_drawn_at_their_values():
     chart = line_chart(("", ""), ("", ""), {"a": [(1, 0.0), (2, math.nan), (3, 10.0), (5, 5.0)], "b": [(1, math.inf)]})
     (x1, y1, text), (x3, y3, _), (x5, y5, _) = chart.lines["a"][1]
     assert list(chart.lines) == ["a"] and text == "a, epoch 1: 0" and x3 - x1 == pytest.approx(x5 - x3, abs=0.2)
@@ -195,7 +195,7 @@ def test_a_report_that_cannot_be_written_is_a_warning(tmp_path, log_lines):
     assert (tmp_path / "metrics.jsonl").exists() and not list(tmp_path.glob(".*tmp"))
 
 
-def test_the_command_writes_it_anew_and_refuses_another_folder(tmp_path):
+def test_the_command_rebuilds_it_and_refuses_another_folder(tmp_path):
     folder = make_run(tmp_path / "run")
     for argument, code in ((folder, 0), (tmp_path, 2)):
         done = subprocess.run([sys.executable, "-m", "finetune.report", argument], cwd=ROOT, capture_output=True, text=True, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""BioGPT's tokenizer against `transformers.BioGptTokenizer` 5.24.0, whose results stand in parity/biogpt_tokenizer.json."""
+"""BioGPT's tokenizer against `transformers.BioGptTokenizer` 5.24.0, whose results are in parity/biogpt_tokenizer.json."""
 
 import json
 import pickle

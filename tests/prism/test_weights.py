@@ -27,7 +27,7 @@ ALIAS = FIRST.replace("layers.1", "layers.2")
 
 
 def put(folder: Path, state: dict, name: str = "model.safetensors", config: bool = True) -> Path:
-    """A model folder as people have them."""
+    """A local model folder."""
     folder.mkdir(parents=True, exist_ok=True)
     if config:
         (folder / "config.json").write_text(json.dumps({"perceiver_config": SMALL_CONFIG}), encoding="utf-8")
@@ -320,7 +320,7 @@ def test_cached_files_are_used_when_the_hub_does_not_answer(tmp_path, monkeypatc
         (ConnectionError("Name or service not known\nmore"), "Name or service not known"),
     ],
 )
-def test_why_the_hub_refuses_is_told_with_the_fix(tmp_path, monkeypatch, error, cause):
+def test_the_refusal_of_the_hub_is_reported_with_the_fix(tmp_path, monkeypatch, error, cause):
     play_hub(monkeypatch, tmp_path, ask=error)
     text = refusal("paige-ai/Prism", revision="v9")
     for word in ("paige-ai/Prism: ", cause, "huggingface.co/paige-ai/Prism", "HF_TOKEN", "HF_ENDPOINT", "local folder"):

@@ -1,4 +1,4 @@
-"""That every case of the benchmark runs, ours and the peers', which it installs; and where its tables are put."""
+"""Every case of the benchmark runs, ours and the peers' (which it installs); placement of its tables."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The scripts as users run them: processes of their own, tiny models, real files."""
+"""The scripts as users run them: subprocesses, tiny models, real files."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ training: {{batch_size: 3, epochs: 2, learning_rate: 3e-3, output_dir: yaml}}
 
 @pytest.mark.full
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM])
-def test_a_stopped_and_resumed_run_ends_bit_equal_to_an_undisturbed_one(data, tmp_path, stop):
+def test_a_stopped_and_resumed_run_ends_bit_equal_to_an_uninterrupted_one(data, tmp_path, stop):
     args = [*flags(data, "--epochs", 6, "--save_every", 2, "--resume", "auto"), "--set", *TINY,
             "training.precision=fp32", "training.accum_freq=2", "data.max_tiles=4"]
     for name in ("whole", "stopped"):
@@ -159,7 +159,7 @@ def test_a_stopped_and_resumed_run_ends_bit_equal_to_an_undisturbed_one(data, tm
 
 
 @pytest.mark.full
-def test_resume_from_each_kind_of_checkpoint_goes_on(data, trained, tmp_path):
+def test_a_run_resumes_from_each_kind_of_checkpoint(data, trained, tmp_path):
     import shutil
 
     for name, epoch in (("checkpoint_epoch_20.pth", 20), ("last_model.pth", 30)):
@@ -173,7 +173,7 @@ def test_resume_from_each_kind_of_checkpoint_goes_on(data, trained, tmp_path):
 
 
 @pytest.mark.full
-def test_a_trained_prism_moves_and_travels_in_the_checkpoint(data, tmp_path):
+def test_a_trained_prism_changes_and_is_in_the_checkpoint(data, tmp_path):
     result = run("train_finetune.py", *flags(data, "--epochs", 1), "--set", *TINY, "prism.freeze=false",
                  "training.save_every=0", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -228,7 +228,7 @@ def test_C12_a_second_run_does_not_overwrite_the_first(data, trained):
 
 
 @pytest.mark.full
-def test_check_looks_at_every_tile_and_writes_nothing(data, tmp_path):
+def test_check_reads_every_tile_and_writes_nothing(data, tmp_path):
     config = f'data: {{embeddings_dir: "{data}/embeddings", labels_file: "{data}/labels.json", val_split: 0.25}}'
     (tmp_path / "c.yaml").write_text(config, encoding="utf-8")
     assert run("train_with_config.py", "--config", "c.yaml", "--check", cwd=tmp_path).returncode == 0

@@ -1,4 +1,4 @@
-"""No file, however broken, ends in anything but one clean line: no traceback, no hang, no full memory."""
+"""Any broken file ends in one clean error line: no traceback, no hang, no exhausted memory."""
 
 from __future__ import annotations
 

@@ -197,8 +197,8 @@ def test_an_exported_folder_holds_what_the_hub_wants_and_nothing_private(trained
     with safe_open(exported / "model.safetensors", framework="pt") as file:
         assert set(file.keys()) == set(torch.load(trained / "best_model.pth", weights_only=True)["model"])
     card = (exported / "README.md").read_text(encoding="utf-8")
-    assert card.startswith("---\n") and "6 slides to train, 3 to validate" in card and "| val_loss |" in card
-    assert "keep the folder to yourself" in card  # it is derived from Prism
+    assert card.startswith("---\n") and "6 training slides, 3 validation slides" in card and "| val_loss |" in card
+    assert "do not distribute this folder" in card  # it is derived from Prism
     words = "".join(p.read_text(encoding="utf-8") for p in exported.iterdir() if p.suffix != ".safetensors")
     assert str(data) not in words and not any(f'"s{i}"' in words for i in range(9))
     assert not any(text in words for text in TEXTS)

@@ -1,4 +1,4 @@
-"""Calibration against a search of one's own; the index of training slides; confidence of captions."""
+"""Calibration against an independent search; the index of training slides; confidence of captions."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def batches_of(*batches):
 
 
 def likelihood(model, batches, temperature: float) -> float:
-    """Word by word, from the model's plain forward pass."""
+    """Token by token, from the model's plain forward pass."""
     total = 0.0
     for batch in batches:
         tokens = model.image_tokens(batch.tile_embeddings, batch.tile_mask)
@@ -62,7 +62,7 @@ def likelihood(model, batches, temperature: float) -> float:
 
 @torch.no_grad()
 @pytest.mark.parametrize("scale", [0.3, 4.0])
-def test_the_temperature_makes_the_validation_words_most_probable(scale):
+def test_the_temperature_maximizes_the_likelihood_of_the_validation_tokens(scale):
     model, batches = tiny_model(), [a_batch(1, 3, [5, 2, 4]), a_batch(2, 2)]
     model.eval()
     norm, _ = model.decoder.to_logits
@@ -81,7 +81,7 @@ def test_without_validation_nothing_is_calibrated():
 
 @torch.no_grad()
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"do_sample": True}, {"max_length": 4}], ids=str)
-def test_confidence_is_the_mean_probability_word_by_word(options):
+def test_confidence_is_the_mean_token_probability(options):
     model, batch = tiny_model(), a_batch(1, 4)
     model.eval()
     tokens = model.image_tokens(batch.tile_embeddings, batch.tile_mask)
@@ -120,7 +120,7 @@ def test_a_finished_run_has_its_calibration_and_its_training_slides_once(tmp_pat
     assert read_nearest(tmp_path / BEST, checkpoint_of(model, fingerprint="other")) is None
 
 
-def test_without_the_contrastive_loss_there_are_texts_but_no_places(tmp_path):
+def test_without_the_contrastive_loss_there_are_texts_but_no_embeddings(tmp_path):
     model, train = tiny_model(contrastive_weight=0.0), [a_batch(1, 2)]
     checkpoint_of(model).save(tmp_path, [BEST])
     calibrate_and_index(tmp_path, model, FP32, data_of(train), Config(), batches_of(*train))

@@ -1,4 +1,4 @@
-"""Signs of a captioner that does not look at its slides."""
+"""Signs of a captioner that ignores its slides."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_the_gap_is_the_loss_with_slides_exchanged_minus_the_loss(tmp_path):
     assert 1 / 6 <= scores["val_distinct_captions"] <= 1
 
 
-def test_watching_moves_no_weight_no_generator_and_no_score(tmp_path):
+def test_the_check_changes_no_weight_no_generator_and_no_score(tmp_path):
     model, batches = tiny_model(), [a_batch(1, 3, [5, 2, 4]), a_batch(2, 2)]
     plain = parts_of(model, tmp_path, validation=batches).validate(1)
     before, state = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
@@ -56,7 +56,7 @@ def test_a_captioner_that_ignores_its_slides_is_reported_once(tmp_path, log_line
     assert '"val_shuffled_gap": ' in (tmp_path / "metrics.jsonl").read_text(encoding="utf-8")
 
 
-def test_a_captioner_that_has_learned_its_slides_is_not_suspected(tmp_path, log_lines):
+def test_a_captioner_that_depends_on_its_slides_gets_no_warning(tmp_path, log_lines):
     model, batch = tiny_model(contrastive_weight=0.0), a_batch(1, 6)
     parts = parts_of(model, tmp_path, [batch], [batch], observers=[CollapseCheck()])
     for _ in range(150):

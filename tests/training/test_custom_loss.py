@@ -1,4 +1,4 @@
-"""A loss function of the user's own: what is refused, and the guide's example in a run."""
+"""A custom loss: what is refused, and the guide's example in a run."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ INPUTS = LossInputs(*(torch.zeros(()) for _ in range(6)))
 
 
 @pytest.mark.parametrize("name", ["no_such_module:f", "math:no_such", "math:pi", "math", ":", "a:b:c"])
-def test_what_is_no_function_is_refused(name):
+def test_anything_but_a_function_is_refused(name):
     with refused("training.loss", name):
         load_loss(name)
 
 
 @pytest.mark.parametrize("parts", [torch.zeros(()), {}, {"a": 1.0}, {"a": torch.zeros(2)}, {"loss": torch.zeros(())},
                                    {"bleu_4": torch.zeros(())}, {"best": torch.zeros(())}, {0: torch.zeros(())}])
-def test_parts_that_are_no_named_scalars_are_refused(parts):
+def test_parts_that_are_not_named_scalars_are_refused(parts):
     with refused("training.loss"):
         parts_of(lambda _: parts, INPUTS)
 
@@ -51,7 +51,7 @@ def test_a_loss_that_can_be_called_with_one_argument_is_loaded(tmp_path, monkeyp
     assert load_loss("math:hypot").__name__ == "hypot", "a function in C, of which nothing is known"
 
 
-def test_a_trial_gives_a_loss_what_training_will_and_leaves_the_random_state_alone():
+def test_a_trial_call_gets_the_inputs_of_training_and_keeps_the_random_state():
     def loss(inputs):
         assert inputs.logits.shape == (2, 8, 11) and inputs.labels.max() < 11 and inputs.text_mask.dtype is torch.bool
         assert inputs.text_latents.shape == inputs.image_latents.shape == (2, 4)

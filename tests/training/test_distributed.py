@@ -37,7 +37,7 @@ STEPS = {"even": [[3], [3], [3], [3]], "uneven": [[3], [1], [2], [3]], "micro-ba
 
 
 def a_step(layout: list[list[int]]) -> list[list]:
-    """Micro-batches of each rank; the first text of each stands in the others too."""
+    """Micro-batches of each rank; the first text of each also occurs in the others."""
     ranks, seed = [], 0
     for sizes in layout:
         ranks.append([])
@@ -71,7 +71,7 @@ def overflow(world: World, folder: Path) -> tuple[float, int, bool]:
 
 
 def poisoned(world: World, folder: Path) -> str:
-    """What each rank says of a NaN on the last one."""
+    """The error of each rank for a NaN on the last one."""
     batch = a_batch(world.rank, 2)
     if world.rank == world.size - 1:
         batch.tile_embeddings[0, 0, 0] = torch.nan
@@ -89,7 +89,7 @@ def validated(world: World, folder: Path) -> dict[str, float]:
 
 
 def worker(folder: Path) -> None:
-    """One rank: everything that is compared, saved for the test."""
+    """One rank: computes and saves everything that the tests compare."""
     with join_world(CPU) as world:
         found = {name: gradients(objective_of(world), a_step(layout[:world.size])[world.rank])
                  for name, layout in STEPS.items()}

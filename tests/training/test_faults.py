@@ -82,7 +82,7 @@ def test_K05_K06_another_architecture_or_vocabulary_is_refused_with_the_first_di
         saver.model.load_saved_state(content.model | {key: torch.zeros(12, 16)}, "x.pth")
 
 
-def test_K06_the_tokenizer_travels_in_the_checkpoint_and_has_the_size_of_its_model(saved):
+def test_K06_the_tokenizer_is_in_the_checkpoint_and_fits_its_model(saved):
     assert saved[1].tokenizer == RUN.tokenizer
 
 
@@ -147,7 +147,7 @@ def test_K10_a_checkpoint_goes_from_cpu_to_gpu_and_back(saved, tmp_path):
     assert all(torch.equal(v, content.model[k]) for k, v in Checkpoint.load(tmp_path / LAST).model.items())
 
 
-def test_K11_another_machine_is_told_and_goes_on(log_lines):
+def test_K11_another_machine_warns_and_resumes(log_lines):
     resume.check_same_run(BEFORE, dataclasses.replace(RUN, versions={"torch": "2.14.0", "threads": 8}))
     assert [line for line in log_lines if "torch was 2.13.0, now 2.14.0" in line and "last bits" in line]
     assert any("threads was 2, now 8" in line for line in log_lines)
@@ -197,7 +197,7 @@ def test_K18_K01_the_newest_is_the_furthest_in_training_not_in_the_alphabet(tmp_
         resume.choose_checkpoint(str(tmp_path / LAST), tmp_path)
     chosen = resume.choose_checkpoint("auto", tmp_path)
     assert chosen.path.name == "checkpoint_epoch_10.pth" and chosen.progress["epoch"] == 10
-    assert any("going on from checkpoint_epoch_10.pth instead" in line for line in log_lines)
+    assert any("resuming from checkpoint_epoch_10.pth instead" in line for line in log_lines)
 
 
 def test_K20_a_validation_loss_of_nan_is_reported(tmp_path, log_lines):
@@ -257,7 +257,7 @@ def test_R06_a_drive_without_locks_does_not_stop_a_run(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES], ids=["C11 read-only", "C11 no permission"])
-def test_a_folder_that_cannot_be_written_is_told_first(tmp_path, monkeypatch, number):
+def test_an_unwritable_folder_is_reported_first(tmp_path, monkeypatch, number):
     def fail(*_, **__):
         raise OSError(number, os.strerror(number))
 
@@ -267,13 +267,13 @@ def test_a_folder_that_cannot_be_written_is_told_first(tmp_path, monkeypatch, nu
     assert list(tmp_path.iterdir()) == []
 
 
-def test_C11_a_file_in_the_place_of_the_folder_is_told(tmp_path):
+def test_C11_a_file_in_place_of_the_folder_is_reported(tmp_path):
     (tmp_path / "run").write_text("x", encoding="utf-8")
     with refused(tmp_path / "run", "cannot be written"):
         RunLock(tmp_path / "run").__enter__()
 
 
-def test_C11_too_little_space_is_told_before_the_first_step(tmp_path, monkeypatch):
+def test_C11_too_little_space_is_reported_before_the_first_step(tmp_path, monkeypatch):
     model = tiny_model()
     size = sum(t.nbytes for t in model.saved_state().values()) + 2 * sum(p.nbytes for p in model.trained_parameters())
     for free, enough in ((3 * size, True), (3 * size - 1, False)):
@@ -299,7 +299,7 @@ def test_C07_a_training_set_without_a_step_is_refused(tmp_path, monkeypatch):
 
 # --- hardware --------------------------------------------------------------------------------------------------------
 
-def test_C10_R04_what_was_asked_for_and_is_not_there_is_told():
+def test_C10_R04_an_unavailable_device_or_precision_is_reported():
     precision = resolve_precision("fp16", CPU)
     assert precision.name in ("bf16", "fp32") and "needs CUDA" in precision.reason and not precision.scaler().is_enabled()
     assert resolve_device("auto").type in ("cpu", "cuda")
@@ -327,7 +327,7 @@ def test_R03_another_runtime_error_stays_a_bug(tmp_path, monkeypatch):
 
 
 class Gone:
-    """A stream whose reader has left."""
+    """A stream whose reader has closed it."""
 
     encoding = "utf-8"
 
@@ -365,7 +365,7 @@ def test_R07_a_full_disk_for_logs_is_one_line_for_metrics_and_nothing_for_the_lo
 
 
 def test_a_run_opens_no_socket(tmp_path, monkeypatch):
-    """Section 4.4: no download and no telemetry unless asked."""
+    """No download and no telemetry unless requested."""
     def no_network(*_, **__):
         raise AssertionError("a socket was opened")
 

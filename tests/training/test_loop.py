@@ -82,7 +82,7 @@ def test_N08_validation_is_the_same_however_it_is_batched_and_leaves_no_trace(tm
 
 
 def test_N08_a_lone_slide_counts_in_every_mean_but_the_contrastive(tmp_path):
-    """Which compares it with nothing: SigLIP's loss of one pair is not 0."""
+    """A single slide has no negatives, but SigLIP's loss of one pair is not 0."""
     batches = [a_batch(1, 3, [5, 2, 4]), a_batch(2, 1, [3])]
     model = tiny_model(1.0, 0.5)
     parts = parts_of(model, tmp_path, validation=batches)
@@ -109,7 +109,7 @@ def test_the_loop_runs_every_batch_at_the_scheduled_rate_and_saves_each_epoch(tm
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
 
 
-def test_a_stop_inside_an_epoch_saves_where_it_stopped_and_goes_on_to_the_same_end(tmp_path):
+def test_a_stop_inside_an_epoch_saves_its_position_and_resumes_to_the_same_end(tmp_path):
     batches, ends = [a_batch(i, 2) for i in range(4)], []
     for stop_after in (None, 3):
         folder = tmp_path / str(stop_after)
@@ -144,7 +144,7 @@ def test_K20_a_score_of_nan_is_never_the_best(tmp_path):
     assert fit(parts, state).best_epoch == 1
 
 
-def test_a_metrics_file_that_somebody_shortened_is_not_filled_with_zero_bytes(tmp_path, log_lines):
+def test_a_shortened_metrics_file_is_not_filled_with_zero_bytes(tmp_path, log_lines):
     log = RunLog(tmp_path)
     log.path.write_bytes(b"123\n")
     log.truncate(9)

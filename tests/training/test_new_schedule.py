@@ -48,6 +48,6 @@ def test_the_loop_trains_at_the_rate_of_a_new_schedule(tmp_path):
     assert rates == pytest.approx([0.005, 0.01, 0.01, 0.0075, 0.005, 0.0025])
 
 
-def test_the_default_of_the_new_key_is_the_schedule_of_today():
+def test_the_default_of_the_new_key_is_the_current_schedule():
     ours, theirs = (make(TrainingConfigWithSchedule(), 50) for make in (learning_rate_schedule, optim.learning_rate_schedule))
     assert [ours(step) for step in range(60)] == [theirs(step) for step in range(60)]

@@ -51,8 +51,8 @@ def test_a_prism_that_is_trained_gets_the_gradients_of_one_batch_too():
         torch.testing.assert_close(found[name], gradient, atol=2e-5, rtol=2e-5)
 
 
-def test_dropout_falls_alike_in_both_passes():
-    """A layer that draws: the second pass must meet the latents that the gradient was computed for."""
+def test_dropout_masks_are_the_same_in_both_passes():
+    """With a random layer, the second pass must reproduce the latents that the gradient was computed for."""
     objective = objective_of(ALONE)
     forward, latents = objective.model.forward, []
 
@@ -80,7 +80,7 @@ def test_the_contrastive_loss_takes_memory_of_its_chunk_and_not_of_the_square():
 
 
 class Small:
-    """A memory with room for so many slides at a time: more raise an error, in the forward or in the backward pass."""
+    """Simulated memory for a number of slides: larger batches raise an error in the forward or backward pass."""
 
     def __init__(self, model, room: int, where: str) -> None:
         self.room, self.where, self.errors = room, where, 0
@@ -236,7 +236,7 @@ def test_siglip_in_micro_batches_gives_the_gradients_of_one_batch(chunk):
 
 
 def per_slide(inputs):
-    """Something of everything that a user's loss is given, a mean over the slides."""
+    """A mean over the slides that depends on every input of a custom loss."""
     words = (inputs.logits.logsumexp(-1) * inputs.text_mask).sum(1) + (inputs.labels * inputs.text_mask).sum(1)
     pairs = (inputs.text_latents * inputs.image_latents).sum(1) * inputs.logit_scale
     return {"my_words": words.mean() * 1e-2, "my_pairs": pairs.square().mean()}

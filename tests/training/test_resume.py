@@ -1,4 +1,4 @@
-"""The promise: a run killed at any moment, and killed again when resumed, ends bit-equal to an undisturbed one."""
+"""The promise: a run killed at any moment, and killed again when resumed, ends bit-equal to an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PASSED = {"step": 12, "before_write": 10, "mid_write": 10, "before_replace": 14,
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
-    """The folder of an undisturbed run, beside which the others are made."""
+    """The folder of an uninterrupted run, the reference of the others."""
     base = tmp_path_factory.mktemp("resume")
     make_data(base)
     assert train_in(base / "whole") == 0
@@ -36,7 +36,7 @@ def assert_same_end(whole: Path, folder: Path) -> None:
 
 
 def kill_twice(whole: Path, folder: Path, kill: str, again: str = "step:2") -> None:
-    """Killed, resumed and killed again; every file that has its name by then is whole."""
+    """Killed, resumed and killed again; every file with a final name is complete."""
     assert train_in(folder, kill) == KILLED, f"{kill} was not reached"
     for path in (folder / "run").glob("*.pth"):
         Checkpoint.load(path)
@@ -50,7 +50,7 @@ def random_kill(seed: int) -> tuple[str, str]:
     return first, second
 
 
-def test_the_undisturbed_run_is_the_same_twice_and_has_what_makes_resuming_hard(whole):
+def test_the_uninterrupted_run_is_the_same_twice_and_has_what_makes_resuming_hard(whole):
     assert_same_end(whole, whole.parent / "again")
     last, best = (Checkpoint.load(whole / "run" / n) for n in ("last_model.pth", "best_model.pth"))
     assert last.progress["step"] == 12 and len(list((whole / "run").glob("*.pth"))) == 4
@@ -85,7 +85,7 @@ def test_K16_two_kills_in_one_epoch_and_one_at_its_end(whole):
 
 @pytest.mark.parametrize("kill", ["start:1:SIGINT", "step:5:SIGINT", "validation:2:SIGTERM", "mid_write:4:SIGTERM",
                                   "before_replace:4:SIGINT"])
-def test_K17_a_signal_saves_and_exits_in_time_and_the_run_goes_on_bit_equal(whole, kill):
+def test_K17_a_signal_saves_and_exits_in_time_and_the_run_resumes_bit_equal(whole, kill):
     folder, started = whole.parent / kill.replace(":", "_"), time.monotonic()
     assert train_in(folder, kill) == (INTERRUPTED if kill.endswith("INT") else TERMINATED)
     assert time.monotonic() - started < 30
@@ -110,8 +110,8 @@ def test_K01_auto_falls_back_to_an_older_checkpoint_and_ends_bit_equal(whole, ho
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
-def test_the_comparison_bites(whole, mutation):
-    """With one line taken out of restoring or saving, a resumed run must not look like the undisturbed one."""
+def test_the_comparison_detects_each_mutation(whole, mutation):
+    """With one line removed from restoring or saving, a resumed run must differ from the uninterrupted one."""
     folder = whole.parent / f"without {mutation}"
     if mutation == "atomic write":
         assert train_in(folder, "mid_write:6", mutation) == KILLED

@@ -55,7 +55,7 @@ def train(data: Path, folder: Path, processes: int, *more: str) -> str:
 
 @contextmanager
 def disturbed(data: Path, folder: Path, disturb: Callable[[subprocess.Popen], None], *more: str) -> Iterator[str]:
-    """What a run of two processes wrote to stderr that was disturbed after some epochs and did not end well."""
+    """The stderr of a two-process run that was interrupted after some epochs and failed."""
     folder.mkdir()
     with subprocess.Popen(command(data, 2, *more), cwd=folder, env=ENV, stderr=subprocess.PIPE, text=True,
                           encoding="utf-8") as process:
@@ -87,7 +87,7 @@ def losses(folder: Path) -> list[float]:
 
 @pytest.fixture(scope="module")
 def whole(data, tmp_path_factory) -> Path:
-    """The folder of an undisturbed run of two processes."""
+    """The folder of an uninterrupted run of two processes."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
     written = train(data, folder, 2)
     assert written.count("15 training and 4 validation slides") == 1, "rank 0 alone prints"
@@ -103,18 +103,18 @@ def test_two_processes_train_as_one_with_the_whole_batch(data, whole):
     assert len(losses(folder)) == len(losses(whole)) == 7 * EPOCHS
 
 
-def test_R05_a_killed_rank_ends_all_and_the_run_goes_on_bit_equal(data, whole):
+def test_R05_a_killed_rank_ends_all_and_the_run_resumes_bit_equal(data, whole):
     folder = whole.parent / "killed"
     with disturbed(data, folder, lambda p: os.kill(ranks_of(p)[1], signal.SIGKILL)) as written:
         assert written.count("error: torchrun: another process of this run is gone") == 1
     (folder / "run" / "last_model.pth").unlink()  # lost, too: then it goes on from the best one
-    assert "going on from best_model.pth" in train(data, folder, 2)
+    assert "resuming from best_model.pth" in train(data, folder, 2)
     for name in ("last_model.pth", "best_model.pth"):
         assert_equal_state(whole / "run" / name, folder / "run" / name)
     assert (folder / "run" / "metrics.jsonl").read_bytes() == (whole / "run" / "metrics.jsonl").read_bytes()
 
 
-def test_a_signal_to_torchrun_saves_and_another_number_of_processes_goes_on(data, whole):
+def test_a_signal_to_torchrun_saves_and_another_number_of_processes_can_resume(data, whole):
     folder = whole.parent / "terminated"
     with disturbed(data, folder, lambda p: p.send_signal(signal.SIGTERM)) as written:
         assert "stopped by SIGTERM after step" in written and "Traceback" not in written.split("stopped by")[0]
@@ -141,14 +141,14 @@ def test_R05_an_error_on_one_rank_ends_all_with_its_message(data, whole, tmp_pat
 
 
 @pytest.mark.parametrize(("local_rank", "lines"), [("0", 1), ("1", 0)])
-def test_what_is_wrong_before_the_processes_meet_is_told_once_a_machine(data, tmp_path, local_rank, lines):
+def test_an_error_before_the_processes_connect_is_reported_once_per_machine(data, tmp_path, local_rank, lines):
     env = {**ENV, "RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": local_rank}
     done = subprocess.run(command(data, 1, "training.epochz=1"), cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("error: --set: unknown key in section training: epochz") == lines
     assert len(done.stderr.splitlines()) == lines
 
 
-def test_check_is_said_once(data, tmp_path):
+def test_check_reports_once(data, tmp_path):
     (tmp_path / "config.yaml").write_text(f"data:\n  embeddings_dir: {data}/embeddings\n  labels_file: {data}/labels.json\n",
                                           encoding="utf-8")
     launch = command(data, 2)[1:command(data, 2).index(str(ROOT / "train_finetune.py"))]

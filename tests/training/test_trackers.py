@@ -1,4 +1,4 @@
-"""Curves sent elsewhere: an event file read back by TensorBoard itself, and what wandb is asked to do."""
+"""Experiment trackers: an event file read back by TensorBoard itself, and the calls to wandb."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_resumed_run_is_the_same_to_wandb_and_another_folder_of_that_name_is_n
     assert ids[0] == ids[1] != ids[2]
 
 
-def test_a_tracker_that_fails_is_said_once_and_the_run_goes_on(tmp_path, log_lines):
+def test_a_failing_tracker_warns_once_and_the_run_continues(tmp_path, log_lines):
     def broken(*_):
         raise OSError(28, "No space left on device")
 
@@ -59,7 +59,7 @@ def test_a_tracker_that_fails_is_said_once_and_the_run_goes_on(tmp_path, log_lin
     assert len(good) == 3 and sum("training.report_to" in line and "No space left" in line for line in log_lines) == 1
 
 
-def test_a_place_where_tensorboard_cannot_write_is_a_user_error(tmp_path):
+def test_a_folder_where_tensorboard_cannot_write_is_a_user_error(tmp_path):
     pytest.importorskip("tensorboard")
     (tmp_path / "tensorboard").write_text("in the way")
     with refused("tensorboard: cannot be written", "report_to"):
