@@ -27,6 +27,12 @@ def temperature_of(checkpoint: Checkpoint) -> float | None:
     return temperature if is_usable else None
 
 
+def rerank_is_better(checkpoint: Checkpoint) -> bool:
+    """Whether re-ranking made the captions of the validation slides better, as measured after training."""
+    calibration = checkpoint.calibration
+    return isinstance(calibration, dict) and calibration.get("rerank") is True
+
+
 def read_nearest(path: Path, checkpoint: Checkpoint) -> dict[str, Any] | None:
     """The nearest.pt beside the file `path` of a checkpoint, None if it does not exist or is of other training data.
 

@@ -30,7 +30,8 @@ from ..models.build import build_model, build_prism, check_architecture
 from ..models.captioner import SlideCaptioner
 from ..models.embeddings import embed_texts
 from ..models.generation import confidences, generate
-from ..models.training_texts import SlideVectors
+from ..models.rerank import rerank
+from ..models.training_texts import SlideVectors, TrainingTexts
 from .options import InferenceOptions
 from .records import Record, new_record
 
@@ -42,6 +43,7 @@ class Captioner:
     Attributes:
         held_out: Ids of the slides in the splits val and test.
         temperature: Calibration of the confidence, None if the checkpoint was not calibrated.
+        rerank_with: Training texts that may replace a caption, with a probe; None for own captions only.
         checkpoint: The one it was loaded from, without its tensors; None for Prism itself.
     """
 
@@ -52,6 +54,7 @@ class Captioner:
     held_out: dict[str, list[str]]
     temperature: float | None = None
     checkpoint: Checkpoint | None = None
+    rerank_with: TrainingTexts | None = None
 
     @classmethod
     def load(cls, checkpoint: str | Path, prism: str | None = None, device: str = "auto") -> Captioner:
@@ -127,22 +130,39 @@ class Captioner:
         with self.precision.autocast():
             image_tokens = self.model.image_tokens(tiles.to(device), mask.to(device))  # (B, n, D)
             captions = generate(decoder, image_tokens, options, **special)
+            of_slides = SlideVectors.of(decoder, image_tokens)
+            captions, answers = self._answers(image_tokens, captions, of_slides, options.max_length)
             confidence = confidences(decoder, image_tokens, captions, options.max_length,
                                      temperature=self.temperature or 1.0, **special)
-            of_slides = SlideVectors.of(decoder, image_tokens)
         is_finite = np.isfinite(of_slides.contrastive).all(axis=1)
         if not is_finite.all():
             raise UserError(slides[int(is_finite.argmin())].slide_id, "its tiles make the model overflow",
                             "check how its features were extracted")
         records = []
-        for slide, caption, slide_confidence in zip(slides, captions, confidence, strict=True):
-            text = self.tokenizer.decode(caption)
-            records.append(new_record(slide.slide_id, caption=text, confidence=slide_confidence))
+        for slide, answer, slide_confidence in zip(slides, answers, confidence, strict=True):
+            record = new_record(slide.slide_id, caption=answer, confidence=slide_confidence)
+            if self.rerank_with and answer in self.rerank_with.counts:
+                record["from_training_text"] = True
+            records.append(record)
         if texts:
             self._add_similarities(records, of_slides.contrastive, texts)
         if vectors is not None:
             vectors.update((slide.slide_id, row) for slide, row in zip(slides, of_slides.rows(), strict=True))
         return records
+
+    def _answers(self, image_tokens: torch.Tensor, captions: list[list[int]], slides: SlideVectors,
+                 max_length: int) -> tuple[list[list[int]], list[str]]:
+        """The captions of B slides, as ids and as text, after re-ranking if that is wanted."""
+        texts = [self.tokenizer.decode(caption) for caption in captions]
+        training = self.rerank_with
+        if training is None:
+            return captions, texts
+        captions = list(captions)
+        better = rerank(self.model.decoder, image_tokens, captions, slides, training, max_length)
+        for row, text in enumerate(better):
+            if text is not None:
+                captions[row], texts[row] = training.encode(text)[1:-1], text
+        return captions, texts
 
     def _add_similarities(self, records: list[Record], vectors: np.ndarray, texts: list[str]) -> None:
         """vectors: unit vectors (B, dim_latents) of the slides."""

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from ..checkpoints.nearest_index import NEAREST, read_nearest, same_weights
+from ..checkpoints.nearest_index import NEAREST, read_nearest, rerank_is_better, same_weights
 from ..common.errors import UserError
 from ..common.files import expand
 from ..models.training_texts import TrainingTexts
 from .captioner import Captioner
+from .options import InferenceOptions
 from .records import Nearest
 
 
@@ -54,6 +55,27 @@ class TrainingSlides:
         order = np.argsort(-cosines, kind="stable")[:count]
         return [Nearest(id=self.index["ids"][i], similarity=float(cosines[i]), texts=self.index["texts"][i])
                 for i in order]
+
+
+def texts_to_rerank_with(options: InferenceOptions, captioner: Captioner,
+                         training: TrainingSlides | None) -> TrainingTexts | None:
+    """The training texts that may replace a caption, None if --rerank is off.
+
+    auto is on where it made the captions of the validation slides better after training, but not for samples.
+
+    Raises:
+        UserError: --rerank true without a linear probe.
+    """
+    if options.rerank == "false":
+        return None
+    has_probe = training is not None and training.texts.probe is not None
+    if options.rerank == "auto":
+        is_better = captioner.checkpoint is not None and rerank_is_better(captioner.checkpoint)
+        return training.texts if has_probe and is_better and not options.do_sample else None
+    if not has_probe:
+        raise UserError("--rerank", f"no {NEAREST} with a linear probe beside the checkpoint",
+                        "use the best_model.pth of a finished run, in its run folder, or leave --rerank out")
+    return training.texts
 
 
 def _texts(index: dict[str, Any], captioner: Captioner) -> TrainingTexts:

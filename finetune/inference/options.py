@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from prism import GenerationOptions
 
 _EXACTLY_ONE = (("checkpoint", "prism_only"), ("embeddings_file", "embeddings_dir", "serve"))
-_CAPTION_ONLY = ("text", "labels_file", "findings", "prompts", "classes_file", "abstain_below", "split", "output")
+_CAPTION_ONLY = ("text", "labels_file", "rerank", "findings", "prompts", "classes_file", "abstain_below", "split",
+                 "output")
 _MODES_OF = {  # flag -> the modes that use it; a flag that is not listed is used by all
     "port": ("serve",),
     "explain": ("explain",),
@@ -56,6 +57,9 @@ class InferenceOptions:
     classes_file: str | None = setting(None, "JSON {id: class}: score the classification")
     nearest: int = setting(0, "number of nearest training slides whose texts are shown (needs nearest.pt of the run); "
                            "0 = none", 0, 1000)
+    rerank: str = setting("auto", "let a training text replace a caption if captioner and linear probe together find "
+                          "it more probable (needs nearest.pt of the run); auto = where that was better on the validation "
+                          "slides, unless sampling", choices=("auto", "true", "false"))
     abstain_below: float = setting(0.0, "withhold captions whose confidence is below this probability; 0 = none", 0, 1)
 
     explain: str | None = setting(None, "explain the caption of one slide: write into this folder which tiles each "

@@ -25,6 +25,7 @@ class Record(TypedDict):
 
     caption: None if the slide failed or the caption was withheld. similarity: cosine to each text of --text.
     probability: of each of several texts. confidence: mean token probability. error: why the slide failed, else None.
+    from_training_text: true if captions are re-ranked and this one is a training text; left out otherwise.
     """
 
     id: str
@@ -36,6 +37,7 @@ class Record(TypedDict):
     classes: NotRequired[dict[str, float]]
     nearest: NotRequired[list[Nearest]]
     abstained: NotRequired[bool]
+    from_training_text: NotRequired[bool]
 
 
 def new_record(slide_id: str, caption: str | None = None, error: str | None = None,

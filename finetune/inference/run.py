@@ -19,7 +19,7 @@ from ..evaluation.scoring import Answers, Report, evaluate
 from ..models.training_texts import SlideVectors
 from .captioner import Captioner
 from .ground_truth import GroundTruth
-from .nearest import TrainingSlides
+from .nearest import TrainingSlides, texts_to_rerank_with
 from .options import InferenceOptions
 from .records import Record, new_record, output_path, print_record, print_scores, write_records
 
@@ -39,6 +39,7 @@ def run_inference(options: InferenceOptions) -> int:
     cases = select_slides(captioner, options, truth.labels)
     texts = texts_to_score(options.text, captioner)
     training = TrainingSlides.load(options.checkpoint, captioner, searchable=options.nearest > 0)
+    captioner.rerank_with = texts_to_rerank_with(options, captioner, training)
     if options.abstain_below and captioner.temperature is None:
         logger.warning("confidence is not calibrated: no validation slides in training, or not its best_model.pth")
     records: list[Record] = []

@@ -48,7 +48,8 @@ def calibrate_and_index(folder: Path, model: SlideCaptioner, precision: Precisio
     if config.trains_captions and data.validation:
         chosen = choose_samples(data.validation, MOST_COMPARED, config.training.seed)
         texts = TrainingTexts.of_index(index, data.tokenizer, config.data.max_seq_len)
-        compare_held_out(folder, model, precision, texts, chosen, batches_of(chosen))
+        use_rerank = compare_held_out(folder, model, precision, texts, chosen, batches_of(chosen))
+        best.calibration["rerank"] = use_rerank
     best.save(folder, [BEST])  # last: it marks the run as complete
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from prism import GenerationOptions
@@ -19,6 +20,7 @@ from ..data.batch import Batch, Sample
 from ..evaluation.scoring import CAPTIONS, COMMON, NEAREST_TEXT, PROBE_TEXT, Answers, Report, evaluate
 from ..models.captioner import SlideCaptioner
 from ..models.generation import generate
+from ..models.rerank import MIN_PREDICTABLE, rerank
 from ..models.training_texts import SlideVectors, TrainingTexts
 
 MOST_COMPARED = 100  # slides
@@ -30,8 +32,10 @@ _IN_WORDS = {CAPTIONS: "captioner", NEAREST_TEXT: "nearest training text", PROBE
 
 @torch.no_grad()
 def compare_held_out(folder: Path, model: SlideCaptioner, precision: Precision, texts: TrainingTexts,
-                     samples: list[Sample], batches: Iterable[Batch]) -> None:
+                     samples: list[Sample], batches: Iterable[Batch]) -> bool:
     """Caption slides that were not trained on, log how that compares with looking up, and write held_out.json.
+
+    The captions are re-ranked where that makes them better, as inference.py then does.
 
     Args:
         folder: Of the run.
@@ -39,20 +43,29 @@ def compare_held_out(folder: Path, model: SlideCaptioner, precision: Precision, 
         samples: Validation slides, at least one.
         batches: Of the same slides, in any order.
 
+    Returns:
+        Whether re-ranking made the captions better.
+
     Raises:
         UserError: The file cannot be written.
     """
     references = {sample.slide.slide_id: list(sample.references) for sample in samples}
     ids: list[str] = []
     captions: list[str] = []
+    reranked: list[str] = []
     parts: list[SlideVectors] = []
     for batch in batches:
         with precision.autocast():
             image_tokens = model.encode(batch.to(precision.device))
-            captions += _captions(model, image_tokens, texts)
             parts.append(SlideVectors.of(model.decoder, image_tokens))
+            own, better = _captions(model, image_tokens, parts[-1], texts)
+        captions += own
+        reranked += better
         ids += batch.ids
     answers = Answers(captions, [references[i] for i in ids])
+    uses_rerank = reranked != captions and _is_better(answers.with_captions(reranked), answers)
+    if uses_rerank:
+        answers = answers.with_captions(reranked)
     report = evaluate(answers, texts.common(), texts.lookups(SlideVectors.join(parts)))
     try:
         write_atomically(folder / HELD_OUT, json.dumps(report.to_dict(), ensure_ascii=False))
@@ -60,15 +73,30 @@ def compare_held_out(folder: Path, model: SlideCaptioner, precision: Precision, 
         raise UserError(folder / HELD_OUT, f"cannot be written ({error.strerror})",
                         "free some space, then --resume auto; the last checkpoint is good") from None
     log_comparison(report)
+    return uses_rerank
 
 
-def _captions(model: SlideCaptioner, image_tokens: torch.Tensor, texts: TrainingTexts) -> list[str]:
-    """Greedy captions of image tokens (B, n, D)."""
+def _captions(model: SlideCaptioner, image_tokens: torch.Tensor, slides: SlideVectors,
+              texts: TrainingTexts) -> tuple[list[str], list[str]]:
+    """Greedy captions of image tokens (B, n, D), and what re-ranking makes of them where it is worth a try."""
     tokenizer = texts.tokenizer
     longest = min(texts.max_seq_len, model.decoder.max_positions or texts.max_seq_len)
     ids = generate(model.decoder, image_tokens, GenerationOptions(max_length=longest), bos_id=tokenizer.bos_id,
                    eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id)
-    return [tokenizer.decode(caption) for caption in ids]
+    captions = [tokenizer.decode(caption) for caption in ids]
+    if texts.probe is None or len(texts.probe.token_ids) < MIN_PREDICTABLE:
+        return captions, captions
+    training_texts = rerank(model.decoder, image_tokens, ids, slides, texts, longest)
+    return captions, [text or caption for text, caption in zip(training_texts, captions, strict=True)]
+
+
+def _is_better(reranked: Answers, captions: Answers) -> bool:
+    """Whether ROUGE-L rises; logs it either way."""
+    all_slides = np.arange(len(captions.captions))
+    before, after = (answers.statistics()["rouge_l"](all_slides) for answers in (captions, reranked))
+    use = "inference.py re-ranks (--rerank auto)" if after > before else "inference.py does not re-rank (--rerank auto)"
+    logger.info("re-ranking with training texts: ROUGE-L %.3f instead of %.3f, %s", after, before, use)
+    return after > before
 
 
 def log_comparison(report: Report) -> None:

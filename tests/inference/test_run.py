@@ -13,7 +13,7 @@ from finetune.config.schema import Config
 from finetune.data.labels import Label
 from finetune.data.tokenizer import VocabTokenizer
 from finetune.inference.ground_truth import GroundTruth, load_prompts, load_usable_labels
-from finetune.inference.nearest import TrainingSlides
+from finetune.inference.nearest import TrainingSlides, texts_to_rerank_with
 from finetune.inference.options import InferenceOptions
 from finetune.inference.records import write_records
 from finetune.inference.run import complete_record, select_slides
@@ -65,6 +65,25 @@ def test_nearest_slides_need_an_index_of_the_very_weights(tmp_path, about, index
     training = TrainingSlides.load(checkpoint, captioner, searchable=False)
     assert (training is None) == (about.data["fingerprint"] == "g")
     assert TrainingSlides.load(None, SimpleNamespace(checkpoint=None), searchable=False) is None
+
+
+@pytest.mark.parametrize(("rerank", "calibration", "probe", "sampling", "is_on"), [
+    ("auto", {"rerank": True}, True, False, True), ("auto", {"rerank": False}, True, False, False),
+    ("auto", None, True, False, False), ("auto", {"rerank": True}, False, False, False),
+    ("auto", {"rerank": True}, True, True, False), ("true", None, True, True, True),
+    ("false", {"rerank": True}, True, False, False)])
+def test_captions_are_reranked_where_that_was_better_or_wanted(rerank, calibration, probe, sampling, is_on):
+    captioner = captioner_of(SimpleNamespace(calibration=calibration))
+    texts = SimpleNamespace(probe=object() if probe else None)
+    options = InferenceOptions(rerank=rerank, do_sample=sampling)
+    assert texts_to_rerank_with(options, captioner, TrainingSlides(INDEX, texts)) is (texts if is_on else None)
+
+
+def test_reranking_needs_a_probe():
+    options = InferenceOptions(rerank="true")
+    for training in (None, TrainingSlides(INDEX, TrainingTexts.of_index(INDEX, LETTERS, 9))):
+        with refused("--rerank", "no nearest.pt with a linear probe"):
+            texts_to_rerank_with(options, captioner_of(None), training)
 
 
 @pytest.mark.parametrize("text", ["a: [x]", "[x, y]", "a: [x]\nb: []", "a: x\nb: y"])

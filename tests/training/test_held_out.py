@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +15,7 @@ from finetune.data.slides import SlideFile
 from finetune.evaluation.scoring import NEAREST_TEXT, PROBE_TEXT, Answers, evaluate
 from finetune.models.training_texts import TrainingTexts
 from finetune.pages.held_out_table import read_held_out
+from finetune.training import held_out
 from finetune.training.held_out import compare_held_out, log_comparison
 from tests.helpers.training import CPU, TOKENIZER, a_batch, tiny_model
 
@@ -52,3 +55,17 @@ def test_the_slides_are_captioned_and_the_file_is_what_the_report_reads(tmp_path
     table = read_held_out(tmp_path / "held_out.json")
     assert [english for _, english in table["columns"]] == ["captions", "nearest training text", "most common text", "shuffled slides"]
     assert "甲" not in (tmp_path / "held_out.json").read_text(encoding="utf-8"), "label texts are private"
+
+
+@pytest.mark.parametrize(("words", "used"), [(["right one", "wrong"], True), (["wrong", "wrong"], False)])
+def test_reranking_is_used_only_where_it_makes_the_captions_better(tmp_path, monkeypatch, log_lines, words, used):
+    model, batch = tiny_model().eval(), a_batch(1, 2)
+    probe = SimpleNamespace(token_ids=range(40), text_scores=lambda features, texts: np.zeros((len(features), len(texts))))
+    texts = TrainingTexts(["甲乙", "丙"], None, None, probe, TOKENIZER, 9)
+    monkeypatch.setattr(held_out, "rerank", lambda *args: words)
+    samples = [Sample(SlideFile(i, f"{i}.h5", "x", 1), [1, 2], ("right one",)) for i in batch.ids]
+    assert compare_held_out(tmp_path, model, Precision("fp32", CPU, "test"), texts, samples, [batch]) is used
+    assert ("inference.py re-ranks" in log_lines[0]) == used
+    assert json.loads((tmp_path / "held_out.json").read_text(encoding="utf-8"))["exact_match"] == (0.5 if used else 0)
+    probe.token_ids = range(39)
+    assert compare_held_out(tmp_path, model, Precision("fp32", CPU, "test"), texts, samples, [batch]) is False
