@@ -58,8 +58,8 @@ class InferenceOptions:
     nearest: int = setting(0, "number of nearest training slides whose texts are shown (needs nearest.pt of the run); "
                            "0 = none", 0, 1000)
     rerank: str = setting("auto", "let a training text replace a caption if captioner and linear probe together find "
-                          "it more probable (needs nearest.pt of the run); auto = where that was better on the validation "
-                          "slides, unless sampling", choices=("auto", "true", "false"))
+                          "it more probable (needs nearest.pt of the run); auto = where that was better on the "
+                          "validation slides, unless sampling", choices=("auto", "true", "false"))
     abstain_below: float = setting(0.0, "withhold captions whose confidence is below this probability; 0 = none", 0, 1)
 
     explain: str | None = setting(None, "explain the caption of one slide: write into this folder which tiles each "
