@@ -25,7 +25,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 _SLIDES, _TILES, _WIDTH, _TILE = 240, (20, 60), 2560, 224
 
 CONFIG = """\
-data: {{embeddings_dir: {folder}/embeddings, labels_file: {folder}/labels.json, val_split: 0.15}}
+data: {{embeddings_dir: {folder}/embeddings, labels_file: {folder}/labels.json, val_split: 0.15, views: 1}}
 prism: {{weights: random-tiny}}
 model: {{dim: 128, unimodal_depth: 2, multimodal_depth: 2, dim_latents: 128, num_img_queries: 32, heads: 4,
   dim_head: 32}}

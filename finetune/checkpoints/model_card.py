@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..common.run_folder import METRICS, read_records
-from ..common.score_table import VALIDATION, canonical_name, find_score, higher_is_better
+from ..common.score_table import LAST_EPOCH, VALIDATION, canonical_name, find_score, higher_is_better
 from .format import Checkpoint
 
 _DERIVED = """\
@@ -80,6 +80,8 @@ def _epoch_scores(checkpoint: Checkpoint) -> dict[str, Any]:
     if of_epoch:
         return {canonical_name(name): value for name, value in of_epoch[-1].items()}
     monitor = canonical_name(str(checkpoint.config["training"].get("monitor", "val_loss")))
+    if monitor == LAST_EPOCH:
+        return {"epoch": progress.get("epoch")}
     best = progress.get("best_loss")
     if higher_is_better(monitor) and isinstance(best, (int, float)):
         best = -best  # the state holds it with its sign changed

@@ -14,6 +14,7 @@ from typing import Literal
 
 Kind = Literal["loss", "collapse", "text", "retrieval", "classification", "finding"]
 VALIDATION = "val_"  # prefix in metrics.jsonl of what is measured on the validation slides
+LAST_EPOCH = "last"  # value of `training.monitor` that is not a score: the last epoch, whatever its scores
 # The fields of a metrics.jsonl line that are not scores.
 RECORD_FIELDS = ("epoch", "step", "lr", "best", "skipped_steps")
 

@@ -59,6 +59,10 @@ class DataConfig:
     latents_cache: str | None = setting(
         "auto", "cache folder for the output of the frozen Prism, computed once per slide; auto: prism_latents beside "
         "the run folder; null = encode every slide again in every epoch")
+    views: int | str = setting(
+        "auto", "encodings per training slide in the slide cache, one of all tiles and the others of random 30 to 80 % "
+        "of them; each epoch reads one; 1 = all tiles only; auto: 1200 in all, at most 8 per slide", 1, 1000,
+        choices=("auto",))
 
     @property
     def wanted_encoder(self) -> str | None:
@@ -81,19 +85,25 @@ class PrismConfig:
 
 @dataclass(kw_only=True)
 class ModelConfig:
-    dim: int = setting(512, "hidden dimension of the decoder", 1, 65536)
-    unimodal_depth: int = setting(6, "number of text-only layers", 1, 1000)
-    multimodal_depth: int = setting(6, "number of text layers with cross-attention to the image", 1, 1000)
-    dim_latents: int = setting(512, "dimension of the contrastive space", 1, 65536)
+    size: str = setting(
+        "auto", "size of a coca decoder, for the size keys that are null: small, base or large; auto: small below 2000 "
+        "training slides, else base", choices=("auto", "small", "base", "large"))
+    dim: int | None = setting(None, "hidden dimension of the decoder; null = as in model.size", 1, 65536)
+    unimodal_depth: int | None = setting(None, "number of text-only layers; null = as in model.size", 1, 1000)
+    multimodal_depth: int | None = setting(
+        None, "number of text layers with cross-attention to the image; null = as in model.size", 1, 1000)
+    dim_latents: int | None = setting(None, "dimension of the contrastive space; null = as in model.size", 1, 65536)
     image_dim: int = setting(1280, "dimension of Prism's output", 1, 65536)
     caption_loss_weight: float = setting(1.0, "weight of the caption loss", 0)
     contrastive_loss_weight: float = setting(1.0, "weight of the contrastive loss", 0)
     contrastive: str = setting(
         "clip", "contrastive loss: clip (softmax over the batch) or siglip (sigmoid per pair)",
         choices=("clip", "siglip"))
-    num_img_queries: int = setting(256, "number of queries that pool the image tokens", 1, 65536)
-    heads: int = setting(8, "number of attention heads", 1, 1024)
-    dim_head: int = setting(64, "dimension of an attention head, an even number", 2, 4096)
+    num_img_queries: int | None = setting(
+        None, "number of queries that pool the image tokens; null = as in model.size", 1, 65536)
+    heads: int | None = setting(None, "number of attention heads; null = as in model.size", 1, 1024)
+    dim_head: int | None = setting(
+        None, "dimension of an attention head, an even number; null = as in model.size", 2, 4096)
     ff_mult: int = setting(4, "feed-forward dimension as a multiple of dim", 1, 64)
     init: str = setting(
         "random", "initialization of a coca decoder: random, or prism = the fitting weights of Prism's text decoder",
@@ -108,12 +118,16 @@ class ModelConfig:
 @dataclass(kw_only=True)
 class TrainingConfig:
     batch_size: int | str = setting(
-        4, "slides per process and micro-batch; auto = as many as fit into GPU memory", 1, choices=("auto",))
+        8, "slides per process and micro-batch; auto = as many as fit into GPU memory", 1, choices=("auto",))
     max_batch_tokens: int | None = setting(
         None, "fill each batch up to this number of padded text tokens (at least two slides) instead of batch_size "
         "slides; null = off", 1)
-    epochs: int = setting(50, "passes over the training slides", 1)
-    learning_rate: float = setting(1e-4, "peak learning rate", 0, open_low=True)
+    epochs: int | str = setting(
+        "auto", "passes over the training slides; auto: 13000 slides seen in all, at least 10 and at most 50 passes", 1,
+        choices=("auto",))
+    learning_rate: float | str = setting(
+        "auto", "peak learning rate; auto by model.dim: 1e-3 up to 128, 5e-4 up to 256, 1e-4 above", 0, open_low=True,
+        choices=("auto",))
     weight_decay: float = setting(0.01, "AdamW weight decay of weight matrices", 0)
     save_every: int = setting(5, "epochs between checkpoint_epoch_N.pth files; 0 = none", 0)
     save_every_steps: int = setting(
@@ -133,7 +147,8 @@ class TrainingConfig:
     device: str = setting("auto", "auto (CUDA if available), cpu, cuda or cuda:N")
     eval_captions: int = setting(
         0, "number of validation slides that are captioned and scored after each epoch; 0 = none", 0)
-    monitor: str = setting("val_loss", "the metric in metrics.jsonl that selects best_model.pth")
+    monitor: str = setting(
+        "last", "which epoch best_model.pth holds: last, or the best one by a score in metrics.jsonl such as val_loss")
     workers: int = setting(2, "data loading processes; 0 = load in the training process", 0, 256)
     compile: bool = setting(
         False, "compile the decoder with torch.compile: minutes at the start, then faster steps")
@@ -185,7 +200,7 @@ class Config:
         elif self.model.lora_rank:
             raise UserError(where, "model.lora_rank is set, but model.decoder is coca, which takes no adapters",
                             "use model.decoder=prism, or leave model.lora_rank at 0")
-        if self.model.dim_head % 2:
+        if self.model.dim_head is not None and self.model.dim_head % 2:
             raise UserError(where, f"model.dim_head is {self.model.dim_head}", "rotary positions need an even number")
         return self
 
@@ -229,9 +244,15 @@ def apply_overrides(config: Config, pairs: Iterable[str]) -> Config:
     return config
 
 
+# What earlier versions did where their checkpoints lack a key that today has another default.
+_BEFORE_KEY_EXISTED = {"data.views": "1", "model.size": "large", "training.monitor": "val_loss"}
+
+
 def from_dict(values: dict[str, dict[str, Any]], where: str) -> Config:
     """The config stored in a checkpoint. Raises UserError for unknown keys and wrong values."""
     config = Config()
+    for key, text in _BEFORE_KEY_EXISTED.items():
+        config.set(key, text, where)
     for section, keys in values.items():
         if not isinstance(keys, dict):
             raise UserError(where, f"its config has an unusable section {section!r}", "use another checkpoint")

@@ -15,7 +15,7 @@ from ..common.distributed import World
 from ..common.errors import UserError
 from ..common.files import write_atomically
 from ..common.run_folder import MOST_RETRIEVED, RETRIEVAL
-from ..common.score_table import SCORES, VALIDATION, Kind, score_names
+from ..common.score_table import LAST_EPOCH, SCORES, VALIDATION, Kind, score_names
 from ..config.schema import Config
 from ..data.batch import Sample
 from ..data.tokenizer import Tokenizer
@@ -39,7 +39,7 @@ def check_monitor(config: Config) -> None:
         raise UserError("training.monitor", f"{monitor} needs captions", "set training.eval_captions to, say, 100")
     if training.loss is not None:
         return  # the names of its parts are known once it has been called
-    known = validation_names("loss")
+    known = [LAST_EPOCH, *validation_names("loss")]
     if config.trains_captions:
         known += validation_names("collapse")
     known += caption_scores

@@ -10,7 +10,7 @@ import torch
 
 from ..common.errors import UserError
 from ..common.log import logger
-from ..common.score_table import higher_is_better
+from ..common.score_table import LAST_EPOCH, higher_is_better
 from ..data.batch import Batch
 from ..data.loader import BatchLoader
 from ..models.captioner import SlideCaptioner
@@ -35,7 +35,7 @@ class Parts:
         stop: Whether a stop signal was received, the same on all ranks.
         grad_clip_norm: None disables clipping.
         save_every_steps: 0 saves only at the end of an epoch.
-        monitor: The score that selects the best epoch.
+        monitor: The score that selects the best epoch; `last` takes the last one.
     """
 
     objective: Objective
@@ -122,11 +122,11 @@ def end_epoch(parts: Parts, state: TrainState) -> None:
 
 
 def update_best(state: TrainState, monitor: str, scores: dict[str, float]) -> bool:
-    """Whether the finished epoch is the best so far by the score `monitor`; without validation every epoch is.
+    """Whether the finished epoch is the best so far by the score `monitor`.
 
-    NaN is never the best.
+    Without validation, and with `last`, every epoch is. NaN is never the best.
     """
-    if not scores:
+    if not scores or monitor == LAST_EPOCH:
         state.best_epoch = state.epoch
         return True
     if monitor not in scores:  # the parts of training.loss are known only now

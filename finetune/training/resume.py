@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from ..common.distributed import ALONE, World
 from ..common.errors import UserError
 from ..common.log import logger
 from ..common.run_folder import METRICS
-from ..config.schema import from_dict
+from ..config.auto import AUTO_KEYS, fill_open, value_of
+from ..config.schema import Config, from_dict
 from ..models.captioner import SlideCaptioner
 from .random_states import set_random_states
 from .state import TrainState
@@ -24,6 +26,9 @@ _MAY_CHANGE = {"data.embeddings_dir", "data.labels_file", "data.split_file", "da
                "training.epochs", "training.save_every", "training.save_every_steps", "training.eval_captions",
                "training.output_dir", "training.log_dir", "training.device", "training.workers", "training.compile",
                "training.grad_checkpointing", "training.report_to"}
+
+# What the default was before there was model.size: a run of then goes on with the command that began it.
+_FORMER_DEFAULTS = {"training.batch_size": 4, "training.monitor": "val_loss"}
 
 
 def open_checkpoint(resume: str | None, folder: Path, world: World) -> Checkpoint | None:
@@ -106,6 +111,23 @@ def newest_good(folder: Path) -> Checkpoint | None:
 def _position(checkpoint: Checkpoint) -> tuple[int, int]:
     progress = checkpoint.progress
     return int(progress.get("epoch") or 0), int(progress.get("batches_done") or 0)
+
+
+def keep_settings(config: Config, checkpoint: Checkpoint) -> Config:
+    """A copy of `config` where what is still `auto` or null has the value that the run of the checkpoint has.
+
+    Raises:
+        UserError: The checkpoint's config is unusable.
+    """
+    config, saved = copy.deepcopy(config), from_dict(checkpoint.config, str(checkpoint.path))
+    fill_open(config, {key: value_of(saved, key) for key in AUTO_KEYS})
+    if "size" not in checkpoint.config["model"]:
+        default = Config()
+        for key, former in _FORMER_DEFAULTS.items():
+            is_default = value_of(config, key) == value_of(default, key)
+            if is_default and value_of(saved, key) == former:
+                config.set(key, str(former), str(checkpoint.path))
+    return config
 
 
 def check_same_run(checkpoint: Checkpoint, run: RunDescription) -> None:

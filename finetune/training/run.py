@@ -16,6 +16,7 @@ from ..common.errors import UserError
 from ..common.files import expand
 from ..common.log import log_to_console, logger
 from ..common.run_lock import RunLock
+from ..common.score_table import LAST_EPOCH
 from ..config.schema import Config
 from ..data.prepare import contents_are_checked, prepare_data, scan_contents
 from ..pages.run_report import write_report
@@ -37,6 +38,7 @@ from .setup import (
     make_model,
     make_validator,
     open_slide_cache,
+    resolve_settings,
     select_device,
     set_batch_size,
 )
@@ -68,10 +70,10 @@ def train(config: Config, resume: str | None = None) -> int:
 
 def _train(config: Config, resume: str | None, folder: Path, buffered: MemoryHandler, device: torch.device,
            world: World) -> int:
-    training = config.training
-    user_loss = load_loss(training.loss)
+    user_loss = load_loss(config.training.loss)
     checkpoint = open_checkpoint(resume, folder, world)
-    data = load_data(config, checkpoint, world)
+    config, data = load_data(config, checkpoint, world)
+    training = config.training
     if user_loss:
         try_loss(user_loss, len(data.tokenizer), config.model.dim_latents, device)
 
@@ -101,7 +103,8 @@ def _train(config: Config, resume: str | None, folder: Path, buffered: MemoryHan
         logger.info("%s belongs to a finished run: nothing to do", checkpoint.path.name)
         return 0
 
-    log = RunLog(folder if world.is_main else None, quiet=not_in_log_line(training.monitor), write_report=write_report)
+    log = RunLog(folder if world.is_main else None, quiet=not_in_log_line(training.monitor), write_report=write_report,
+                 marks_best=training.monitor != LAST_EPOCH)
     saver = Saver(folder, training.save_every, model, optimizer, scaler, description, world)
     open_run_folder(config, data, saver, log, buffered, checkpoint, state)
     log_run(config, data, objective, batches, state, checkpoint)
@@ -138,6 +141,7 @@ def check(config: Config) -> int:
 
 def _check(config: Config, user_loss: LossFunction | None) -> int:
     data = prepare_data(config.data, config.training.seed)
+    config = resolve_settings(config, data, None)
     if user_loss:
         try_loss(user_loss, len(data.tokenizer), config.model.dim_latents, torch.device("cpu"))
     if not contents_are_checked(config.data):  # else `prepare_data` has done it

@@ -30,17 +30,18 @@ class RunLog:
     """
 
     def __init__(self, folder: Path | None, trackers: Sequence[Tracker] = (), quiet: Iterable[str] = (),
-                 write_report: Callable[[Path], object] | None = None) -> None:
+                 write_report: Callable[[Path], object] | None = None, marks_best: bool = True) -> None:
         """
         Args:
             folder: Of the run; None on a rank that writes nothing.
             trackers: Also receive the record of each epoch.
             quiet: Scores left out of the console line.
             write_report: Writes the report from the files in the run folder.
+            marks_best: Whether the console line says that an epoch is the best so far.
         """
         self.folder, self.trackers, self._quiet = folder, trackers, frozenset(quiet)
         self.path = folder / METRICS if folder else None
-        self._write_report = write_report
+        self._write_report, self._marks_best = write_report, marks_best
         self._events = _EventFile(folder / EVENTS if folder else None)
         self._start_clock()
 
@@ -94,7 +95,8 @@ class RunLog:
             record["skipped_steps"] = state.skipped
         seconds = time.monotonic() - self._epoch_start
         rate = self._num_slides / max(self._training_seconds, 1e-9)  # validation does not count
-        self._log_line(state.epoch, scores, f"lr {lr:.2e}  {rate:.1f} slides/s{'  best' if is_best else ''}")
+        mark = "  best" if is_best and self._marks_best else ""
+        self._log_line(state.epoch, scores, f"lr {lr:.2e}  {rate:.1f} slides/s{mark}")
         if self.path is None:
             return
         state.metrics_bytes = _append_durably(self.path, record)

@@ -19,21 +19,24 @@ from ..common.distributed import ALONE, World, local_rank
 from ..common.errors import UserError
 from ..common.files import expand
 from ..common.log import logger
+from ..config.auto import describe, resolve
 from ..config.schema import Config
 from ..data.batch import Batch, Sample
 from ..data.header_cache import write_headers
-from ..data.loader import BatchLoader
+from ..data.loader import BatchLoader, Reader
 from ..data.prepare import Data, prepare_data
 from ..data.sampler import BatchOrder
-from ..data.slide_cache import SlideCache
+from ..data.slide_cache import SlideCache, ViewReader
 from ..data.tile_reader import TileReader
 from ..data.tokenizer import tokenizer_from_dict
+from ..data.views import View
 from ..models.build import build_model, decoder_tokenizer, initialise
 from ..models.captioner import SlideCaptioner
 from .batch_size_finder import largest_batch
 from .caption_validation import CaptionScores, choose_samples
 from .collapse_check import CollapseCheck
 from .objective import Objective
+from .resume import keep_settings
 from .state import TrainState
 from .validation import Observer, Validator
 
@@ -46,14 +49,29 @@ def select_device(config: Config) -> torch.device:
     return device
 
 
-def load_data(config: Config, checkpoint: Checkpoint | None, world: World) -> Data:
-    """The samples, read on rank 0; a resumed run keeps its tokenizer. Raises UserError."""
+def load_data(config: Config, checkpoint: Checkpoint | None, world: World) -> tuple[Config, Data]:
+    """The config with numbers for what depends on the data, and the samples, read on rank 0.
+
+    A resumed run keeps its numbers and its tokenizer. Raises UserError.
+    """
     if checkpoint:
         tokenizer = tokenizer_from_dict(checkpoint.tokenizer, str(checkpoint.path))
     else:
         tokenizer = decoder_tokenizer(config)  # None: one is made of the training texts
     header_cache = _header_cache_path(config) if config.data.latents_cache else None
-    return world.broadcast_object(lambda: prepare_data(config.data, config.training.seed, tokenizer, header_cache))
+    data = world.broadcast_object(lambda: prepare_data(config.data, config.training.seed, tokenizer, header_cache))
+    return resolve_settings(config, data, checkpoint), data
+
+
+def resolve_settings(config: Config, data: Data, checkpoint: Checkpoint | None) -> Config:
+    """The config with numbers for all that is `auto`, logged; a resumed run keeps those it has. Raises UserError."""
+    if checkpoint:
+        config = keep_settings(config, checkpoint)
+    resolved = resolve(config, len(data.train))
+    chosen = describe(config, resolved, len(data.train))
+    if chosen:
+        logger.info("%s", chosen)
+    return resolved
 
 
 def make_model(config: Config, data: Data, device: torch.device, world: World, *, fresh: bool) -> SlideCaptioner:
@@ -97,7 +115,12 @@ def fill_caches(config: Config, data: Data, model: SlideCaptioner, precision: Pr
         write_headers(_header_cache_path(config), config.data.h5_key, config.data.image_dim,
                        config.data.wanted_encoder, data.slides)
     if cache:
-        cache.fill(data.slides, partial(encode, model, precision), config.training.workers, world)
+        views = [View(number, config.training.seed) for number in range(1, config.data.views)]
+        cache.fill(data.slides, partial(encode, model, precision), config.training.workers, world, views=views,
+                   with_views={sample.slide.slide_id for sample in data.train})
+    elif config.data.views > 1:
+        logger.warning("data.views is %d, but slides are encoded anew in every epoch: there are no views",
+                       config.data.views)
 
 
 @torch.no_grad()
@@ -152,7 +175,10 @@ class LoaderFactory:
         """Shuffled. Raises UserError if an epoch would have no step."""
         samples = self.data.train
         contrastive = self.config.model.contrastive_loss_weight > 0
-        loader = self._make(samples, shuffle=True, drop_single=contrastive)
+        read = self._read
+        if self.cache and self.config.data.views > 1:
+            read = ViewReader(self.cache, self.config.data.views, self.config.training.seed)
+        loader = self._make(samples, read, shuffle=True, drop_single=contrastive)
         if not loader.count(0):
             raise UserError("training.batch_size", f"0 steps per epoch with {len(samples)} training slides",
                             "the contrastive loss needs 2 slides in a batch; add slides or lower data.val_split")
@@ -164,21 +190,25 @@ class LoaderFactory:
 
     def validation(self) -> BatchLoader | None:
         """In their order, on all ranks; None if there is no validation slide."""
-        return self._make(self.data.validation, shuffle=False) if self.data.validation else None
+        return self._make(self.data.validation, self._read, shuffle=False) if self.data.validation else None
 
     def in_order(self, samples: list[Sample]) -> Iterator[Batch]:
         """The batches of `samples` in their order, all on this process: for what is done once after training."""
         alone = LoaderFactory(self.config, self.data, self.cache, ALONE, replace(self.state, micro_batches=1))
-        return itertools.chain.from_iterable(alone._make(samples, shuffle=False).epoch(0))
+        return itertools.chain.from_iterable(alone._make(samples, self._read, shuffle=False).epoch(0))
 
-    def _make(self, samples: list[Sample], *, shuffle: bool, drop_single: bool = False) -> BatchLoader:
-        data, training = self.config.data, self.config.training
+    @property
+    def _read(self) -> Reader:
+        """Reads all tiles of a slide, or those of an epoch with `data.max_tiles`."""
+        return self.cache or TileReader(self.config.data.max_tiles, self.config.training.seed)
+
+    def _make(self, samples: list[Sample], read: Reader, *, shuffle: bool, drop_single: bool = False) -> BatchLoader:
+        training = self.config.training
         sizes = [(self._tiles_read(sample), sample.most_tokens) for sample in samples]
         order = BatchOrder(sizes, self.state.batch_size, training.seed, shuffle=shuffle, drop_single=drop_single,
                            max_tokens=training.max_batch_tokens, micro_batches=self.state.micro_batches)
-        return BatchLoader(samples, order, self.cache or TileReader(data.max_tiles, training.seed),
-                           self.data.tokenizer.pad_id, workers=training.workers, encoded=self.cache is not None,
-                           rank=self.world.rank, world_size=self.world.size)
+        return BatchLoader(samples, order, read, self.data.tokenizer.pad_id, workers=training.workers,
+                           encoded=self.cache is not None, rank=self.world.rank, world_size=self.world.size)
 
     def _tiles_read(self, sample: Sample) -> int:
         if self.cache:

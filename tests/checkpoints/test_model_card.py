@@ -38,4 +38,5 @@ def test_without_the_line_the_card_has_the_best_value_of_the_monitored_score(tmp
     card = model_card(a_checkpoint(tmp_path / "best_model.pth", "val_meteor"), "x")
     assert table(card) == ["| epoch |  | 2 |",
                            "| best_val_meteor_exact | METEOR (exact matches only), higher is better | 0.75 |"]
+    assert "best_last" not in model_card(a_checkpoint(tmp_path / "best_model.pth", "last"), "x")
     assert "best_val_loss" in model_card(a_checkpoint(tmp_path / "best_model.pth"), "x")

@@ -202,7 +202,7 @@ def test_a_model_trains_on_cases_and_captions_them(tmp_path):
               "split": "train"}, "c0": {"text": "胃", "split": "train"}, "d0": {"text": "肠", "split": "val"}, "e0": {"text": "癌", "split": "test"}}
     settings = {"data.embeddings_dir": tmp_path / "h5", "data.labels_file": write_json(tmp_path / "labels.json", labels),
                 "training.output_dir": tmp_path / "run", "training.log_dir": tmp_path / "logs", "prism.weights": "random-tiny",
-                "training.epochs": 2, "training.batch_size": 3, "training.workers": 0, "model.dim": 16, "model.unimodal_depth": 1,
+                "data.views": 1, "training.epochs": 2, "training.batch_size": 3, "training.workers": 0, "model.dim": 16, "model.unimodal_depth": 1,
                 "model.multimodal_depth": 1, "model.dim_latents": 8, "model.num_img_queries": 2, "model.heads": 2,
                 "model.dim_head": 8, "training.precision": "fp32", "data.tokenizer": "bpe:300", "data.normalize": "true"}
     losses = {}

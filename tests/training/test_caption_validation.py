@@ -93,6 +93,7 @@ def test_a_captioner_that_has_learned_its_slides_scores_one(tmp_path):
 
 
 @pytest.mark.parametrize(("monitor", "values", "best"), [
+    ("last", [2, 1, 3], 3), ("last", [1, 2, float("nan")], 3),
     ("val_loss", [2, 1, 3], 2), ("val_bleu_4", [0.1, 0.3, 0.3], 2), ("val_image_to_text_median_rank", [5, 6, 4], 3),
     ("val_cider", [0.0, float("nan"), -1], 1), ("val_my_own_part", [3, 1, 2], 2)])
 def test_the_best_model_is_chosen_by_any_score(tmp_path, monitor, values, best):

@@ -23,6 +23,7 @@ from finetune.common.device import Precision, resolve_device, resolve_precision
 from finetune.common.errors import UserError
 from finetune.common.log import log_to_console, log_to_file
 from finetune.common.run_lock import RunLock
+from finetune.config.auto import resolve
 from finetune.config.schema import Config, apply_overrides
 from finetune.training import loop, resume, run, run_files
 from finetune.training.loop import train_step
@@ -165,6 +166,31 @@ def test_K12_what_changes_the_result_may_not_change(pair, allowed):
         return
     with refused("c.pth", "was trained with", pair.split("=")[0], "another --output_dir"):
         resume.check_same_run(BEFORE, now)
+
+
+def a_checkpoint(values: dict) -> Checkpoint:
+    return dataclasses.replace(BEFORE, config=values)
+
+
+def test_K12_what_is_auto_goes_on_with_the_numbers_of_the_checkpoint():
+    saved = resolve(apply_overrides(Config(), ["training.epochs=7"]), 100)
+    kept = resume.keep_settings(Config(), a_checkpoint(saved.to_dict()))
+    assert kept == saved, "although by now there may be more slides"
+    given = resume.keep_settings(apply_overrides(Config(), ["model.dim=9", "training.epochs=8"]), a_checkpoint(saved.to_dict()))
+    assert (given.model.dim, given.model.heads, given.training.epochs) == (9, saved.model.heads, 8)
+
+
+def test_K12_a_run_from_before_the_sizes_goes_on_with_the_command_that_began_it():
+    old = resolve(apply_overrides(Config(), ["model.size=large", "training.batch_size=4", "training.epochs=50"]), 100).to_dict()
+    del old["model"]["size"]
+    old["training"]["monitor"] = "val_loss"
+    kept = resume.keep_settings(Config(), a_checkpoint(old))
+    assert (kept.training.batch_size, kept.training.monitor) == (4, "val_loss")
+    resume.check_same_run(a_checkpoint(old), dataclasses.replace(RUN, config=resolve(kept, 5000).to_dict()))
+    now = resume.keep_settings(apply_overrides(Config(), ["training.batch_size=16"]), a_checkpoint(old))
+    assert now.training.batch_size == 16, "what is given is compared as ever"
+    new = resolve(apply_overrides(Config(), ["training.batch_size=4"]), 100).to_dict()
+    assert resume.keep_settings(Config(), a_checkpoint(new)).training.batch_size == 8
 
 
 def test_K13_other_data_and_other_prism_weights_are_refused():

@@ -49,5 +49,5 @@ def test_the_loop_trains_at_the_rate_of_a_new_schedule(tmp_path):
 
 
 def test_the_default_of_the_new_key_is_the_current_schedule():
-    ours, theirs = (make(TrainingConfigWithSchedule(), 50) for make in (learning_rate_schedule, optim.learning_rate_schedule))
+    ours, theirs = (make(TrainingConfigWithSchedule(learning_rate=1e-4), 50) for make in (learning_rate_schedule, optim.learning_rate_schedule))
     assert [ours(step) for step in range(60)] == [theirs(step) for step in range(60)]
