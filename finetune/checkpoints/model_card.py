@@ -79,13 +79,18 @@ def _epoch_scores(checkpoint: Checkpoint) -> dict[str, Any]:
     of_epoch = [record for record in lines if record.get("epoch") == progress.get("epoch")]
     if of_epoch:
         return {canonical_name(name): value for name, value in of_epoch[-1].items()}
+    return {"epoch": progress.get("epoch")} | _best_so_far(checkpoint)
+
+
+def _best_so_far(checkpoint: Checkpoint) -> dict[str, Any]:
+    """{best_NAME: value} of the score that chooses the best model; empty where that is the last epoch."""
     monitor = canonical_name(str(checkpoint.config["training"].get("monitor", "val_loss")))
     if monitor == LAST_EPOCH:
-        return {"epoch": progress.get("epoch")}
-    best = progress.get("best_loss")
+        return {}
+    best = checkpoint.progress.get("best_loss")
     if higher_is_better(monitor) and isinstance(best, (int, float)):
         best = -best  # the state holds it with its sign changed
-    return {"epoch": progress.get("epoch"), f"best_{monitor}": best}
+    return {f"best_{monitor}": best}
 
 
 def _score_rows(checkpoint: Checkpoint) -> str:

@@ -222,7 +222,7 @@ class SlideCache:
             raise UserError(self.folder, f"cannot be written ({error.strerror})",
                             "set data.latents_cache to another folder or null") from None
         need = missing * self.slide_bytes
-        logger.info("slide cache %s: %d of %s to encode, %.2f GB of %.0f GB free", self._name, missing, total,
+        logger.info("slide cache %s: %d to encode (of %s), %.2f GB of %.0f GB free", self._name, missing, total,
                     need / 1e9, free / 1e9)
         if need + _SPARE_BYTES > free:
             raise UserError(self.folder, f"the slide cache needs {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free",

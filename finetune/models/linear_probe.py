@@ -166,6 +166,12 @@ def _presence(token_ids: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarra
     presence = np.zeros((len(token_ids), len(vocabulary)), bool)
     for row, ids in zip(presence, token_ids, strict=True):
         row[[column[token] for token in ids]] = True
+    chosen = _predictable(presence)
+    return np.array(vocabulary, dtype=np.int64)[chosen], presence[:, chosen].astype(np.float64)
+
+
+def _predictable(presence: np.ndarray) -> np.ndarray:
+    """The columns of (N, vocabulary) that are kept, sorted; of too many those nearest to half of the texts."""
     counts = presence.sum(0)
     usable = np.flatnonzero((counts >= 2) & (counts <= len(presence) - 2))
     first_of: dict[bytes, int] = {}
@@ -173,8 +179,7 @@ def _presence(token_ids: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarra
         first_of.setdefault(presence[:, number].tobytes(), number)
     chosen = np.array(sorted(first_of.values()), dtype=np.int64)
     imbalance = np.abs(counts[chosen] - len(presence) / 2)
-    chosen = np.sort(chosen[np.argsort(imbalance, kind="stable")[:_MOST_TOKENS]])
-    return np.array(vocabulary, dtype=np.int64)[chosen], presence[:, chosen].astype(np.float64)
+    return np.sort(chosen[np.argsort(imbalance, kind="stable")[:_MOST_TOKENS]])
 
 
 def _clusters(points: np.ndarray, rng: np.random.Generator) -> np.ndarray:

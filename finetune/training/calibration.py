@@ -78,11 +78,18 @@ def _index(model: SlideCaptioner, precision: Precision, data: Data, config: Conf
     pattern = config.data.group_pattern
     groups = list(patients(ids, pattern).values()) if pattern else None
     probe = LinearProbe.fit(vectors.latent_mean, [samples[i].token_ids for i in ids], groups, config.training.seed)
-    is_small = len(ids) <= _MOST_EMBEDDINGS
-    embedding = torch.from_numpy(vectors.embedding).clamp(-_HALF_MAX, _HALF_MAX).half() if is_small else None
-    return {"ids": ids, "texts": [list(samples[i].references) for i in ids],
-            "embeddings": torch.from_numpy(vectors.contrastive) if model.decoder.contrastive_loss_weight else None,
-            "slide_embeddings": embedding, "probe": probe.to_dict() if probe else None}
+    embeddings = None
+    if model.decoder.contrastive_loss_weight:
+        embeddings = torch.from_numpy(vectors.contrastive)
+    return {"ids": ids, "texts": [list(samples[i].references) for i in ids], "embeddings": embeddings,
+            "slide_embeddings": _slide_embeddings(vectors), "probe": probe.to_dict() if probe else None}
+
+
+def _slide_embeddings(vectors: SlideVectors) -> torch.Tensor | None:
+    """(N, D) in half precision; None if they are too many for the file."""
+    if len(vectors.embedding) > _MOST_EMBEDDINGS:
+        return None
+    return torch.from_numpy(vectors.embedding).clamp(-_HALF_MAX, _HALF_MAX).half()
 
 
 @torch.no_grad()

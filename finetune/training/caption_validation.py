@@ -42,11 +42,15 @@ def check_monitor(config: Config) -> None:
     known = [LAST_EPOCH, *validation_names("loss")]
     if config.trains_captions:
         known += validation_names("collapse")
-    known += caption_scores
-    if monitor not in known:
-        similar = difflib.get_close_matches(monitor, known, n=1)
-        fix = f"did you mean {similar[0]}?" if similar else f"one of {', '.join(known)}"
-        raise UserError("training.monitor", f"{monitor!r} is not a score of this run", fix)
+    _require_known(monitor, known + caption_scores)
+
+
+def _require_known(monitor: str, known: list[str]) -> None:
+    if monitor in known:
+        return
+    similar = difflib.get_close_matches(monitor, known, n=1)
+    fix = f"did you mean {similar[0]}?" if similar else f"one of {', '.join(known)}"
+    raise UserError("training.monitor", f"{monitor!r} is not a score of this run", fix)
 
 
 def validation_names(*kinds: Kind) -> list[str]:
@@ -121,10 +125,7 @@ class CaptionScores:
 
     def scores(self, world: World) -> dict[str, float]:
         """Scores over the chosen slides of all ranks, by their names in metrics.jsonl."""
-        by_id: dict[str, CaptionRecord] = {}
-        for of_rank in world.gather(self._records):
-            by_id |= of_rank
-        records = [by_id[sample.slide.slide_id] for sample in self.chosen]
+        records = self._gather_records(world)
         references = [list(sample.references) for sample in self.chosen]
         texts, similarity = _retrieval(records, references)
         statistics = Answers([record.caption for record in records], references, texts, similarity).statistics()
@@ -134,6 +135,13 @@ class CaptionScores:
             self._write_similarity(similarity[:MOST_RETRIEVED, columns])
         all_rows = np.arange(len(records))
         return {VALIDATION + name: statistic(all_rows) for name, statistic in statistics.items()}
+
+    def _gather_records(self, world: World) -> list[CaptionRecord]:
+        """Of all ranks, in the order of the chosen slides."""
+        by_id: dict[str, CaptionRecord] = {}
+        for of_rank in world.gather(self._records):
+            by_id |= of_rank
+        return [by_id[sample.slide.slide_id] for sample in self.chosen]
 
     def warnings(self) -> list[str]:
         """None."""

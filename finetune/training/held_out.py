@@ -112,7 +112,7 @@ def log_comparison(report: Report) -> None:
     is_perfect = own == 1
     if num_slides >= _MIN_TO_WARN and own <= values[best] and not is_perfect:
         logger.warning("on the held-out slides the captioner is no better than looking up (%s: %s %.2f against %.2f): "
-                       "try more training slides, a smaller model (model.dim, the depths) or another "
+                       "try more training slides, another model.size (small is the smallest), or another "
                        "training.learning_rate; docs/scoring.md says how to read this", best, name, values[best], own)
 
 

@@ -129,11 +129,7 @@ def update_best(state: TrainState, monitor: str, scores: dict[str, float]) -> bo
     if not scores or monitor == LAST_EPOCH:
         state.best_epoch = state.epoch
         return True
-    if monitor not in scores:  # the parts of training.loss are known only now
-        raise UserError("training.monitor", f"{monitor!r} is not a score of this run", f"one of {', '.join(scores)}")
-    value = scores[monitor]
-    if math.isnan(value):
-        logger.warning("%s of epoch %d is NaN and is ignored", monitor, state.epoch)
+    value = _monitored(monitor, scores, state.epoch)
     if higher_is_better(monitor):
         value = -value
     if not value < state.best_loss:
@@ -141,6 +137,15 @@ def update_best(state: TrainState, monitor: str, scores: dict[str, float]) -> bo
     state.best_loss = value
     state.best_epoch = state.epoch
     return True
+
+
+def _monitored(monitor: str, scores: dict[str, float], epoch: int) -> float:
+    """Raises UserError for an unknown name: the parts of training.loss are known only after an epoch."""
+    if monitor not in scores:
+        raise UserError("training.monitor", f"{monitor!r} is not a score of this run", f"one of {', '.join(scores)}")
+    if math.isnan(scores[monitor]):
+        logger.warning("%s of epoch %d is NaN and is ignored", monitor, epoch)
+    return scores[monitor]
 
 
 def _not_finite(what: str, parts: Parts, state: TrainState, ids: list[str]) -> UserError:

@@ -68,9 +68,14 @@ def choose_checkpoint(resume: str | None, folder: Path) -> Checkpoint | None:
         return Checkpoint.load(path)
     except DamagedCheckpoint as error:
         damage = error
-        newest = newest_good(folder)
-        if newest is None:
-            raise
+    return _fall_back(damage, resume, folder)
+
+
+def _fall_back(damage: DamagedCheckpoint, resume: str | None, folder: Path) -> Checkpoint:
+    """The newest intact checkpoint in place of a damaged one, for `auto` only. Raises UserError."""
+    newest = newest_good(folder)
+    if newest is None:
+        raise damage
     if resume != "auto":
         raise UserError(damage.where, damage.what, f"the newest intact checkpoint is {newest.path.name}")
     logger.warning("%s: %s; resuming from %s instead", damage.where, damage.what, newest.path.name)

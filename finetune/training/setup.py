@@ -113,14 +113,20 @@ def fill_caches(config: Config, data: Data, model: SlideCaptioner, precision: Pr
     """Write the headers of all slides for the next run, and encode what the slide cache lacks. Raises UserError."""
     if config.data.latents_cache and world.is_main:
         write_headers(_header_cache_path(config), config.data.h5_key, config.data.image_dim,
-                       config.data.wanted_encoder, data.slides)
+                      config.data.wanted_encoder, data.slides)
     if cache:
-        views = [View(number, config.training.seed) for number in range(1, config.data.views)]
-        cache.fill(data.slides, partial(encode, model, precision), config.training.workers, world, views=views,
-                   with_views={sample.slide.slide_id for sample in data.train})
+        _fill_slide_cache(config, data, model, precision, cache, world)
     elif config.data.views > 1:
         logger.warning("data.views is %d, but slides are encoded anew in every epoch: there are no views",
                        config.data.views)
+
+
+def _fill_slide_cache(config: Config, data: Data, model: SlideCaptioner, precision: Precision, cache: SlideCache,
+                      world: World) -> None:
+    views = [View(number, config.training.seed) for number in range(1, config.data.views)]
+    training_ids = {sample.slide.slide_id for sample in data.train}
+    cache.fill(data.slides, partial(encode, model, precision), config.training.workers, world, views=views,
+               with_views=training_ids)
 
 
 @torch.no_grad()

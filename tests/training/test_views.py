@@ -48,7 +48,7 @@ def reads(monkeypatch) -> dict[str, list[int]]:
 def test_only_training_reads_views(here, reads):
     checkpoint = train("data.views=3")
     assert checkpoint.config["data"]["views"] == 3
-    assert "34 of 14 slides and 20 views to encode" in Path("logs/training.log").read_text(encoding="utf-8")
+    assert "34 to encode (of 14 slides and 20 views)" in Path("logs/training.log").read_text(encoding="utf-8")
     validation = set(checkpoint.data["validation_ids"])
     assert len(validation) == 4 and all(set(reads[i]) == {0} for i in validation)
     for i in reads.keys() - validation:
