@@ -63,6 +63,7 @@ def test_the_report_opens_alone_and_its_charts_have_their_points(watched, tmp_pa
     loss = page.locator("figure", has_text="总损失")
     assert loss.locator(".point").count() == 12 and loss.locator(".xtick").count() >= 3 and loss.locator(".ytick").count() >= 3
     assert "轮次" in loss.inner_text() or loss.locator("text", has_text="轮次").count()
+    loss.scroll_into_view_if_needed()
     box = loss.locator(".point").nth(2).bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     assert loss.locator(".tip").inner_text() == "train, epoch 3: 1"
