@@ -1,6 +1,6 @@
 """The demo: synthetic slides with Chinese descriptions; training is killed and resumed, then held-out slides captioned.
 
-    python -m finetune.demo            # writes ./demo, 40 seconds on two cores
+    python -m finetune.demo            # writes ./demo, 30 seconds on two cores
 
 Needs no weights and no network. It runs the scripts as a user does, in subprocesses.
 """
