@@ -9,7 +9,10 @@ def main() -> int:
     parser = Parser(description=__doc__)
     add_inference_flags(parser)
     options = InferenceOptions.from_flags(parser.parse_args())
-    # torch: only once the arguments are good
+    # torch and tqdm: only once the arguments are good
+    from finetune.common.log import log_to_console
+
+    log_to_console()
     if options.mode == "serve":
         from finetune.inference.serve import run_server as run
     elif options.mode == "explain":

@@ -32,10 +32,11 @@ def main() -> None:
     parser.add_argument("--embeddings_dir", required=True)
     args = parser.parse_args()
     captioner, files = Captioner.load(args.checkpoint), find_files(args.embeddings_dir)
+    options = GenerationOptions(max_length=captioner.trained_length)
     slides = []
     for slide_id in captioner.held_out["val"]:
         slide = open_slide(captioner, Path(files[slide_id][0]))
-        caption = captioner.describe([slide], [], GenerationOptions())[0]["caption"]
+        caption = captioner.describe([slide], [], options)[0]["caption"]
         tests = [phrase["deletion_test"] for phrase in explain_slide(captioner, slide, caption)[0]["phrases"]]
         slides.append([test for test in tests if test["holds"] is not None])
     for name, key in _WAYS.items():

@@ -8,7 +8,7 @@ from .config.flags import Parser, add_debug_flag
 def main() -> int:
     """The command line of `python -m finetune.export`."""
     parser = Parser(prog="python -m finetune.export", description=__doc__)
-    parser.add_argument("--checkpoint", required=True, help="best_model.pth or any other .pth of a run")
+    parser.add_argument("--checkpoint", required=True, help="best_model.pth or any other .pth of a run, or its folder")
     parser.add_argument("--output", required=True, metavar="FOLDER",
                         help="new folder; inference.py --checkpoint FOLDER opens it")
     add_debug_flag(parser)

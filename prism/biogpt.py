@@ -41,8 +41,14 @@ class DecoderCache:
         return key, value
 
     def reorder(self, rows: Tensor) -> None:
-        """rows (B,): text i continues the current text rows[i], of the same slide."""
+        """rows: text i continues the current text rows[i]. Slides keep their order and number of texts; some may be
+        left out."""
         self._change(lambda tensor: tensor.index_select(0, rows))
+        if self.cross and len(rows) < self.batch:
+            texts = self.batch // len(self.cross[0][0])  # of each slide
+            slides = rows[::texts] // texts
+            self.cross = [(key.index_select(0, slides), value.index_select(0, slides)) for key, value in self.cross]
+        self.batch = len(rows)
 
     def repeat(self, n: int) -> None:
         """Expand each text to n neighbours: a b c -> a a b b c c for n = 2."""

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from ..common.errors import UserError
 from ..config.schema import Config, PrismConfig, from_dict
 from ..config.yaml_file import dump_yaml
-from .format import FORMAT_VERSION, Checkpoint, check_version, is_json_like
+from .format import BEST, FORMAT_VERSION, Checkpoint, check_version, is_json_like
 from .model_card import model_card
 
 _WEIGHTS, _CONFIG, _TOKENIZER, _CARD = "model.safetensors", "config.json", "tokenizer.json", "README.md"
@@ -30,7 +30,7 @@ _MAX_JSON = 1 << 26  # bytes; a vocabulary of 100 000 tokens has a tenth of it
 
 def write_folder(checkpoint: Path, folder: Path) -> None:
     """Write the run in `checkpoint` to `folder`, all files or none. Raises UserError."""
-    content = Checkpoint.load(checkpoint)
+    content = Checkpoint.load(model_path(checkpoint))
     _require_empty(folder)
     _remove_private(content)
     temporary = folder.with_name(folder.name + ".tmp")
@@ -77,6 +77,22 @@ def _training_config(content: Checkpoint) -> Config:
     for section, values in content.config.items():
         sections[section] = {key: value for key, value in values.items() if value != ""}
     return from_dict(sections, str(content.path))
+
+
+def model_path(path: Path) -> Path:
+    """A `.pth` or an exported folder as it is; of the folder of a run its best_model.pth. Raises UserError."""
+    if not path.is_dir() or (path / _CONFIG).exists():
+        return path
+    if (path / BEST).is_file():
+        return path / BEST
+    others = sorted(file.name for file in path.glob("*.pth"))
+    fix = f"give {path / others[-1]}" if others else "give a .pth of a run, its folder, or a folder of finetune.export"
+    raise UserError(path, f"is neither an exported model nor a run with a {BEST}", fix)
+
+
+def read_model(path: Path) -> Checkpoint:
+    """A `.pth` of a run or an exported folder. Raises UserError."""
+    return read_folder(path) if path.is_dir() else Checkpoint.load(path)
 
 
 def read_folder(folder: Path) -> Checkpoint:

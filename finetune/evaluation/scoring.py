@@ -48,6 +48,7 @@ class Answers:
         class_probabilities: For zero-shot classification, (S, C).
         true_classes: Indices of the classes, (S,); -1 for unknown.
         findings: To look for in captions and references.
+        finished: Whether each caption came to its end before `max_length` tokens cut it; empty where not known.
     """
 
     captions: Sequence[str]
@@ -57,6 +58,8 @@ class Answers:
     class_probabilities: np.ndarray | None = None
     true_classes: np.ndarray | None = None
     findings: FindingDictionary | None = None
+    finished: Sequence[bool] = ()
+    max_length: int | None = None
 
     def statistics(self) -> dict[str, Statistic]:
         """The scores that these answers have, by name."""
@@ -132,6 +135,10 @@ class Report:
                  f"bootstrap:{_RESAMPLES} resamples of slides,percentiles,seed{_SEED}"]
         if self.answers.references:
             parts.insert(0, signature(self.answers.references))
+        finished = self.answers.finished
+        if finished:
+            parts.append(f"captions:max_length {self.answers.max_length},{len(finished) - sum(finished)} of "
+                         f"{len(finished)} not finished")
         return "|".join(parts)
 
     def lines(self) -> list[str]:

@@ -16,11 +16,12 @@ import torch
 from prism import GenerationOptions
 
 from ..checkpoints.format import Checkpoint
-from ..checkpoints.hf_folder import read_folder
+from ..checkpoints.hf_folder import model_path, read_model
 from ..checkpoints.nearest_index import temperature_of
 from ..common.device import Precision, resolve_device, resolve_precision
 from ..common.errors import UserError
 from ..common.files import expand
+from ..common.log import logger
 from ..config.schema import Config, from_dict
 from ..data.batch import pad_tiles
 from ..data.slides import Slide
@@ -29,7 +30,7 @@ from ..data.tokenizer import Tokenizer, tokenizer_from_dict
 from ..models.build import build_model, build_prism, check_architecture
 from ..models.captioner import SlideCaptioner
 from ..models.embeddings import embed_texts
-from ..models.generation import confidences, generate
+from ..models.generation import confidences, generate, has_ended
 from ..models.rerank import rerank
 from ..models.training_texts import SlideVectors, TrainingTexts
 from .options import InferenceOptions
@@ -61,15 +62,18 @@ class Captioner:
         """Rebuild a model from its checkpoint and Prism's weights.
 
         Args:
-            checkpoint: A .pth file of a run, or a folder of `finetune.export`.
+            checkpoint: A .pth file of a run, the run's folder (its best_model.pth), or a folder of `finetune.export`.
             prism: Where Prism's weights are, if not where they were in training; they must be the same (SHA-256).
             device: auto, cpu, cuda or cuda:N.
 
         Raises:
             UserError: An unusable checkpoint, or other Prism weights than in training.
         """
-        path, where = expand(str(checkpoint)), str(checkpoint)
-        content = read_folder(path) if path.is_dir() else Checkpoint.load(path)
+        where = str(checkpoint)
+        path = model_path(expand(where))
+        if path.name != Path(where).name:
+            logger.info("--checkpoint %s is the folder of a run: taking its %s", where, path.name)
+        content = read_model(path)
         config = from_dict(content.config, where)
         config.prism.weights = prism or config.prism.weights
         tokenizer = tokenizer_from_dict(content.tokenizer, where)
@@ -102,10 +106,17 @@ class Captioner:
         else:
             captioner = cls.load(options.checkpoint, options.prism, options.device)
         positions = captioner.model.decoder.max_positions
-        if positions is not None and options.max_length > positions:
+        if positions is not None and options.max_length is not None and options.max_length > positions:
             raise UserError("--max_length", f"{options.max_length}, the decoder has {positions} positions",
                             f"give {positions} or less")
         return captioner
+
+    @property
+    def trained_length(self) -> int:
+        """Most tokens of the texts it was trained on, begin and end token included; of Prism itself its positions."""
+        limit = self.model.decoder.max_positions
+        longest = self.config.data.max_seq_len
+        return longest if limit is None else min(longest, limit)
 
     @torch.no_grad()
     def describe(self, slides: list[Slide], texts: list[str], options: GenerationOptions,
@@ -129,7 +140,7 @@ class Captioner:
         tiles, mask = pad_tiles([read_tiles(slide) for slide in slides])  # (B, N, C), (B, N)
         with self.precision.autocast():
             image_tokens = self.model.image_tokens(tiles.to(device), mask.to(device))  # (B, n, D)
-            captions = generate(decoder, image_tokens, options, **special)
+            captions = generate(decoder, image_tokens, options, names=[slide.slide_id for slide in slides], **special)
             of_slides = SlideVectors.of(decoder, image_tokens)
             captions, answers = self._answers(image_tokens, captions, of_slides, options.max_length)
             confidence = confidences(decoder, image_tokens, captions, options.max_length,
@@ -139,8 +150,9 @@ class Captioner:
             raise UserError(slides[int(is_finite.argmin())].slide_id, "its tiles make the model overflow",
                             "check how its features were extracted")
         records = []
-        for slide, answer, slide_confidence in zip(slides, answers, confidence, strict=True):
-            record = new_record(slide.slide_id, caption=answer, confidence=slide_confidence)
+        for slide, answer, caption, slide_confidence in zip(slides, answers, captions, confidence, strict=True):
+            record = new_record(slide.slide_id, caption=answer, confidence=slide_confidence,
+                                finished=has_ended(caption, options.max_length))
             if self.rerank_with and answer in self.rerank_with.counts:
                 record["from_training_text"] = True
             records.append(record)

@@ -39,6 +39,7 @@ from ..models.captioner import CaptionDecoder
 from ..pages.html import render
 from .captioner import Captioner
 from .options import InferenceOptions
+from .records import CUT
 from .tile_maps import Layout, heatmap_png, lay_out, open_thumbnail, page_data
 
 _REMOVED_FRACTION = 0.1  # of the tiles, removed in the deletion test
@@ -219,14 +220,16 @@ def run_explain(options: InferenceOptions) -> int:
         raise UserError(folder, f"cannot be created ({error.strerror})", "give another folder to --explain") from None
     captioner = Captioner.from_options(options)
     slide = open_slide(captioner, expand(options.embeddings_file))
-    caption = captioner.describe([slide], [], options.generation())[0]["caption"]
+    record = captioner.describe([slide], [], options.generation(captioner.trained_length))[0]
+    caption = record["caption"]
     thumbnail_size = thumbnail.size if thumbnail else None
     explanation, layout = explain_slide(captioner, slide, caption, thumbnail_size, options.thumbnail_scale)
+    explanation["finished"] = record["finished"]
     try:
         _write_explanation(folder, explanation, layout, thumbnail)
     except OSError as error:
         raise UserError(folder, f"cannot be written ({error.strerror})", "free some space") from None
-    say(f"{printable(slide.slide_id)}\tcaption: {printable(explanation['caption'])}")
+    say(f"{printable(slide.slide_id)}\tcaption: {printable(caption)}{'' if record['finished'] else CUT}")
     for phrase in explanation["phrases"]:
         say(f"\t{printable(phrase['text'])}\t{describe_test(phrase['deletion_test'])}")
     say(f"explanation.html, explanation.json and {len(explanation['phrases'])} PNG in {folder}")
@@ -239,7 +242,7 @@ def _write_explanation(folder: Path, explanation: dict[str, Any], layout: Layout
     for number, phrase in enumerate(explanation["phrases"], start=1):
         write_atomically(folder / f"phrase_{number}.png", heatmap_png(layout, phrase["weights"], thumbnail))
     page = render("explain.html", ("page.js", "tilemap.js"), id=explanation["id"],
-                  data=page_data(explanation, layout, thumbnail))
+                  finished=explanation["finished"], data=page_data(explanation, layout, thumbnail))
     write_atomically(folder / "explanation.html", page)
 
 

@@ -52,21 +52,23 @@ class GroundTruth:
         known_ids = self.labels if self.labels is not None else self.classes or {}
         return [record for record in records if record["caption"] is not None and record["id"] in known_ids]
 
-    def answers(self, captioner: Captioner, records: list[Record],
-                vectors: dict[str, SlideVectors]) -> Answers | None:
+    def answers(self, captioner: Captioner, records: list[Record], vectors: dict[str, SlideVectors],
+                max_length: int) -> Answers | None:
         """What the model said about the slides of which something is known; None if there are none.
 
         Args:
             captioner: embeds the reference texts and the prompts.
             records: of all captioned slides; failed ones and withheld captions are left out.
             vectors: {slide id: its vectors}.
+            max_length: of the captions, in tokens.
         """
         scored = self.scored(records)
         if not scored:
             return None
         ids = [record["id"] for record in scored]
         images = np.concatenate([vectors[i].contrastive for i in ids])  # (slides, dim_latents)
-        answers = Answers([record["caption"] for record in scored], findings=self.findings)
+        answers = Answers([record["caption"] for record in scored], findings=self.findings, max_length=max_length,
+                          finished=[record["finished"] is not False for record in scored])
         if self.labels is not None:
             answers.references = [list(self.labels[i].texts) for i in ids]
             answers.texts = _unique(answers.references)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..checkpoints.hf_folder import model_path
 from ..checkpoints.nearest_index import NEAREST, read_nearest, rerank_is_better, same_weights
 from ..common.errors import UserError
 from ..common.files import expand
@@ -41,7 +42,7 @@ class TrainingSlides:
         Raises:
             UserError: A damaged index, or none that is searchable where one is required.
         """
-        path = expand(checkpoint) if checkpoint else None
+        path = model_path(expand(checkpoint)) if checkpoint else None
         index = None
         if path is not None and captioner.checkpoint is not None:
             index = read_nearest(path, captioner.checkpoint)

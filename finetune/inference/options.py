@@ -35,7 +35,8 @@ class InferenceOptions:
     """
 
     checkpoint: str | None = setting(
-        None, "best_model.pth or any other .pth of a run, or a folder written by python -m finetune.export")
+        None, "best_model.pth or any other .pth of a run, the folder of a run (its best_model.pth), or a folder "
+        "written by python -m finetune.export")
     prism_only: bool = setting(False, "without a checkpoint: captions by Prism itself, in English")
     prism: str | None = setting(
         None, "Prism's weights, if moved since training; with --prism_only default paige-ai/Prism")
@@ -69,7 +70,9 @@ class InferenceOptions:
         None, "with --thumbnail: full-resolution slide pixels per thumbnail pixel; default: the thumbnail is assumed "
         "to end where the tiles end", 0, open_low=True)
 
-    max_length: int = setting(100, "maximum caption length in tokens, begin and end token included", 2)
+    max_length: int | None = setting(
+        None, "maximum caption length in tokens, begin and end token included; default: data.max_seq_len of the "
+        "training, of Prism itself all its positions", 2)
     num_beams: int = setting(1, "beams of beam search; 1 = greedy search or sampling", 1, 64)
     do_sample: bool = setting(False, "sample instead of taking the most probable token")
     temperature: float = setting(1.0, "sampling: logits are divided by it", 0, open_low=True)
@@ -117,12 +120,17 @@ class InferenceOptions:
             raise UserError("--do_sample", "sampling over beams is not supported", "use --num_beams 1")
         return self
 
-    def generation(self) -> GenerationOptions:
-        """The decoding options, as `models.generation.generate` takes them."""
+    def generation(self, trained_length: int) -> GenerationOptions:
+        """The decoding options, as `models.generation.generate` takes them.
+
+        Args:
+            trained_length: `max_length` where none is given: `Captioner.trained_length`.
+        """
         from prism import GenerationOptions  # torch: not for --help
 
         names = [field.name for field in dataclasses.fields(GenerationOptions)]
-        return GenerationOptions(**{name: getattr(self, name) for name in names})
+        given = {name: getattr(self, name) for name in names}
+        return GenerationOptions(**given | {"max_length": self.max_length or trained_length})
 
     def _is_given(self, name: str) -> bool:
         return getattr(self, name) != type(self).__dataclass_fields__[name].default

@@ -11,6 +11,8 @@ from ..common.errors import UserError, printable, say
 from ..common.files import expand
 from ..evaluation.scoring import Report
 
+CUT = " ... (not finished: cut at --max_length)"  # behind such a caption where people read it
+
 
 class Nearest(TypedDict):
     """A training slide: its id, texts, and cosine similarity to the captioned slide."""
@@ -25,6 +27,7 @@ class Record(TypedDict):
 
     caption: None if the slide failed or the caption was withheld. similarity: cosine to each text of --text.
     probability: of each of several texts. confidence: mean token probability. error: why the slide failed, else None.
+    finished: whether the caption came to its end token before --max_length cut it; None without a caption.
     from_training_text: true if captions are re-ranked and this one is a training text; left out otherwise.
     """
 
@@ -33,6 +36,7 @@ class Record(TypedDict):
     similarity: dict[str, float]
     probability: dict[str, float]
     confidence: float | None
+    finished: bool | None
     error: str | None
     classes: NotRequired[dict[str, float]]
     nearest: NotRequired[list[Nearest]]
@@ -41,10 +45,10 @@ class Record(TypedDict):
 
 
 def new_record(slide_id: str, caption: str | None = None, error: str | None = None,
-               confidence: float | None = None) -> Record:
+               confidence: float | None = None, finished: bool | None = None) -> Record:
     """A record without scores."""
     return {"id": slide_id, "caption": caption, "similarity": {}, "probability": {}, "confidence": confidence,
-            "error": error}
+            "finished": finished, "error": error}
 
 
 def output_path(path: str | None) -> Path | None:
@@ -81,7 +85,7 @@ def print_record(record: Record) -> None:
         return
     caption = "none, confidence too low"
     if record["caption"] is not None:
-        caption = f"caption: {printable(record['caption'])}"
+        caption = f"caption: {printable(record['caption'])}{CUT if record['finished'] is False else ''}"
     lines = [f"{printable(record['id'])}\t{caption}", f"\tconfidence {record['confidence']:.4f}"]
     for text, cosine in record["similarity"].items():
         scores = f"\tsimilarity {cosine:.4f}"
@@ -117,10 +121,12 @@ def _write_csv(records: list[Record], path: Path) -> None:
         texts |= dict.fromkeys(record["similarity"])
     with open(path, "w", newline="", encoding="utf-8-sig") as file:  # Excel needs the byte order mark to read UTF-8
         writer = csv.writer(file)
-        writer.writerow(["id", "caption", "error", *(f"similarity: {text}" for text in texts), "confidence"])
+        writer.writerow(["id", "caption", "error", *(f"similarity: {text}" for text in texts), "confidence",
+                         "finished"])
         for record in records:
             cosines = [record["similarity"].get(text) for text in texts]
-            row = [record["id"], record["caption"], record["error"], *cosines, record["confidence"]]
+            row = [record["id"], record["caption"], record["error"], *cosines, record["confidence"],
+                   {True: "true", False: "false"}.get(record["finished"])]
             writer.writerow([_cell(value) for value in row])
 
 

@@ -42,10 +42,11 @@ def run_inference(options: InferenceOptions) -> int:
     captioner.rerank_with = texts_to_rerank_with(options, captioner, training)
     if options.abstain_below and captioner.temperature is None:
         logger.warning("confidence is not calibrated: no validation slides in training, or not its best_model.pth")
+    generation = options.generation(captioner.trained_length)
     records: list[Record] = []
     vectors: dict[str, SlideVectors] = {}
     try:
-        for record in caption_slides(captioner, cases, texts, options.generation(), vectors):
+        for record in caption_slides(captioner, cases, texts, generation, vectors):
             if record["error"] is None:
                 embedding = vectors[record["id"]].contrastive[0]
                 complete_record(record, embedding, captioner, options, truth.prompts, training)
@@ -54,15 +55,24 @@ def run_inference(options: InferenceOptions) -> int:
     finally:  # Ctrl+C, or out of memory: the finished records are written
         if output:
             write_records(records, output)
+    _warn_of_cut_captions(records, captioner, generation.max_length)
     if truth.can_score:
         abstained = sum(record.get("abstained", False) for record in records)
-        answers = truth.answers(captioner, records, vectors)
+        answers = truth.answers(captioner, records, vectors, generation.max_length)
         print_scores(_evaluate(answers, truth, records, vectors, training), abstained)
     errors = [(record["id"], record["error"]) for record in records if record["error"] is not None]
     if errors:
         raise UserError(errors[0][0], f"{len(errors)} of {len(records)} slides failed", "their records say why",
                         [error for _, error in errors[:20]])
     return 0
+
+
+def _warn_of_cut_captions(records: list[Record], captioner: Captioner, max_length: int) -> None:
+    num_cut = sum(record["finished"] is False for record in records)
+    if num_cut:
+        logger.warning("%d of %d captions did not come to their end within %d tokens (finished: false); trained on "
+                       "texts of up to %d: give a larger --max_length, or train longer", num_cut, len(records),
+                       max_length, captioner.trained_length)
 
 
 def _evaluate(answers: Answers | None, truth: GroundTruth, records: list[Record], vectors: dict[str, SlideVectors],

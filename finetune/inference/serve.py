@@ -56,7 +56,7 @@ def run_server(options: InferenceOptions) -> int:
                         'python -m pip install ".[serve]"') from None
     captioner = Captioner.from_options(options)
     training = load_training_slides(options, captioner)
-    app = make_app(captioner, options.generation(), training, options.nearest or _NEAREST)
+    app = make_app(captioner, options.generation(captioner.trained_length), training, options.nearest or _NEAREST)
     server = uvicorn.Server(uvicorn.Config(app, HOST, options.port, log_level="warning", server_header=False))
     say(f"open http://{HOST}:{options.port} in a browser on this machine; Ctrl+C ends it")
     with contextlib.suppress(KeyboardInterrupt):
@@ -149,8 +149,8 @@ def answer(captioner: Captioner, path: Path, texts: list[str], options: Generati
     if training:
         for neighbor in training.nearest(vectors[slide.slide_id].contrastive[0], num_nearest):
             nearest.append([f"{neighbor['id']}: {neighbor['texts'][0]}", neighbor["similarity"]])
-    result = {"caption": record["caption"], "scores": list(record["similarity"].items()), "nearest": nearest,
-              "map": None, "why_no_map": None}
+    result = {"caption": record["caption"], "finished": record["finished"],
+              "scores": list(record["similarity"].items()), "nearest": nearest, "map": None, "why_no_map": None}
     try:
         result["map"] = page_data(*explain_slide(captioner, slide, record["caption"]))
     except UserError as error:  # an empty caption, Prism's own decoder

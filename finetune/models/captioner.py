@@ -77,7 +77,10 @@ class CaptionDecoder(Protocol):
         """Clip the logit scale at its maximum; called before each training step."""
 
     def start_decoding(self, context: Tensor) -> Any:
-        """A cache for `decode_step`, of B sequences, with `repeat(n)` and `reorder(rows)` as `prism.search` wants."""
+        """A cache for `decode_step`, of B sequences, with `repeat(n)` and `reorder(rows)` as `prism.search` wants.
+
+        `reorder` may leave out slides, all sequences of them: finished captions are not decoded further.
+        """
 
     def decode_step(self, token_ids: Tensor, cache: Any) -> Tensor:
         """token ids (B, T) after those in the cache, which gets them -> next-token logits (B, vocabulary)."""

@@ -5,6 +5,8 @@ Shapes: B slides, n image tokens of a slide, T text tokens, D width of the image
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from prism import GenerationOptions, search
@@ -14,19 +16,25 @@ from .captioner import CaptionDecoder
 
 @torch.no_grad()
 def generate(decoder: CaptionDecoder, image_tokens: torch.Tensor, options: GenerationOptions, *, bos_id: int,
-             eos_id: int, pad_id: int) -> list[list[int]]:
+             eos_id: int, pad_id: int, names: Sequence[str] | None = None) -> list[list[int]]:
     """Captions of B slides as ids, without begin and end token.
 
-    A slide's greedy or beam caption does not depend on the other slides of its batch.
+    A slide's caption does not depend on the other slides of its batch.
 
     Args:
         image_tokens: (B, n, D), in the type that the decoder takes.
+        names: Ids of the slides: a sample depends on the seed and its slide's id; None numbers them.
     """
     _, context = decoder.embed_image(image_tokens=image_tokens)
     prompt = torch.full((len(context), 1), bos_id, device=context.device)
     banned = tuple({bos_id, pad_id} - {eos_id})  # in some tokenizers two of these ids are equal
     return search(decoder.decode_step, decoder.start_decoding(context), prompt, options, eos_id=eos_id, pad_id=pad_id,
-                  banned=banned)
+                  banned=banned, names=names)
+
+
+def has_ended(caption: Sequence[int], max_length: int) -> bool:
+    """Whether a caption of `generate` came to its end token before `max_length` cut it."""
+    return 1 + len(caption) < max_length  # the begin token counts
 
 
 @torch.no_grad()
@@ -45,7 +53,7 @@ def confidences(decoder: CaptionDecoder, image_tokens: torch.Tensor, captions: l
     rows = []
     for caption in captions:
         row = [bos_id, *caption]
-        if len(row) < max_length:
+        if has_ended(caption, max_length):
             row.append(eos_id)
         rows.append(row)
     longest = max(map(len, rows))

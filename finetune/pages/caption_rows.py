@@ -44,6 +44,7 @@ def _caption_row(record: Record) -> dict[str, Any]:
         "id": str(record.get("id")),
         "likeness": ratios[nearest],
         "right": caption == references[nearest],
+        "finished": record.get("finished") is not False,
         "caption": caption_segments,
         "reference": reference_segments,
         "others": len(references) - 1,

@@ -22,7 +22,7 @@ from ..data.tokenizer import Tokenizer
 from ..evaluation.scoring import Answers
 from ..evaluation.text_metrics import Statistic
 from ..models.embeddings import embed_slides, embed_texts
-from ..models.generation import confidences
+from ..models.generation import confidences, has_ended
 from .validation import ObservedBatch
 
 FILE = "validation_captions.jsonl"
@@ -74,12 +74,14 @@ class CaptionRecord:
     """One slide, captioned.
 
     Attributes:
+        finished: Whether the caption came to its end token within the tokens it may have.
         confidence: Mean probability of the caption's tokens.
         slide_vector: (dim_latents,), a unit vector.
         text_vectors: (references, dim_latents), unit vectors.
     """
 
     caption: str
+    finished: bool
     confidence: float
     slide_vector: np.ndarray
     text_vectors: np.ndarray
@@ -99,6 +101,7 @@ class CaptionScores:
     max_seq_len: int
     folder: Path
     _epoch: int = 0
+    _num_cut: int = 0
     _records: dict[str, CaptionRecord] = field(default_factory=dict)
 
     def begin(self, epoch: int) -> None:
@@ -121,11 +124,13 @@ class CaptionScores:
         slide_vectors = embed_slides(decoder, image_tokens)
         for row, ids, probability, vector in zip(rows, captions, probabilities, slide_vectors, strict=True):
             text_vectors = embed_texts(decoder, tokenizer, references[slide_ids[row]], self.max_seq_len)
-            self._records[slide_ids[row]] = CaptionRecord(tokenizer.decode(ids), probability, vector, text_vectors)
+            self._records[slide_ids[row]] = CaptionRecord(tokenizer.decode(ids), has_ended(ids, observed.max_length),
+                                                          probability, vector, text_vectors)
 
     def scores(self, world: World) -> dict[str, float]:
         """Scores over the chosen slides of all ranks, by their names in metrics.jsonl."""
         records = self._gather_records(world)
+        self._num_cut = sum(not record.finished for record in records)
         references = [list(sample.references) for sample in self.chosen]
         texts, similarity = _retrieval(records, references)
         statistics = Answers([record.caption for record in records], references, texts, similarity).statistics()
@@ -144,8 +149,11 @@ class CaptionScores:
         return [by_id[sample.slide.slide_id] for sample in self.chosen]
 
     def warnings(self) -> list[str]:
-        """None."""
-        return []
+        """How many captions were cut."""
+        if not self._num_cut:
+            return []
+        return [f"{self._num_cut} of {len(self.chosen)} validation captions did not come to their end within "
+                f"data.max_seq_len {self.max_seq_len} (finished: false in {FILE})"]
 
     def _write_captions(self, records: Sequence[CaptionRecord], statistics: dict[str, Statistic]) -> None:
         """Write validation_captions.jsonl: a line for each slide, with its scores."""
@@ -154,7 +162,8 @@ class CaptionScores:
         for row, (sample, record) in enumerate(zip(self.chosen, records, strict=True)):
             scores = {name: round(statistics[name](np.array([row])), 6) for name in names}
             line = {"epoch": self._epoch, "id": sample.slide.slide_id, "caption": record.caption,
-                    "references": list(sample.references), "scores": scores, "confidence": round(record.confidence, 6)}
+                    "references": list(sample.references), "scores": scores, "confidence": round(record.confidence, 6),
+                    "finished": record.finished}
             lines.append(json.dumps(line, ensure_ascii=False) + "\n")
         _write(self.folder / FILE, "".join(lines))
 

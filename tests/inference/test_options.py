@@ -26,13 +26,13 @@ def one_slide(*flags: str) -> InferenceOptions:
 def test_decoding_options_come_from_the_flags_of_their_names():
     given = {"max_length": "30", "num_beams": "4", "temperature": ".5", "top_k": "5", "top_p": "0.9", "seed": "3",
              "repetition_penalty": "1.2", "no_repeat_ngram_size": "3", "length_penalty": "-1"}
-    options = one_slide(*(part for name, text in given.items() for part in (f"--{name}", text))).generation()
+    options = one_slide(*(part for name, text in given.items() for part in (f"--{name}", text))).generation(640)
     assert dataclasses.asdict(options) == {"do_sample": False, **{name: float(text) for name, text in given.items()}}
     assert type(options.num_beams) is int
 
 
 def test_the_defaults_of_the_flags_are_those_of_the_search():
-    assert one_slide().generation() == GenerationOptions()
+    assert one_slide().generation(640) == GenerationOptions(max_length=640)
     assert one_slide() == InferenceOptions(checkpoint="c.pth", embeddings_file="a.h5")
 
 
@@ -94,5 +94,5 @@ def test_help_gives_meaning_and_default_of_each_flag(capsys):
     with pytest.raises(SystemExit) as ended:
         parsed("--help")
     text = " ".join(capsys.readouterr().out.split())
-    assert ended.value.code == 0 and "--num_beams NUM_BEAMS" in text and "(default 100)" in text
+    assert ended.value.code == 0 and "--num_beams NUM_BEAMS" in text and "(default 7860)" in text
     assert all(f"--{field.name} " in text and field.metadata["help"] in text for field in dataclasses.fields(InferenceOptions))

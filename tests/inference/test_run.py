@@ -32,7 +32,7 @@ def captioner_of(about) -> SimpleNamespace:
 
 
 def record(confidence: float) -> dict:
-    return {"id": "s", "caption": "text", "confidence": confidence, "error": None}
+    return {"id": "s", "caption": "text", "confidence": confidence, "finished": True, "error": None}
 
 
 def test_the_nearest_come_with_their_texts_and_the_first_of_them_gives_the_baseline():
@@ -112,7 +112,8 @@ def test_missing_held_out_slides_are_reported(tmp_path, log_lines):
 
 def test_a_failed_first_slide_takes_no_column_from_the_others(tmp_path):
     good = record(0.5) | {"id": "b", "error": None, "similarity": {"text": 0.25}}
-    bad = {"id": "a", "caption": None, "similarity": {}, "probability": {}, "confidence": None, "error": "broken"}
+    bad = {"id": "a", "caption": None, "similarity": {}, "probability": {}, "confidence": None, "finished": None,
+           "error": "broken"}
     write_records([bad, good], tmp_path / "o.csv")
     rows = list(csv.DictReader((tmp_path / "o.csv").read_text(encoding="utf-8-sig").splitlines()))
     assert [r["similarity: text"] for r in rows] == ["", "0.25"]
@@ -129,6 +130,6 @@ def test_classes_of_other_slides_are_reported(log_lines):
                                 embed_texts=lambda texts: np.ones((len(texts), 2)))
     for classes, told in (({"other": "x"}, True), ({"s": "x"}, False)):
         truth = GroundTruth({"s": Label(("text",), ("s",))}, {"x": ["a"], "y": ["b"]}, classes, None)
-        truth.answers(captioner, [record(0.9)], {"s": SlideVectors(*[np.ones((1, 2))] * 3)})
+        truth.answers(captioner, [record(0.9)], {"s": SlideVectors(*[np.ones((1, 2))] * 3)}, 100)
         assert any("has a class" in line for line in log_lines) == told
         log_lines.clear()

@@ -99,6 +99,22 @@ def test_the_cache_gives_the_logits_of_the_whole_text(model):
     torch.testing.assert_close(steps, logits[:, :shortest], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("beams", [1, 2])
+def test_slides_can_be_left_out_of_the_cache(model, beams):
+    """As `prism.search` does once their captions have ended."""
+    batch = batch_of([text[:2] for text in TEXTS])
+    with torch.no_grad():
+        tokens = model.encode(batch)
+        cache = model.decoder.start_decoding(model.decoder.embed_image(image_tokens=tokens)[1])
+        cache.repeat(beams)
+        model.decoder.decode_step(batch.text[:, :1].repeat_interleave(beams, 0), cache)
+        kept = torch.tensor([0, 2])
+        cache.reorder((kept[:, None] * beams + torch.arange(beams)).flatten())
+        steps = model.decoder.decode_step(batch.text[kept, 1:2].repeat_interleave(beams, 0), cache)
+        logits = model.decoder(batch.text, image_tokens=tokens, text_mask=batch.text_mask)[kept, 1]
+    torch.testing.assert_close(steps, logits.repeat_interleave(beams, 0), atol=1e-4, rtol=1e-4)
+
+
 def test_what_a_decoder_says_of_itself_rebuilds_it(model):
     name = "prism" if model.decoder.describe() else "coca"
     plain = build.build_model(config_of(name), LETTERS)

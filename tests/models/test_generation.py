@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from finetune.models.generation import generate
+from finetune.models.generation import generate, has_ended
 from prism import GenerationOptions
 from prism.generation import process_logits, warp_logits
 
@@ -45,9 +45,12 @@ def table(slide: int, prefix: tuple[int, ...]) -> torch.Tensor:
     return 2 * torch.randn(WORDS, generator=generator)
 
 
-def write(slides: int, **options) -> list[list[int]]:
-    images = torch.arange(slides, dtype=torch.float32).view(-1, 1, 1)
-    return generate(TableModel(), images, GenerationOptions(**options), bos_id=BOS, eos_id=EOS, pad_id=PAD)
+def write(slides: int | list[int], model: TableModel | None = None, **options) -> list[list[int]]:
+    """slides: their number, or the numbers of those to write about."""
+    numbers = list(range(slides)) if isinstance(slides, int) else slides
+    images = torch.tensor(numbers, dtype=torch.float32).view(-1, 1, 1)
+    return generate(model or TableModel(), images, GenerationOptions(**options), bos_id=BOS, eos_id=EOS, pad_id=PAD,
+                    names=list(map(str, numbers)))
 
 
 def log_probs(slide: int, prefix: tuple[int, ...]) -> torch.Tensor:
@@ -83,12 +86,34 @@ def test_a_beam_wide_enough_finds_the_best_of_all_sequences(penalty):
     assert write(6, max_length=5, num_beams=300, length_penalty=penalty) == [best_of_all(s, 5, penalty) for s in range(6)]
 
 
-def test_a_slide_is_decoded_alike_alone_and_in_a_batch():
-    together = write(5, max_length=9, num_beams=3)
-    images = torch.arange(5, dtype=torch.float32).view(-1, 1, 1)
-    alone = [generate(TableModel(), images[i: i + 1], GenerationOptions(max_length=9, num_beams=3), bos_id=BOS,
-                      eos_id=EOS, pad_id=PAD)[0] for i in range(5)]
-    assert together == alone
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"do_sample": True, "temperature": 1.5, "top_p": 0.9},
+                                     {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2}])
+def test_a_slide_is_decoded_alike_alone_and_in_a_batch(options):
+    together = write(40, max_length=30, **options)
+    assert together == [write([slide], max_length=30, **options)[0] for slide in range(40)]
+    assert len(set(map(len, together))) > 3  # captions of different lengths, so that some leave the batch early
+    assert write([7, 31, 2], max_length=30, **options) == [together[slide] for slide in (7, 31, 2)]
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_captions_that_have_ended_are_not_decoded_further(beams):
+    model, computed = TableModel(), []
+    step = model.decode_step
+    model.decode_step = lambda ids, cache: computed.append(len(ids)) or step(ids, cache)
+    longest = max(map(len, write(40, model, max_length=60, num_beams=beams))) + 1
+    assert computed[0] == 40 * beams and computed[-1] <= 20 * beams
+    assert sum(computed) < 0.6 * 40 * beams * longest
+
+
+def test_a_caption_that_came_to_its_end_is_told_from_one_that_was_cut():
+    for beams in (1, 4):
+        full = write(20, max_length=60, num_beams=beams)
+        assert all(has_ended(caption, 60) for caption in full)
+        for length in (2, 3, 5, 8):
+            for whole, caption in zip(full, write(20, max_length=length, num_beams=beams), strict=True):
+                assert has_ended(caption, length) or len(caption) == length - 1
+                if beams == 1:
+                    assert caption == whole[:length - 1] and has_ended(caption, length) == (len(whole) < length - 1)
 
 
 def test_sampling_follows_the_probabilities_and_its_seed():

@@ -56,7 +56,8 @@ def test_inference_captions_and_scores_a_slide_from_the_checkpoint_alone(data, t
                  data / "embeddings" / "s00.h5", "--text", *TEXTS, "--max_length", 40, "--output", output, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     record = json.loads(output.read_text(encoding="utf-8"))
-    assert set(record) == {"id", "caption", "similarity", "probability", "confidence", "error"} and record["error"] is None
+    assert set(record) == {"id", "caption", "similarity", "probability", "confidence", "finished",
+                           "error"} and record["error"] is None
     assert record["caption"] == TEXTS[0] and record["caption"] in result.stdout
     assert max(record["similarity"], key=record["similarity"].get) == TEXTS[0]
     assert sum(record["probability"].values()) == pytest.approx(1, abs=1e-5)

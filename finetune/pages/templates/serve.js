@@ -30,6 +30,7 @@ async function describe(slide) {
   if (found.error) return fail(found.error);
   state.textContent = slide.name;
   document.getElementById("plain").textContent = found.caption;
+  document.getElementById("cut").hidden = found.finished;
   table("scores", found.scores);
   table("nearest", found.nearest);
   if (found.map) showTiles(found.map, document.getElementById("caption"), document.getElementById("map"), document.getElementById("note"));
