@@ -1,7 +1,8 @@
 """Checkpoints: written so that a crash never harms a good file, read so that a bad file never runs code.
 
-A `.pth` holds plain types and tensors only. One file is enough to resume training or to caption a slide. All files of
-one save hold the same state; `last_model.pth` is replaced last and is the commit record.
+A `.pth` holds plain types and tensors only. One file is enough to caption a slide and, with the state of the optimizer,
+which best_model.pth lacks, to resume training. All files of one save are of the same state; `last_model.pth` is
+replaced last and is the commit record.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import shutil
 import zipfile
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +55,12 @@ class RunDescription:
 
 @dataclass(kw_only=True)
 class Checkpoint(RunDescription):
-    """A run after some step: enough to resume training and to caption slides.
+    """A run after some step: enough to caption slides and, unless it holds weights only, to resume training.
 
     Attributes:
         progress: The fields of `TrainState`.
-        random_states: Of the global generators of rank 0, and `other_ranks`. Empty in an exported model, as are
-            `optimizer` and `scaler`.
+        random_states: Of the global generators of rank 0, and `other_ranks`. Empty in best_model.pth and in an exported
+            model, as are `optimizer` and `scaler`.
         model: {name: weight} of all trained weights, without Prism's frozen ones.
         optimizer: Its state dict.
         scaler: State dict of the fp16 loss scaler, empty where there is none.
@@ -89,6 +90,15 @@ class Checkpoint(RunDescription):
         sections = {name: content[name] for name in _SECTIONS}
         return cls(**sections, calibration=content.get("calibration"), format_version=content["format_version"],
                    path=Path(path))
+
+    @property
+    def is_resumable(self) -> bool:
+        """Whether it holds the state of the training, not only its weights."""
+        return bool(self.optimizer)
+
+    def weights_only(self) -> Checkpoint:
+        """The same without the state of the training: a third of the size, as AdamW keeps two numbers per weight."""
+        return replace(self, random_states={}, optimizer={}, scaler={})
 
     def save(self, folder: Path, names: Sequence[str]) -> None:
         """Write it into `folder` under each of `names`, see `write_pth`. Raises UserError."""

@@ -50,7 +50,7 @@ def calibrate_and_index(folder: Path, model: SlideCaptioner, precision: Precisio
         texts = TrainingTexts.of_index(index, data.tokenizer, config.data.max_seq_len)
         use_rerank = compare_held_out(folder, model, precision, texts, chosen, batches_of(chosen))
         best.calibration["rerank"] = use_rerank
-    best.save(folder, [BEST])  # last: it marks the run as complete
+    best.weights_only().save(folder, [BEST])  # last: it marks the run as complete
 
 
 def is_calibrated_and_indexed(folder: Path) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..checkpoints.format import LAST, Checkpoint, DamagedCheckpoint, RunDescription
+from ..checkpoints.format import BEST, LAST, Checkpoint, DamagedCheckpoint, RunDescription
 from ..common.distributed import ALONE, World
 from ..common.errors import UserError
 from ..common.log import logger
@@ -56,7 +56,8 @@ def choose_checkpoint(resume: str | None, folder: Path) -> Checkpoint | None:
     repeated, with the same result.
 
     Raises:
-        UserError: There is no such checkpoint, a file given by name is damaged, or the folder holds another run.
+        UserError: There is no such checkpoint, a file given by name is damaged or holds weights only, or the folder
+            holds another run.
     """
     path = find_path(resume, folder)
     if path is None and (resume is None or not any(folder.glob("*.pth"))):
@@ -65,16 +66,29 @@ def choose_checkpoint(resume: str | None, folder: Path) -> Checkpoint | None:
         if path is None:
             raise DamagedCheckpoint(folder / LAST, "not found, but the folder holds checkpoints of a run",
                                     "choose another --output_dir")
-        return Checkpoint.load(path)
+        checkpoint = Checkpoint.load(path)
     except DamagedCheckpoint as error:
-        damage = error
-    return _fall_back(damage, resume, folder)
+        return _fall_back(error, resume, folder)
+    if not checkpoint.is_resumable:
+        raise UserError(path, "holds weights only, which no run can be resumed from",
+                        f"use --resume auto ({LAST}), or train on from them in another --output_dir with "
+                        f"training.init_from={_short(path)}")
+    return checkpoint
+
+
+def _short(path: Path) -> str:
+    """The path from the current folder if it is below it: an error line has little room."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def _fall_back(damage: DamagedCheckpoint, resume: str | None, folder: Path) -> Checkpoint:
     """The newest intact checkpoint in place of a damaged one, for `auto` only. Raises UserError."""
     newest = newest_good(folder)
     if newest is None:
+        if (folder / BEST).is_file():
+            damage.fix = ("no other file of the run can be resumed; train on from its weights in another --output_dir "
+                          f"with training.init_from={_short(folder / BEST)}")
         raise damage
     if resume != "auto":
         raise UserError(damage.where, damage.what, f"the newest intact checkpoint is {newest.path.name}")
@@ -101,15 +115,15 @@ def find_path(resume: str | None, folder: Path) -> Path | None:
 
 
 def newest_good(folder: Path) -> Checkpoint | None:
-    """The checkpoint in `folder` that is furthest in training among those that can be loaded."""
+    """The checkpoint in `folder` that is furthest in training among those that can be loaded and resumed."""
     newest: Checkpoint | None = None
     for path in sorted(folder.glob("*.pth")):
         try:
             checkpoint = Checkpoint.load(path)
-            if newest is None or _position(checkpoint) > _position(newest):
-                newest = checkpoint
         except UserError:
             continue
+        if checkpoint.is_resumable and (newest is None or _position(checkpoint) > _position(newest)):
+            newest = checkpoint
     return newest
 
 

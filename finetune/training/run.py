@@ -28,7 +28,7 @@ from .objective import Objective
 from .optim import build_optimizer, learning_rate_schedule
 from .random_states import seed_all
 from .resume import check_same_run, open_checkpoint, restore, saved_state
-from .run_files import open_run_folder
+from .run_files import describe_sizes, open_run_folder
 from .run_log import RunLog
 from .saver import Saver
 from .setup import (
@@ -126,7 +126,7 @@ def _train(config: Config, resume: str | None, folder: Path, buffered: MemoryHan
     if world.is_main:
         calibrate_and_index(folder, model, precision, data, config, loaders.in_order)
     log.finish("finished")
-    logger.info("finished: best epoch %d, files in %s", state.best_epoch, training.output_dir)
+    logger.info("finished: best epoch %d, files in %s%s", state.best_epoch, training.output_dir, describe_sizes(folder))
     return 0
 
 

@@ -29,7 +29,7 @@ class Saver:
     def save(self, state: TrainState, is_best: bool) -> None:
         """On rank 0 write last_model.pth, and before it best_model.pth and checkpoint_epoch_N.pth when they are due.
 
-        Called on all ranks, whose random states it gathers.
+        best_model.pth gets the weights only. Called on all ranks, whose random states it gathers.
         """
         first, *others = self.world.gather(random_states())
         if not self.world.is_main:
@@ -39,10 +39,12 @@ class Saver:
         checkpoint = Checkpoint(
             **vars(self.description), progress=asdict(state), random_states=first, model=self.model.saved_state(),
             optimizer=self.optimizer.state_dict(), scaler=self.scaler.state_dict())
-        checkpoint.save(self.folder, self._due(state, is_best))
+        if is_best:
+            checkpoint.weights_only().save(self.folder, [BEST])
+        checkpoint.save(self.folder, self._due(state))
 
-    def _due(self, state: TrainState, is_best: bool) -> list[str]:
-        names = [BEST] if is_best else []
+    def _due(self, state: TrainState) -> list[str]:
+        names: list[str] = []
         at_epoch_end = state.batches_done == 0
         if at_epoch_end and self.save_every and state.epoch % self.save_every == 0:
             names.append(epoch_name(state.epoch))

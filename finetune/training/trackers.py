@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..common.errors import UserError
+from ..common.log import logger
+from ..common.run_folder import METRICS, read_records
 
 
 class Tracker(Protocol):
@@ -25,25 +27,29 @@ class Tracker(Protocol):
         """Flush and end."""
 
 
-def open_trackers(names: Sequence[str], folder: Path, config: dict[str, Any]) -> list[Tracker]:
+def open_trackers(names: Sequence[str], folder: Path, config: dict[str, Any], first_epoch: int = 1) -> list[Tracker]:
     """One tracker for each name, writing below the run folder.
+
+    Args:
+        first_epoch: The next one that is logged, from 1. What an earlier start of the run has logged of it and of later
+            ones is out of date.
 
     Raises:
         UserError: One is not installed or cannot start; raised before training.
     """
-    return [_TRACKERS[name](folder, config) for name in names]
+    return [_TRACKERS[name](folder, config, first_epoch) for name in names]
 
 
 class _TensorBoard:
-    """Event files in `folder`/tensorboard. A resumed run adds a file; an epoch trained twice is shown twice."""
+    """Event files in `folder`/tensorboard. A resumed run adds a file, and takes back the epochs it trains again."""
 
-    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, config: dict[str, Any], first_epoch: int = 1) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise _not_installed("tensorboard") from None
         try:
-            self._writer = SummaryWriter(folder / "tensorboard")
+            self._writer = SummaryWriter(folder / "tensorboard", purge_step=first_epoch)
         except OSError as error:
             raise UserError(folder / "tensorboard", f"cannot be written ({error.strerror})",
                             "free some space, or leave tensorboard out of training.report_to") from None
@@ -59,18 +65,35 @@ class _TensorBoard:
 
 
 class _Wandb:
-    """A run named after the run folder. The settings of wandb itself hold (WANDB_PROJECT, WANDB_MODE)."""
+    """A run named after the run folder. The settings of wandb itself hold (WANDB_PROJECT, WANDB_MODE).
 
-    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
+    wandb ignores steps that a run has already. So a run resumed from an earlier epoch gets a new one there,
+    which begins with the epochs before.
+    """
+
+    def __init__(self, folder: Path, config: dict[str, Any], first_epoch: int = 1) -> None:
         try:
             import wandb
         except ImportError:
             raise _not_installed("wandb") from None
+        options = {"dir": str(folder), "name": folder.name, "resume": "allow", "config": config}
         try:
-            self._run = wandb.init(dir=str(folder), name=folder.name, id=_run_id(folder), resume="allow", config=config)
+            self._run = wandb.init(id=_run_id(folder), **options)
+            if getattr(self._run, "starting_step", 0) > first_epoch:  # the step after the last one that wandb has
+                self._run.finish()
+                self._run = wandb.init(id=_run_id(folder, new=True), **options)
+                self._log_again(folder, first_epoch)
         except Exception as error:  # of many types: no key, no network
             raise UserError("training.report_to", f"wandb cannot start ({type(error).__name__})",
                             "run `wandb login`, set WANDB_MODE=offline, or leave wandb out") from None
+
+    def _log_again(self, folder: Path, first_epoch: int) -> None:
+        logger.warning("wandb: its run has epoch %d already and cannot take it back: the curves go on in a new one",
+                       first_epoch)
+        for record in read_records(folder / METRICS):
+            epoch = record.get("epoch")
+            if isinstance(epoch, int) and epoch < first_epoch:
+                self.log(record, epoch)
 
     def log(self, record: dict[str, Any], step: int) -> None:
         self._run.log(_numbers(record), step=step)
@@ -80,13 +103,16 @@ class _Wandb:
 
 
 # Choices of `training.report_to`.
-_TRACKERS: dict[str, Callable[[Path, dict[str, Any]], Tracker]] = {"tensorboard": _TensorBoard, "wandb": _Wandb}
+_TRACKERS: dict[str, Callable[[Path, dict[str, Any], int], Tracker]] = {"tensorboard": _TensorBoard, "wandb": _Wandb}
 
 
-def _run_id(folder: Path) -> str:
-    """The id by which wandb finds a resumed run: random, as many run folders are named `checkpoints`."""
+def _run_id(folder: Path, new: bool = False) -> str:
+    """The id by which wandb finds a resumed run: random, as many run folders are named `checkpoints`.
+
+    new: Replace the id.
+    """
     path = folder / "wandb" / "run_id"
-    if not path.exists():
+    if new or not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(secrets.token_hex(8), encoding="ascii")
     return path.read_text(encoding="ascii").strip()

@@ -348,7 +348,7 @@ def test_the_h5_layout_of_the_guide_works(tmp_path, monkeypatch):
 def test_the_tracker_of_the_guide_works(tmp_path):
     names = dict(vars(trackers))
     exec(snippet("_Csv"), names)
-    tracker = names["_Csv"](tmp_path, {})
+    tracker = names["_Csv"](tmp_path, {}, 1)
     tracker.log(json.loads('{"epoch": 1, "step": 4, "loss": 0.5, "best": true}'), 4)
     tracker.close()
     assert (tmp_path / "curves.csv").read_text(encoding="utf-8") == "4,loss,0.5\n"

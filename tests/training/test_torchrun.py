@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from finetune.demo import make_slides
+from finetune.training.resume import newest_good
 from tests.helpers.files import ROOT
 from tests.helpers.scripts import TINY, assert_equal_state
 from tests.helpers.training import free_port
@@ -40,6 +41,7 @@ def command(data: Path, processes: int, *more: str) -> list[str]:
     return [sys.executable, *(launch if processes > 1 else []), str(ROOT / "train_finetune.py"), "--prism", "random-tiny",
             "--embeddings_dir", str(data / "embeddings"), "--labels_file", str(data / "labels.json"), "--val_split", "0.2",
             "--lr", "1e-3", "--output_dir", "run", "--resume", "auto", "--batch_size", "2", "--epochs", str(EPOCHS),
+            "--save_every", "1",
             "--set", *TINY, "training.precision=fp32",
             f"data.latents_cache={data}/latents", *more]
 
@@ -107,8 +109,9 @@ def test_R05_a_killed_rank_ends_all_and_the_run_resumes_bit_equal(data, whole):
     folder = whole.parent / "killed"
     with disturbed(data, folder, lambda p: os.kill(ranks_of(p)[1], signal.SIGKILL)) as written:
         assert written.count("error: torchrun: another process of this run is gone") == 1
-    (folder / "run" / "last_model.pth").unlink()  # lost, too: then it goes on from the best one
-    assert "resuming from best_model.pth" in train(data, folder, 2)
+    (folder / "run" / "last_model.pth").unlink()  # lost, too: then it goes on from the newest that is kept
+    kept = newest_good(folder / "run").path.name
+    assert f"resuming from {kept} instead" in train(data, folder, 2)
     for name in ("last_model.pth", "best_model.pth"):
         assert_equal_state(whole / "run" / name, folder / "run" / name)
     assert (folder / "run" / "metrics.jsonl").read_bytes() == (whole / "run" / "metrics.jsonl").read_bytes()

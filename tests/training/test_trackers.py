@@ -26,6 +26,39 @@ def test_tensorboard_reads_back_what_an_epoch_logged(tmp_path):
     assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(1, 2.5), (3, 0.5)]
 
 
+def test_tensorboard_shows_an_epoch_once_that_a_resumed_run_trains_again(tmp_path):
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for first, last in ((1, 4), (3, 3), (3, 5)):  # resumed twice from the checkpoint of epoch 2
+        trackers = open_trackers(["tensorboard"], tmp_path, {}, first)
+        for epoch in range(first, last + 1):
+            trackers[0].log({"loss": 10.0 * last + epoch}, epoch)
+        trackers[0].close()
+    events = accumulators.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(1, 41), (2, 42), (3, 53), (4, 54), (5, 55)]
+
+
+def test_wandb_gets_a_new_run_with_the_epochs_before_when_it_has_later_ones_already(tmp_path, monkeypatch, log_lines):
+    inits, logged, finished = [], [], []
+
+    def init(**options):
+        inits.append(options["id"])
+        known = 5 if len(inits) == 1 else 0  # it has steps 1 to 4
+        return types.SimpleNamespace(starting_step=known, finish=lambda: finished.append(options["id"]),
+                                     log=lambda values, step: logged.append((options["id"], step, values["loss"])))
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    (tmp_path / "metrics.jsonl").write_text("".join(f'{{"epoch": {e}, "loss": {e}.5}}\n' for e in range(1, 5)), encoding="utf-8")
+    (tracker,) = open_trackers(["wandb"], tmp_path, {}, 3)
+    tracker.log({"epoch": 3, "loss": 0.25}, 3)
+    old, new = inits
+    assert old != new and finished == [old] and logged == [(new, 1, 1.5), (new, 2, 2.5), (new, 3, 0.25)]
+    assert any("epoch 3 already" in line for line in log_lines)
+    inits[:] = ["an earlier start"]
+    open_trackers(["wandb"], tmp_path, {}, 4)
+    assert inits[1] == new, "the new run is the one that is resumed from now on"
+
+
 def test_wandb_gets_the_run_its_numbers_and_its_end(tmp_path, monkeypatch):
     calls = []
     run = types.SimpleNamespace(log=lambda values, step: calls.append((values, step)), finish=lambda: calls.append("finish"))
