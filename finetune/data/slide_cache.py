@@ -161,7 +161,8 @@ class SlideCache:
 
     def _encode(self, groups: list[list[_Entry]], encode: Encode, workers: int) -> None:
         """Encode what is missing of some groups, while others are read and written."""
-        bar = progress(None, "encoding slides", sum(map(_num_tiles, groups)), "tile", unit_scale=True)
+        bar = progress(None, "encoding slides", sum(map(_num_tiles, groups)), "tile")
+        start = time.monotonic()
         with ThreadPoolExecutor(workers) as pool, bar:
             writes: deque[Future] = deque()
             num_encoded = 0
@@ -172,8 +173,8 @@ class SlideCache:
                     writes.popleft().result()  # raises at once if the disk is full
 
                 num_encoded += len(group)
-                seconds = max(bar.format_dict["elapsed"], 1e-9)
-                bar.set_postfix_str(f"{num_encoded / seconds:.1f} slides/s", refresh=False)
+                rate = num_encoded / max(time.monotonic() - start, 1e-9)
+                bar.set_postfix_str(f"{rate:.1f} slides/s", refresh=False)
                 bar.update(_num_tiles(group))
 
             for write in writes:

@@ -3,7 +3,7 @@ nearest.pt, the index of the training slides with a linear probe, is written, an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from ..checkpoints.format import BEST, FORMAT_VERSION, Checkpoint, write_pth
 from ..checkpoints.nearest_index import NEAREST, mark_of, read_nearest, same_weights
 from ..common.device import Precision
 from ..common.log import logger
+from ..common.progress import progress
 from ..config.schema import Config
 from ..data.batch import Batch, Sample
 from ..data.prepare import Data
@@ -42,15 +43,28 @@ def calibrate_and_index(folder: Path, model: SlideCaptioner, precision: Precisio
     best = Checkpoint.load(folder / BEST)
     model.load_saved_state(best.model, BEST)
     model.eval()
-    best.calibration = calibrate(model, precision, batches_of(data.validation) if config.trains_captions else ())
-    index = _index(model, precision, data, config, batches_of(data.train))
+    calibrated_on = data.validation if config.trains_captions else []
+    best.calibration = calibrate(model, precision, _with_progress("calibrating", calibrated_on, batches_of))
+    index = _index(model, precision, data, config, _with_progress(f"writing {NEAREST}", data.train, batches_of))
     write_pth(folder, [NEAREST], {"format_version": FORMAT_VERSION, **mark_of(best), **index})
     if config.trains_captions and data.validation:
         chosen = choose_samples(data.validation, MOST_COMPARED, config.training.seed)
         texts = TrainingTexts.of_index(index, data.tokenizer, config.data.max_seq_len)
-        use_rerank = compare_held_out(folder, model, precision, texts, chosen, batches_of(chosen))
+        use_rerank = compare_held_out(folder, model, precision, texts, chosen,
+                                      _with_progress("comparing with looking up", chosen, batches_of))
         best.calibration["rerank"] = use_rerank
     best.weights_only().save(folder, [BEST])  # last: it marks the run as complete
+
+
+def _with_progress(name: str, samples: list[Sample], batches_of: Callable[[list[Sample]], Iterable[Batch]],
+                   ) -> Iterator[Batch]:
+    """The batches of some samples, with the progress in slides."""
+    if not samples:
+        return
+    with progress(None, name, len(samples), "slide") as shown:
+        for batch in batches_of(samples):
+            yield batch
+            shown.update(len(batch.ids))
 
 
 def is_calibrated_and_indexed(folder: Path) -> bool:

@@ -13,11 +13,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from ..common.errors import UserError, printable
 from ..common.log import logger
-from ..common.progress import progress
+from ..common.progress import Progress, progress
 from ..common.run_folder import EVENTS, METRICS, REPORT
 from .state import TrainState
 from .trackers import Tracker
@@ -76,16 +74,16 @@ class RunLog:
         elif size > length:
             os.truncate(self.path, length)
 
-    def epoch_bar(self, state: TrainState, total: int, epochs: int) -> tqdm:
+    def epoch_bar(self, state: TrainState, total: int, epochs: int) -> Progress:
         """The progress bar of the running epoch, and the start of its clock. total: steps of the epoch."""
         self._start_clock()
         return progress(None, f"epoch {state.epoch + 1}/{epochs}", total, "step", initial=state.batches_done)
 
-    def step(self, bar: tqdm, report: dict[str, float]) -> None:
+    def step(self, bar: Progress, report: dict[str, float]) -> None:
         """Move the progress bar on by a step."""
         self._num_slides += report["num_slides"]
         self._training_seconds = time.monotonic() - self._epoch_start
-        bar.set_postfix(loss=f"{report['loss']:.3f}", lr=f"{report['lr']:.2e}", refresh=False)
+        bar.set_postfix_str(f"loss={report['loss']:.3f}, lr={report['lr']:.2e}", refresh=False)
         bar.update()
 
     def epoch(self, state: TrainState, scores: dict[str, float], lr: float, is_best: bool) -> None:

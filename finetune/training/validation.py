@@ -109,7 +109,7 @@ class Validator:
         model = self.objective.model
         sums: dict[str, float] = {}
         steps_of_one_slide = 0
-        steps = progress(self.batches.epoch(0), "validation", self.batches.count(0), "batch")
+        steps = progress(self.batches.epoch(0), f"validation of epoch {epoch}", self.batches.count(0), "step")
         for micro_batches in steps:
             with oom_as_user_error(f"the validation of epoch {epoch}", micro_batches):
                 report = step_report(self.objective.losses(micro_batches, self._observe), model)
