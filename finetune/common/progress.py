@@ -38,7 +38,8 @@ class LoggedProgress:
     """
 
     def __init__(self, items: Iterable | None, name: str, total: int, unit: str, initial: int = 0) -> None:
-        self._items, self._name, self._total, self._unit = items, name, total, unit
+        self._items = () if items is None else items
+        self._name, self._total, self._unit = name, total, unit
         self._initial = self._done = initial
         self._postfix = ""
         self._start = time.perf_counter()
@@ -53,7 +54,7 @@ class LoggedProgress:
 
     def __iter__(self) -> Iterator[Any]:
         with self:
-            for item in self._items or ():
+            for item in self._items:
                 yield item
                 self.update()
 
