@@ -44,6 +44,7 @@ class RunDescription:
         prism: Source, revision, SHA-256 and architecture of the slide encoder.
         data: Fingerprint, ids of the validation and test slides, numbers of slides.
         versions: Of torch and Python; device, precision, threads and processes.
+        init_from: Source, SHA-256 and epoch of the model whose weights the run started from (`training.init_from`).
     """
 
     config: dict[str, dict[str, Any]]
@@ -51,6 +52,7 @@ class RunDescription:
     prism: dict[str, Any]
     data: dict[str, Any]
     versions: dict[str, Any]
+    init_from: dict[str, Any] | None = None
 
 
 @dataclass(kw_only=True)
@@ -89,7 +91,7 @@ class Checkpoint(RunDescription):
         _check_sections(content, path)
         sections = {name: content[name] for name in _SECTIONS}
         return cls(**sections, calibration=content.get("calibration"), format_version=content["format_version"],
-                   path=Path(path))
+                   init_from=content.get("init_from"), path=Path(path))
 
     @property
     def is_resumable(self) -> bool:
@@ -103,8 +105,9 @@ class Checkpoint(RunDescription):
     def save(self, folder: Path, names: Sequence[str]) -> None:
         """Write it into `folder` under each of `names`, see `write_pth`. Raises UserError."""
         content = {name: getattr(self, name) for name in ("format_version", *_SECTIONS)}
-        if self.calibration is not None:
-            content["calibration"] = self.calibration
+        for name in ("calibration", "init_from"):
+            if getattr(self, name) is not None:
+                content[name] = getattr(self, name)
         write_pth(folder, names, content)
 
 
@@ -122,6 +125,11 @@ def is_json_like(value: Any, depth: int = 4) -> bool:
     if isinstance(value, dict):
         return all(type(key) is str and is_json_like(item, depth - 1) for key, item in value.items())
     return all(is_json_like(item, depth - 1) for item in value)
+
+
+def is_init_from(value: Any) -> bool:
+    """Whether it is what `training.init_from` leaves in a checkpoint, or None."""
+    return value is None or (isinstance(value, dict) and is_json_like(value, 1))
 
 
 def write_pth(folder: Path, names: Sequence[str], content: dict[str, Any]) -> None:
@@ -213,6 +221,8 @@ def _check_sections(content: dict[str, Any], path: str | Path) -> None:
     if missing:
         raise UserError(path, f"has no {', '.join(missing)}", "use a checkpoint that a training run has written")
     wrong = [name for name in _JSON_SECTIONS if not is_json_like(content[name])]
+    if not is_init_from(content.get("init_from")):
+        wrong.append("init_from")
     for name, weight in content["model"].items():
         if type(name) is not str or type(weight) is not torch.Tensor:
             wrong.append("model")

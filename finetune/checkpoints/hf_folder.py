@@ -19,10 +19,11 @@ from safetensors.torch import load_file, save_file
 from ..common.errors import UserError
 from ..config.schema import Config, PrismConfig, from_dict
 from ..config.yaml_file import dump_yaml
-from .format import BEST, FORMAT_VERSION, Checkpoint, check_version, is_json_like
+from .format import BEST, FORMAT_VERSION, Checkpoint, check_version, is_init_from, is_json_like
 from .model_card import model_card
 
-_WEIGHTS, _CONFIG, _TOKENIZER, _CARD = "model.safetensors", "config.json", "tokenizer.json", "README.md"
+WEIGHTS = "model.safetensors"
+_CONFIG, _TOKENIZER, _CARD = "config.json", "tokenizer.json", "README.md"
 _SECTIONS = ("config", "prism", "data", "versions", "progress")
 _FIX = "export the checkpoint again"
 _MAX_JSON = 1 << 26  # bytes; a vocabulary of 100 000 tokens has a tenth of it
@@ -62,10 +63,11 @@ def _remove_private(content: Checkpoint) -> None:
 
 def _write_files(content: Checkpoint, folder: Path, name: str) -> None:
     weights, tied = _untied(content.model)
-    save_file(weights, folder / _WEIGHTS, metadata={"format": "pt"})
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
     sections = {key: getattr(content, key) for key in _SECTIONS}
     _write_json(folder / _CONFIG, {"model_type": "prism-coca", "format_version": FORMAT_VERSION, **sections,
-                                   "tied_weights": tied, "calibration": content.calibration or {}})
+                                   "tied_weights": tied, "calibration": content.calibration or {},
+                                   "init_from": content.init_from})
     _write_json(folder / _TOKENIZER, content.tokenizer)
     (folder / "config.yaml").write_text(dump_yaml(_training_config(content)), encoding="utf-8")
     (folder / _CARD).write_text(model_card(content, name), encoding="utf-8")
@@ -99,12 +101,13 @@ def read_folder(folder: Path) -> Checkpoint:
     """An exported checkpoint: one without the state of its training. Raises UserError for anything else."""
     content = _read_content(folder)
     try:
-        model = load_file(folder / _WEIGHTS)
+        model = load_file(folder / WEIGHTS)
         model |= {alias: model[name] for alias, name in content["tied_weights"].items()}
     except (OSError, SafetensorError, KeyError, TypeError):
-        raise UserError(folder / _WEIGHTS, "not a readable safetensors file of this model", _FIX) from None
+        raise UserError(folder / WEIGHTS, "not a readable safetensors file of this model", _FIX) from None
     return Checkpoint(**{key: content[key] for key in (*_SECTIONS, "tokenizer", "format_version")}, model=model,
-                      random_states={}, optimizer={}, scaler={}, calibration=content.get("calibration"), path=folder)
+                      random_states={}, optimizer={}, scaler={}, calibration=content.get("calibration"),
+                      init_from=content.get("init_from"), path=folder)
 
 
 def _read_content(folder: Path) -> dict[str, Any]:
@@ -113,6 +116,8 @@ def _read_content(folder: Path) -> dict[str, Any]:
     check_version(content, folder)
     sections = (*_SECTIONS, "tokenizer", "tied_weights")
     wrong = [key for key in sections if not isinstance(content.get(key), dict) or not is_json_like(content[key])]
+    if not is_init_from(content.get("init_from")):
+        wrong.append("init_from")
     if wrong:
         raise UserError(folder / _CONFIG, f"its {', '.join(wrong)} is not what an export writes", _FIX)
     return content

@@ -50,7 +50,7 @@ The weights of Prism must be those it was trained with (SHA-256 of the slide enc
 validation slides; their ids and texts are not in this folder.{vocabulary}
 Fingerprint of ids, texts, tile counts and split:
 `{checkpoint.data.get("fingerprint")}`.
-
+{_start(checkpoint)}
 ## Scores
 After the epoch of this checkpoint; `val_`: on the validation slides, the others on the training slides:
 
@@ -67,6 +67,15 @@ python train_with_config.py --config config.yaml --set data.embeddings_dir=H5_FO
 ## Licence
 {_DERIVED if is_derived else _NOT_DERIVED}
 """
+
+
+def _start(checkpoint: Checkpoint) -> str:
+    """The paragraph on the model that the run started from; empty where there was none."""
+    start = checkpoint.init_from
+    if not start:
+        return ""
+    return (f"\nStarted from the weights of another model: {start.get('source')}, epoch {start.get('epoch')} (SHA-256 "
+            f"{start.get('sha256')}).\n")
 
 
 def _epoch_scores(checkpoint: Checkpoint) -> dict[str, Any]:

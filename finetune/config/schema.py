@@ -135,6 +135,9 @@ class TrainingConfig:
     output_dir: str = setting("./checkpoints", "run folder")
     log_dir: str = setting("./logs", "folder of training.log")
     seed: int = setting(42, "random seed of split, initialization, order and tile sampling", 0, 2**32 - 1)
+    init_from: str | None = setting(
+        None, "a trained model whose weights a new run starts from: a .pth, the folder of a run (its best_model.pth) "
+        "or a folder of finetune.export; null = new weights")
     loss: str | None = setting(
         None, "package.module:function, a custom loss added to the two losses above; null = none")
     label_smoothing: float = setting(0.0, "label smoothing epsilon: probability spread over all tokens", 0, 0.9)

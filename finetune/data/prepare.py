@@ -21,7 +21,7 @@ from .header_cache import read_headers
 from .labels import Label, load_labels
 from .slides import Slide, SlideFile, find_files, index_slides, join_slides
 from .splits import Split, make_split, report_split
-from .tokenizer import Tokenizer, build_tokenizer, normalize_text
+from .tokenizer import Tokenizer, build_tokenizer, extend_tokenizer, normalize_text
 
 _MAX_UNKNOWN = 0.3  # above this share of unknown tokens a vocabulary was made for other texts
 _MAX_LISTED = 20  # problems that an error lists
@@ -55,14 +55,15 @@ class Data:
 
 
 def prepare_data(config: DataConfig, seed: int, tokenizer: Tokenizer | None = None,
-                 header_cache: Path | None = None) -> Data:
+                 header_cache: Path | None = None, *, extend: bool = False) -> Data:
     """Match labels and files by id, join the slides of a case, split, and encode the texts.
 
     Args:
         config: Of the data.
         seed: Of the split.
-        tokenizer: Of the run that is resumed; None builds one from the training texts.
+        tokenizer: Of the run that is resumed, or of a trained model; None builds one from the training texts.
         header_cache: File of the headers that an earlier run has read.
+        extend: Add to the vocabulary of `tokenizer` what the training texts have and it lacks.
 
     Raises:
         UserError: Listing all bad labels and files at once, unless `data.on_bad` is skip and they are few.
@@ -79,7 +80,10 @@ def prepare_data(config: DataConfig, seed: int, tokenizer: Tokenizer | None = No
     # held-out texts must not shape the vocabulary
     texts = [text for i in split.train for text in labels[i].texts]
     _warn_of_repeated_texts(texts)
-    tokenizer = tokenizer or build_tokenizer(config.tokenizer, texts, config.normalize)
+    if tokenizer is None:
+        tokenizer = build_tokenizer(config.tokenizer, texts, config.normalize)
+    elif extend:
+        tokenizer = extend_tokenizer(tokenizer, texts)
     _warn_of_lossy_tokenizer(tokenizer, texts)
 
     # training uses the texts of a case in turn; validation only the first, so that epochs can be compared
@@ -292,7 +296,8 @@ def _check_unknown_tokens(texts: list[list[int]], tokenizer: Tokenizer, split: s
     unknown = num_unknown / max(num_tokens, 1)
     if unknown > _MAX_UNKNOWN:
         raise UserError("tokenizer", f"{unknown:.0%} of the {split} tokens are unknown to it",
-                        "are these texts in another language? use more training texts, or another split seed")
+                        "are these texts in another language? use more training texts, another split seed, or "
+                        "training.init_from, which extends the vocabulary of a model")
     if unknown:
         logger.warning("%.2f %% of the %s tokens are unknown to the vocabulary", 100 * unknown, split)
 

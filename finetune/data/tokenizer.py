@@ -76,6 +76,20 @@ def build_tokenizer(kind: str, texts: Sequence[str], normalize: bool) -> Tokeniz
     return FastTokenizer.train(texts, int(argument or _BPE_SIZE), normalize)
 
 
+def extend_tokenizer(tokenizer: Tokenizer, texts: Sequence[str]) -> Tokenizer:
+    """A tokenizer with the same ids that also has what `texts` have and it lacks, under further ids.
+
+    Itself if it lacks nothing, and if it is of byte-level merges or of a pretrained model: these encode any text.
+    """
+    if not isinstance(tokenizer, VocabTokenizer):
+        return tokenizer
+    if tokenizer.normalize:
+        texts = [normalize_text(text) for text in texts]
+    known = set(tokenizer.pieces)
+    new = [piece for piece in VocabTokenizer.build(texts).pieces if piece not in known]
+    return VocabTokenizer([*tokenizer.pieces, *new], tokenizer.normalize) if new else tokenizer
+
+
 def tokenizer_from_dict(data: dict[str, Any], where: str) -> Tokenizer:
     """Restore a tokenizer of any kind.
 

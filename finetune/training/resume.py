@@ -25,7 +25,7 @@ _MAY_CHANGE = {"data.embeddings_dir", "data.labels_file", "data.split_file", "da
                "data.max_bad_fraction", "data.latents_cache", "data.tile_encoder", "prism.weights", "prism.revision",
                "training.epochs", "training.save_every", "training.save_every_steps", "training.eval_captions",
                "training.output_dir", "training.log_dir", "training.device", "training.workers", "training.compile",
-               "training.grad_checkpointing", "training.report_to"}
+               "training.grad_checkpointing", "training.report_to", "training.init_from"}
 
 # What the default was before there was model.size: a run of then goes on with the command that began it.
 _FORMER_DEFAULTS = {"training.batch_size": 4, "training.monitor": "val_loss"}
@@ -155,7 +155,8 @@ def check_same_run(checkpoint: Checkpoint, run: RunDescription) -> None:
     _check_same_settings(from_dict(checkpoint.config, where).to_dict(), run.config, where)
     if checkpoint.data.get("fingerprint") != run.data["fingerprint"]:
         raise UserError(where, "was trained on other data (slides, texts, tile counts or split changed)",
-                        "restore the data, or start over in another --output_dir")
+                        "restore the data, or go on from its weights with training.init_from="
+                        f"{_short(checkpoint.path)} in another --output_dir")
     for key in ("sha256", "text_sha256"):
         if checkpoint.prism.get(key) != run.prism.get(key):
             raise UserError(where, f"was trained with other Prism weights ({checkpoint.prism.get('source')})",
@@ -171,7 +172,8 @@ def _check_same_settings(before: dict[str, Any], now: dict[str, Any], where: str
         for key, value in settings.items():
             if before[section][key] != value and f"{section}.{key}" not in _MAY_CHANGE:
                 raise UserError(where, f"was trained with {section}.{key}={before[section][key]}, this run has {value}",
-                                "use the same value, or start over in another --output_dir")
+                                "use the same value, or start over in another --output_dir (training.init_from takes "
+                                "the weights along)")
 
 
 def _warn_of_other_versions(before: dict[str, Any], now: dict[str, Any]) -> None:

@@ -11,18 +11,19 @@ from pathlib import Path
 import torch
 
 from ..common.device import keep_freed_memory, resolve_precision
-from ..common.distributed import World, join_world
+from ..common.distributed import ALONE, World, join_world
 from ..common.errors import UserError
 from ..common.files import expand
 from ..common.log import log_to_console, logger
 from ..common.run_lock import RunLock
 from ..common.score_table import LAST_EPOCH
 from ..config.schema import Config
-from ..data.prepare import contents_are_checked, prepare_data, scan_contents
+from ..data.prepare import Data, contents_are_checked, scan_contents
 from ..pages.run_report import write_report
 from .calibration import calibrate_and_index, is_calibrated_and_indexed
 from .caption_validation import check_monitor, not_in_log_line
 from .custom_loss import LossFunction, load_loss, try_loss
+from .init_from import init_from_of, open_starting_point
 from .loop import Parts, fit
 from .objective import Objective
 from .optim import build_optimizer, learning_rate_schedule
@@ -38,6 +39,7 @@ from .setup import (
     make_model,
     make_validator,
     open_slide_cache,
+    read_data,
     resolve_settings,
     select_device,
     set_batch_size,
@@ -72,7 +74,8 @@ def _train(config: Config, resume: str | None, folder: Path, buffered: MemoryHan
            world: World) -> int:
     user_loss = load_loss(config.training.loss)
     checkpoint = open_checkpoint(resume, folder, world)
-    config, data = load_data(config, checkpoint, world)
+    start = open_starting_point(config, checkpoint, world)
+    config, data = load_data(config, checkpoint, start, world)
     training = config.training
     if user_loss:
         try_loss(user_loss, len(data.tokenizer), config.model.dim_latents, device)
@@ -81,8 +84,8 @@ def _train(config: Config, resume: str | None, folder: Path, buffered: MemoryHan
     keep_freed_memory(device)
     precision = resolve_precision(training.precision, device)
     precision.use_tf32()
-    model = make_model(config, data, device, world, fresh=checkpoint is None)
-    description = describe_run(config, data, model, precision, world)
+    model = make_model(config, data, device, world, fresh=checkpoint is None, start=start)
+    description = describe_run(config, data, model, precision, world, init_from_of(checkpoint, start))
     state = TrainState()
     if checkpoint:
         check_same_run(checkpoint, description)
@@ -118,15 +121,22 @@ def _train(config: Config, resume: str | None, folder: Path, buffered: MemoryHan
         except UserError as error:
             log.finish(f"error: {error.line()}")
             raise
-    if state.epoch < training.epochs:
-        log.finish("stopped")
-        number = signals.received or signal.SIGTERM  # of another process
+    return _end(parts, state, config, data, folder, loaders, signals.received)
+
+
+def _end(parts: Parts, state: TrainState, config: Config, data: Data, folder: Path, loaders: LoaderFactory,
+         signal_number: int | None) -> int:
+    """What follows the last step of a run that is stopped or finished. Returns the exit code."""
+    if state.epoch < parts.epochs:
+        parts.log.finish("stopped")
+        number = signal_number or signal.SIGTERM  # of another process
         logger.warning("stopped by %s after step %d; rerun with --resume auto", signal.Signals(number).name, state.step)
         return 128 + number
-    if world.is_main:
-        calibrate_and_index(folder, model, precision, data, config, loaders.in_order)
-    log.finish("finished")
-    logger.info("finished: best epoch %d, files in %s%s", state.best_epoch, training.output_dir, describe_sizes(folder))
+    if parts.objective.world.is_main:
+        calibrate_and_index(folder, parts.model, parts.objective.precision, data, config, loaders.in_order)
+    parts.log.finish("finished")
+    logger.info("finished: best epoch %d, files in %s%s", state.best_epoch, config.training.output_dir,
+                describe_sizes(folder))
     return 0
 
 
@@ -140,8 +150,9 @@ def check(config: Config) -> int:
 
 
 def _check(config: Config, user_loss: LossFunction | None) -> int:
-    data = prepare_data(config.data, config.training.seed)
-    config = resolve_settings(config, data, None)
+    start = open_starting_point(config, None, ALONE)
+    data = read_data(config, None, start)
+    config = resolve_settings(config, data, None, start)
     if user_loss:
         try_loss(user_loss, len(data.tokenizer), config.model.dim_latents, torch.device("cpu"))
     if not contents_are_checked(config.data):  # else `prepare_data` has done it

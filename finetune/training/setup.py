@@ -28,13 +28,14 @@ from ..data.prepare import Data, prepare_data
 from ..data.sampler import BatchOrder
 from ..data.slide_cache import SlideCache, ViewReader
 from ..data.tile_reader import TileReader
-from ..data.tokenizer import tokenizer_from_dict
+from ..data.tokenizer import Tokenizer, tokenizer_from_dict
 from ..data.views import View
 from ..models.build import build_model, decoder_tokenizer, initialise
 from ..models.captioner import SlideCaptioner
 from .batch_size_finder import largest_batch
 from .caption_validation import CaptionScores, choose_samples
 from .collapse_check import CollapseCheck
+from .init_from import StartingPoint, take_weights
 from .objective import Objective
 from .resume import keep_settings
 from .state import TrainState
@@ -49,24 +50,38 @@ def select_device(config: Config) -> torch.device:
     return device
 
 
-def load_data(config: Config, checkpoint: Checkpoint | None, world: World) -> tuple[Config, Data]:
+def load_data(config: Config, checkpoint: Checkpoint | None, start: StartingPoint | None, world: World,
+              ) -> tuple[Config, Data]:
     """The config with numbers for what depends on the data, and the samples, read on rank 0.
 
-    A resumed run keeps its numbers and its tokenizer. Raises UserError.
+    A resumed run keeps its numbers and its tokenizer; one that starts from a model takes the sizes and the vocabulary.
+    Raises UserError.
     """
     if checkpoint:
         tokenizer = tokenizer_from_dict(checkpoint.tokenizer, str(checkpoint.path))
     else:
         tokenizer = decoder_tokenizer(config)  # None: one is made of the training texts
     header_cache = _header_cache_path(config) if config.data.latents_cache else None
-    data = world.broadcast_object(lambda: prepare_data(config.data, config.training.seed, tokenizer, header_cache))
-    return resolve_settings(config, data, checkpoint), data
+    data = world.broadcast_object(partial(read_data, config, tokenizer, start, header_cache))
+    return resolve_settings(config, data, checkpoint, start), data
 
 
-def resolve_settings(config: Config, data: Data, checkpoint: Checkpoint | None) -> Config:
-    """The config with numbers for all that is `auto`, logged; a resumed run keeps those it has. Raises UserError."""
+def read_data(config: Config, tokenizer: Tokenizer | None, start: StartingPoint | None,
+              header_cache: Path | None = None) -> Data:
+    """The samples. tokenizer: Of a resumed run or of the decoder, None otherwise. Raises UserError."""
+    extend = tokenizer is None and start is not None
+    if extend:
+        tokenizer = start.tokenizer(config.data.tokenizer)
+    return prepare_data(config.data, config.training.seed, tokenizer, header_cache, extend=extend)
+
+
+def resolve_settings(config: Config, data: Data, checkpoint: Checkpoint | None, start: StartingPoint | None) -> Config:
+    """The config with numbers for all that is `auto`, logged; a resumed run keeps those it has, one that starts from a
+    model has its sizes. Raises UserError."""
     if checkpoint:
         config = keep_settings(config, checkpoint)
+    elif start:
+        config = start.adopt_sizes(config)
     resolved = resolve(config, len(data.train))
     chosen = describe(config, resolved, len(data.train))
     if chosen:
@@ -74,10 +89,19 @@ def resolve_settings(config: Config, data: Data, checkpoint: Checkpoint | None) 
     return resolved
 
 
-def make_model(config: Config, data: Data, device: torch.device, world: World, *, fresh: bool) -> SlideCaptioner:
-    """The model on its device. fresh: no checkpoint will be loaded, so initialise it. Raises UserError."""
+def make_model(config: Config, data: Data, device: torch.device, world: World, *, fresh: bool,
+               start: StartingPoint | None = None) -> SlideCaptioner:
+    """The model on its device. Raises UserError.
+
+    Args:
+        fresh: No checkpoint will be loaded, so initialise it.
+        start: The model whose weights it starts from.
+    """
     model = build_model(config, data.tokenizer)
-    if fresh:
+    if start:
+        take_weights(model, start, len(tokenizer_from_dict(start.checkpoint.tokenizer, start.where)),
+                     len(data.tokenizer))
+    elif fresh:
         initialise(model, config, data.tokenizer)
     model = model.to(device)
     world.broadcast_parameters(model.trained_parameters())  # equal on all ranks, even where their generators differ

@@ -23,12 +23,12 @@ from .state import TrainState
 
 # Local paths are removed from checkpoints, which may be passed on.
 _PATHS = ("data.embeddings_dir", "data.labels_file", "data.split_file", "data.sha256_file", "data.latents_cache",
-          "training.output_dir", "training.log_dir")
+          "training.output_dir", "training.log_dir", "training.init_from")
 
 
-def describe_run(config: Config, data: Data, model: SlideCaptioner, precision: Precision,
-                 world: World) -> RunDescription:
-    """The constant part of every checkpoint of a run."""
+def describe_run(config: Config, data: Data, model: SlideCaptioner, precision: Precision, world: World,
+                 init_from: dict[str, Any] | None = None) -> RunDescription:
+    """The constant part of every checkpoint of a run. init_from: Of the model it started from."""
     prism, device = model.prism, precision.device
     device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return RunDescription(
@@ -39,7 +39,7 @@ def describe_run(config: Config, data: Data, model: SlideCaptioner, precision: P
               "slides": {"training": len(data.train), "validation": len(data.validation)}},
         versions={"torch": str(torch.__version__), "python": platform.python_version(),
                   "threads": torch.get_num_threads(), "precision": precision.name, "device": device_name,
-                  "processes": world.size})
+                  "processes": world.size}, init_from=init_from)
 
 
 def _without_paths(config: Config) -> dict[str, dict[str, Any]]:
