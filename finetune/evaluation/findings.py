@@ -8,8 +8,6 @@ reference and say the opposite; here that is counted.
 from __future__ import annotations
 
 import math
-import re
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,57 +18,38 @@ import numpy as np
 from ..common.errors import UserError
 from ..common.files import expand
 from ..config.yaml_file import load_plain_yaml
+from .assertions import statements
+from .finding_terms import Kind, Term, mentions
+from .report_cues import folded
+from .report_scope import ABSENT, PRESENT, UNCERTAIN
 from .text_metrics import Statistic, mean_of
 
-PRESENT, ABSENT, UNCERTAIN = "present", "absent", "uncertain"
 SHIPPED = Path(__file__).parent / "dictionaries"
-_ENTRY_FORMAT = "write finding: {phrases: [...], negations: [...]}"
-_GAP = "\0"  # stands for `…`, which NFKC would turn into three full stops
-# A clause ends here, but not inside brackets (`ER(+, 90%)`), at a decimal point, in `H. pylori`, or within a list of
-# what is denied: `no A, B, or C`, `negative for A, B and C`; `淋巴结15枚,均未见癌转移` speaks of one thing.
-_CLAUSE_END = re.compile(r"\([^()]*\)|(,(?!\s*[均皆])|[;。!?\n]|(?<!\b[b-hj-z])\.(?!\d))")
-_VERBLESS = r"(?:(?!\b(?:present|positive|identified|seen|is|are|with)\b)[^;.。\n])*"
-_LIST = re.compile(rf",{_VERBLESS}\b(?:or|nor)\b|\b(?:negative for|absence of|free of|without)\b{_VERBLESS}\band\b")
-# ... and a negation reaches no further than a word like these
-_TURN = re.compile(r"但|(?<!未)可见|见有|伴有?|而(?!且)|阳性|\(\+|\b(?:but|however|although|yet|except)\b")
-_NO_BEFORE = re.compile(
-    r"未(?:能)?(?:明确|明显)?(?:见|发现|查见|检见|检出|累及|侵及|侵犯|浸润|突破|找到|提示|显示|及|证实|示)"
-    r"|没有|不伴|不见|否认|缺乏|(?<!有)无(?!法|定形|蒂)|除外|排除|[未不]$"
-    r"|\b(?:no|not(?! only)|without|negative for|absence of|free of|den(?:y|ies|ied)|lack(?:s|ing)?|neither|nor|"
-    r"excludes?|uninvolved by|clear of|rather than)\b|\bnon[- ]?$")
-_NO_AFTER = re.compile(
-    r"^[\s:]*(?:\(\s*(?:-|阴性|neg\w*|0)\s*[,)]|-(?!\w))|阴性|\(\s*0\s*/\s*\d+"
-    r"|(?:未见|未查见|未发现|未检出|未累及|不存在|缺如|除外|排除|无)(?:明显|明确)?\s*$"
-    r"|\b(?:not|never) (?:\w+ ){0,2}?(?:identified|seen|present|observed|found|detected|evident|noted|involved)\b"
-    r"|\babsent\b|\bnegative\b(?! for)|\b(?:ruled out|excluded)\b")
-_UNSURE = re.compile(
-    r"不(?:能)?(?:完全)?(?:除外|排除)|无法(?:完全)?(?:除外|排除)|未(?:能)?(?:除外|排除)|待(?:排|除外|查)"
-    r"|可疑|疑|考虑|倾向|可能|\?|\bsusp\w+|\bpossibl\w+|\bprobabl\w+|\bfavou?r\w*|\bequivocal|\bindeterminate"
-    r"|\bquestionable|\b(?:can(?:not| not)|could not|not) (?:be )?(?:entirely |completely )?(?:exclude|rule)d?\b")
-# An assertion: a negation after it does not reach back over it
-_ASSERTED = re.compile(r"\+|阳性|可见|\b(?:present|positive|identified|seen)\b")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A finding: the phrases that name it, and those that deny it outright, as `HER2(0)` does."""
-
-    phrases: re.Pattern[str]
-    negations: re.Pattern[str]
+_WEIGHT = {PRESENT: 3, ABSENT: 2, UNCERTAIN: 1}
+_ENTRY_FORMAT = "write finding: {phrases: [...], negations: [...], uncertain: [...], questions: [...], ignore: [...]}"
+_FOR_ALL = ""  # no finding has this name
+_KINDS = {"phrases": Kind.NAME, "negations": Kind.DENIAL, "uncertain": Kind.DOUBT, "questions": Kind.QUESTION,
+          "ignore": Kind.IGNORED}
 
 
 @dataclass(frozen=True)
 class FindingDictionary:
-    """Findings by name."""
+    """The terms of each finding, and those in which no finding is meant."""
 
-    findings: dict[str, Finding]
+    findings: dict[str, list[Term]]
+    ignored: list[Term]
 
     @classmethod
     def load(cls, names: Iterable[str]) -> FindingDictionary:
-        """Read YAML files of {finding: {phrases: [...], negations: [...]}}.
+        """Read YAML files of {finding: {phrases: [...], and if need be the other keys}}.
 
-        A finding that is in several files has the phrases of all. In a phrase a blank is any white space or colon or
-        none, and `…` is up to 12 characters of the same clause.
+        `phrases` name the finding, `negations` deny it outright as `HER2(0)` does, `uncertain` leave it open as
+        `HER2(2+)` does, `questions` say nothing without an answer (`ER: 90%`, `切缘:阴性`), and what is in `ignore`
+        contains one of the others and means something else (`nuclear grade 3`). An `ignore` beside the findings is for
+        all of them.
+
+        A finding that is in several files has the terms of all. In a term a blank is any white space or colon or none,
+        and `…` is up to 12 characters of the same clause.
 
         Args:
             names: Paths, or names of shipped dictionaries.
@@ -78,26 +57,26 @@ class FindingDictionary:
         Raises:
             UserError: For a missing or unusable file.
         """
-        phrases: dict[str, list[str]] = {}
-        negations: dict[str, list[str]] = {}
+        terms: dict[str, list[Term]] = {}
         for path in map(_dictionary_path, names):
             for finding, entry in _entries(load_plain_yaml(path), path):
-                phrases.setdefault(finding, []).extend(entry["phrases"])
-                negations.setdefault(finding, []).extend(entry.get("negations", []))
-        return cls({finding: Finding(_pattern(phrases[finding]), _pattern(negations[finding])) for finding in phrases})
+                for key, phrases in entry.items():
+                    new = [Term.of(finding, _KINDS[key], phrase) for phrase in dict.fromkeys(phrases)]
+                    terms.setdefault(finding, []).extend(new)
+        ignored = terms.pop(_FOR_ALL, [])
+        return cls(terms, ignored)
 
     def read(self, text: str) -> dict[str, str]:
         """{finding: present, absent or uncertain} of those a text mentions.
 
         An assertion in one clause outweighs negations in others: cancer in the stomach, none at its margin, is cancer.
         """
+        text = folded(text)
         result: dict[str, str] = {}
-        for clause in _clauses(text):
-            for name, finding in self.findings.items():
-                for status in _statuses(clause, finding):
-                    adds_nothing = status == UNCERTAIN and name in result
-                    if result.get(name) != PRESENT and not adds_nothing:
-                        result[name] = status
+        for statement in statements(text, mentions(text, self.findings, self.ignored)):
+            finding, status = statement.mention.finding, statement.status
+            if _WEIGHT[status] > _WEIGHT.get(result.get(finding), 0):
+                result[finding] = status
         return result
 
 
@@ -172,67 +151,6 @@ def _read_pairs(dictionary: FindingDictionary, captions: Sequence[str],
             for caption, texts in zip(captions, references, strict=True)]
 
 
-def _clauses(text: str) -> Iterator[str]:
-    """Clauses with full-width forms and case folded."""
-    text = unicodedata.normalize("NFKC", text).casefold().translate({0x2212: "-", 0x2013: "-", 0x2014: "-"})
-    text = _LIST.sub(lambda items: items[0].replace(",", "、"), text)
-    begin = 0
-    for end in _CLAUSE_END.finditer(text):
-        if end[1]:  # not in brackets
-            yield text[begin:end.start()]
-            begin = end.end()
-    yield text[begin:]
-
-
-def _statuses(clause: str, finding: Finding) -> Iterator[str]:
-    """What a clause says about a finding, once for each phrase it contains."""
-    for denial in finding.negations.finditer(clause):
-        yield ABSENT
-        # blanked out at equal length: positions are kept, and its text is not matched again as a phrase
-        clause = clause[:denial.start()] + " " * len(denial[0]) + clause[denial.end():]
-    for phrase in finding.phrases.finditer(clause):
-        yield _status(clause, phrase)
-
-
-def _status(clause: str, phrase: re.Match[str]) -> str:
-    """What a clause says about the finding that `phrase` in it names."""
-    before = _TURN.split(clause[:phrase.start()])[-1]
-    after = _TURN.split(clause[phrase.end():])[0]
-    in_gaps = [gap for gap in phrase.groups() if gap]  # what stands for `…`
-    if any(_UNSURE.search(part) for part in (before, *in_gaps, after)):
-        return UNCERTAIN
-    is_denied = any(_NO_BEFORE.search(part) for part in (before, *in_gaps))
-    return ABSENT if is_denied or _denied_after(phrase[0], after) else PRESENT
-
-
-def _denied_after(phrase: str, after: str) -> bool:
-    """Whether what follows a phrase denies it: `necrosis is not seen`, `脉管癌栓(-)`. Not for a phrase with a sign of
-    its own: in `ER(+) PR(-)` the minus is not of ER."""
-    if _ASSERTED.search(phrase):
-        return False
-    denial = _NO_AFTER.search(after)
-    return denial is not None and not _ASSERTED.search(after[:denial.start()])
-
-
-def _pattern(phrases: Sequence[str]) -> re.Pattern[str]:
-    """One pattern of all phrases, the longest first; it matches nothing without phrases."""
-    folded = {unicodedata.normalize("NFKC", phrase.replace("…", _GAP)).casefold() for phrase in phrases}
-    patterns = [_phrase_pattern(phrase) for phrase in sorted(folded, key=len, reverse=True)]
-    return re.compile("|".join(patterns) or "(?!)")
-
-
-def _phrase_pattern(phrase: str) -> str:
-    """The pattern of a folded phrase: a Latin word is matched whole, each `…` is a group."""
-    text = re.sub(r"(?:\\ )+", r"[\\s:]*", re.escape(phrase)).replace(r"\(", r"[\s:]*\(\s*")
-    text = text.replace(re.escape(_GAP), r"((?:\([^()]*\)|[^()]){0,12}?)")
-    first, last = phrase[0], phrase[-1]
-    if first.isascii() and first.isalnum():
-        text = r"(?<![a-z0-9])" + text
-    if last.isascii() and (last.isalnum() or last == "-"):
-        text += r"(?![a-z0-9])"
-    return text
-
-
 def _dictionary_path(name: str) -> Path:
     shipped = SHIPPED / f"{name}.yaml"
     path = shipped if shipped.is_file() else expand(name)
@@ -246,15 +164,21 @@ def _entries(content: Any, path: Path) -> Iterator[tuple[str, dict[str, list[str
     if not isinstance(content, dict):
         raise UserError(path, "is not a dictionary of findings", _ENTRY_FORMAT)
     for finding, entry in content.items():
+        if finding == "ignore" and _is_phrases(entry):
+            yield _FOR_ALL, {"ignore": entry}
+            continue
         if not _is_entry(entry):
             raise UserError(path, f"finding {finding!r} has no usable phrases", _ENTRY_FORMAT)
         yield finding, entry
 
 
 def _is_entry(entry: Any) -> bool:
-    if not isinstance(entry, dict) or not entry.get("phrases") or not entry.keys() <= {"phrases", "negations"}:
+    if not isinstance(entry, dict) or not entry.keys() <= _KINDS.keys():
         return False
-    for phrases in entry.values():
-        if not isinstance(phrases, list) or not all(isinstance(p, str) and p.strip() for p in phrases):
-            return False
-    return True
+    if not (entry.get("phrases") or entry.get("questions")):
+        return False
+    return all(map(_is_phrases, entry.values()))
+
+
+def _is_phrases(phrases: Any) -> bool:
+    return isinstance(phrases, list) and all(isinstance(phrase, str) and phrase.strip(" …") for phrase in phrases)

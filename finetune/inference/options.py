@@ -53,7 +53,7 @@ class InferenceOptions:
     text: tuple[str, ...] = setting((), "texts to compare with each slide: cosine similarity, and the probability of "
                                     "each of several texts")
     labels_file: str | None = setting(None, "JSON {id: text}: caption only these slides and score the captions")
-    findings: tuple[str, ...] = setting((), "score findings too: breast, gastric, colorectal, or your own YAML files")
+    findings: tuple[str, ...] = setting((), "score findings too: shipped dictionaries (breast ...) or YAML files")
     prompts: str | None = setting(None, "zero-shot classification: YAML or JSON {class: [prompt, ...]}")
     classes_file: str | None = setting(None, "JSON {id: class}: score the classification")
     nearest: int = setting(0, "number of nearest training slides whose texts are shown (needs nearest.pt of the run); "
