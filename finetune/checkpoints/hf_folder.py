@@ -58,7 +58,7 @@ def _remove_private(content: Checkpoint) -> None:
     """Remove slide ids and local paths."""
     if not _is_public(content.prism.get("source")):
         content.config["prism"]["weights"] = content.prism["source"] = PrismConfig.weights
-    content.data = {key: value for key, value in content.data.items() if key in ("fingerprint", "slides")}
+    content.data = {key: value for key, value in content.data.items() if key in ("fingerprint", "slides", "texts")}
 
 
 def _write_files(content: Checkpoint, folder: Path, name: str) -> None:

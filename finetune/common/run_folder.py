@@ -11,6 +11,7 @@ REPORT = "report.html"
 EVENTS, METRICS = "events.jsonl", "metrics.jsonl"
 CAPTIONS, RETRIEVAL = "validation_captions.jsonl", "retrieval.json"
 HELD_OUT = "held_out.json"  # scores of the best model on validation slides, beside those of looking up texts
+HELD_OUT_CAPTIONS = "held_out_captions.jsonl"  # what was scored there
 MOST_RETRIEVED = 32  # rows and columns of the matrix
 Record = dict[str, Any]
 
@@ -18,13 +19,13 @@ Record = dict[str, Any]
 def read_records(path: Path) -> Iterator[Record]:
     """The JSON objects of a file, one per line; none of a missing file. A line that a crash has cut is left out."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+        with open(path, encoding="utf-8", errors="replace", newline="\n") as lines:
+            for line in lines:
+                record = _parsed(line)
+                if isinstance(record, dict):
+                    yield record
     except OSError:
         return
-    for line in lines:
-        record = _parsed(line)
-        if isinstance(record, dict):
-            yield record
 
 
 def _parsed(line: str) -> Any:

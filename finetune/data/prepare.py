@@ -35,6 +35,7 @@ class Data:
     Attributes:
         fingerprint: Hash of ids, texts, tile counts and split.
         test: Cases held out for testing; their files are only checked.
+        num_seen_texts: Validation texts that are also training texts, word for word.
     """
 
     train: list[Sample]
@@ -42,6 +43,7 @@ class Data:
     tokenizer: Tokenizer
     fingerprint: str
     test: list[Slide]
+    num_seen_texts: int = 0
 
     @property
     def test_ids(self) -> list[str]:
@@ -75,7 +77,7 @@ def prepare_data(config: DataConfig, seed: int, tokenizer: Tokenizer | None = No
     if not split.val:
         logger.warning("no validation slides (data.val_split is 0): best_model.pth is the last one")
     _check_duplicate_files(slides, split)
-    report_split(labels, split, config)
+    num_seen_texts = report_split(labels, split, config)
 
     # held-out texts must not shape the vocabulary
     texts = [text for i in split.train for text in labels[i].texts]
@@ -92,7 +94,7 @@ def prepare_data(config: DataConfig, seed: int, tokenizer: Tokenizer | None = No
     train_ids = _encode_texts(train_texts, tokenizer, config.max_seq_len, "training")
     val_ids = _encode_texts(val_texts, tokenizer, config.max_seq_len, "validation")
     return Data(_samples(train_ids, slides, labels), _samples(val_ids, slides, labels), tokenizer,
-                _fingerprint(slides, labels, split), [slides[i] for i in split.test])
+                _fingerprint(slides, labels, split), [slides[i] for i in split.test], num_seen_texts)
 
 
 def scan_contents(data: Data) -> None:

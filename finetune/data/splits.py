@@ -159,18 +159,23 @@ def split_fold(ids: Sequence[str], folds: int, fold: int, seed: int, groups: Map
     return list(train), members[fold]
 
 
-def report_split(labels: Mapping[str, Label], split: Split, config: DataConfig) -> None:
-    """Log the size of each side, and how many of the held-out texts are also training texts."""
+def report_split(labels: Mapping[str, Label], split: Split, config: DataConfig) -> int:
+    """Log the size of each side, and how many of the held-out texts are also training texts.
+
+    Returns:
+        The number of validation texts that are also training texts, word for word.
+    """
     groups = patients(labels, config.group_pattern)
     unit = "patients" if config.group_pattern else "cases"
     for name, ids in split.sides.items():
         if ids:
             num_groups = len({groups[i] for i in ids})
             logger.info("%s: %d %s, %s", name, num_groups, unit, _contents([labels[i] for i in ids]))
-    _report_overlap(labels, split, "validation")
+    num_seen = _report_overlap(labels, split, "validation")
     _report_overlap(labels, split, "test")
     if config.group_pattern is None:
         _warn_of_leaking_patients(split)
+    return num_seen
 
 
 def _contents(labels: list[Label]) -> str:
@@ -179,10 +184,10 @@ def _contents(labels: list[Label]) -> str:
     return f"{num_slides} slides, {num_texts} different texts"
 
 
-def _report_overlap(labels: Mapping[str, Label], split: Split, name: str) -> None:
+def _report_overlap(labels: Mapping[str, Label], split: Split, name: str) -> int:
     texts = [labels[i].text for i in split.sides[name]]
     if not texts:
-        return
+        return 0
     training_texts = [text for i in split.train for text in labels[i].texts]
     num_exact, num_near = count_overlap(texts, training_texts)
     logger.info("%d of %d %s texts also occur in training, word for word", num_exact, len(texts), name)
@@ -190,6 +195,7 @@ def _report_overlap(labels: Mapping[str, Label], split: Split, name: str) -> Non
         logger.warning("%d of %d %s texts are near duplicates of training texts (%.0f %% of their trigrams or more): "
                        "scores on them say little about new cases", num_near, len(texts), name,
                        100 * SIMILARITY_THRESHOLD)
+    return num_exact
 
 
 def _warn_of_leaking_patients(split: Split) -> None:

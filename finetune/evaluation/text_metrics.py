@@ -285,7 +285,7 @@ def _bleu(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[
         result = library.compute_bleu(
             correct=counts[:order], total=counts[4:4 + order], sys_len=length, ref_len=reference_length,
             smooth_method="exp", effective_order=True, max_ngram_order=order)
-        return result.score / 100
+        return min(result.score / 100, 1.0)  # sacreBLEU's logarithms may give 100.00000000000004
 
     return {f"bleu_{order}": partial(bleu, order) for order in _ORDERS}
 

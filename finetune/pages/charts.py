@@ -14,7 +14,23 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 24, 40
 _INSET = 6  # between the axis and the first and last epoch
 _MAX_POINTS = 200  # of one line: more cannot be told apart at this width
 _TICKS = 5
+_SAME = 1e-9  # values that differ by less, relative to their size, are drawn as equal
 Points = Sequence[tuple[float, float]]
+Text = tuple[str, str]  # Chinese, English
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a chart.
+
+    Attributes:
+        polyline: As SVG has it.
+        points: [(x, y, epoch, value)], the last two as text.
+    """
+
+    name: Text
+    polyline: str
+    points: list[tuple[float, float, str, str]]
 
 
 @dataclass(frozen=True)
@@ -22,16 +38,18 @@ class Chart:
     """A line chart in pixels.
 
     Attributes:
-        title, y_label: (Chinese, English).
-        lines: Name -> (points of the polyline, [(x, y, text of the tooltip)]).
+        note: A line of explanation.
         x_ticks, y_ticks: (position, text).
+        mark: x of the epoch of the best model, None if it is not in the chart.
     """
 
-    title: tuple[str, str]
-    y_label: tuple[str, str]
-    lines: dict[str, tuple[str, list[tuple[float, float, str]]]]
+    title: Text
+    y_label: Text
+    note: Text
+    lines: list[Line]
     x_ticks: list[tuple[float, str]]
     y_ticks: list[tuple[float, str]]
+    mark: float | None = None
     width: int = WIDTH
     height: int = HEIGHT
     left: int = _LEFT
@@ -58,12 +76,15 @@ class _Axis:
         return round(self.start + (self.end - self.start) * share, 1)
 
 
-def line_chart(title: tuple[str, str], y_label: tuple[str, str], series: Mapping[str, Points]) -> Chart | None:
+def line_chart(title: Text, y_label: Text, series: Mapping[Text, Points], note: Text = ("", ""),
+               marked_epoch: int | None = None) -> Chart | None:
     """A chart of values over epochs.
 
     Args:
         title, y_label: (Chinese, English).
         series: Name of a line -> its points (epoch, value); those that are not finite are left out.
+        note: A line of explanation.
+        marked_epoch: Of the best model.
 
     Returns:
         None if there is no value to draw.
@@ -75,19 +96,20 @@ def line_chart(title: tuple[str, str], y_label: tuple[str, str], series: Mapping
     x_ticks, y_ticks = epoch_ticks(min(xs), max(xs)), ticks(min(ys), max(ys))
     x_axis = _Axis.around(xs, x_ticks, _LEFT + _INSET, WIDTH - _RIGHT - _INSET)
     y_axis = _Axis.around(ys, y_ticks, HEIGHT - _BOTTOM, _TOP)  # SVG counts y from the top
-    lines = {}
+    lines = []
     for name, points in drawn.items():
-        placed = [(x_axis.pixel(x), y_axis.pixel(y), f"{name}, epoch {x:g}: {y:.5g}") for x, y in points]
-        polyline = " ".join(f"{x},{y}" for x, y, _ in placed)
-        lines[name] = polyline, placed
-    return Chart(title, y_label, lines,
+        placed = [(x_axis.pixel(x), y_axis.pixel(y), f"{x:g}", f"{y:.5g}") for x, y in points]
+        lines.append(Line(name, " ".join(f"{x},{y}" for x, y, _, _ in placed), placed))
+    is_marked = marked_epoch is not None and min(xs) <= marked_epoch <= max(xs)
+    return Chart(title, y_label, note, lines,
                  x_ticks=[(x_axis.pixel(tick), f"{tick:g}") for tick in x_ticks],
-                 y_ticks=[(y_axis.pixel(tick), f"{tick:.4g}") for tick in y_ticks])
+                 y_ticks=[(y_axis.pixel(tick), f"{tick:.4g}") for tick in y_ticks],
+                 mark=x_axis.pixel(marked_epoch) if is_marked else None)
 
 
-def _drawable(series: Mapping[str, Points]) -> dict[str, Points]:
+def _drawable(series: Mapping[Text, Points]) -> dict[Text, Points]:
     """The lines that have a finite value, without the points that have none."""
-    lines: dict[str, Points] = {}
+    lines: dict[Text, Points] = {}
     for name, points in series.items():
         finite = [(x, y) for x, y in points if abs(y) < MAX_NUMBER]
         if finite:
@@ -97,7 +119,7 @@ def _drawable(series: Mapping[str, Points]) -> dict[str, Points]:
 
 def ticks(low: float, high: float) -> list[float]:
     """About five round numbers that enclose low..high."""
-    if high <= low:
+    if high - low <= _SAME * max(abs(low), abs(high)):
         low, high = low - (abs(low) or 1) * 0.1, high + (abs(high) or 1) * 0.1
     step = _round_step(low, high)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)

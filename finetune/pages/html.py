@@ -1,20 +1,26 @@
 """Self-contained HTML pages: one file, no network, only our own scripts. Values are inserted as text, not markup.
 
 Each page carries a Content-Security-Policy that allows exactly its own style and script, by their SHA-256, so that even
-an escaping bug cannot run code.
+an escaping bug cannot run code. Control characters and those that change the direction of text are shown as escapes.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import json
+import unicodedata
+import zlib
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
+# Control, format (U+202E, U+200B, ...), line and paragraph separators, surrogates, unassigned
+_INVISIBLE = frozenset(("Cc", "Cf", "Zl", "Zp", "Cs", "Cn"))
 
 
 def render(template: str, scripts: tuple[str, ...] = ("page.js",), connect: str = "'none'", **values: Any) -> str:
@@ -27,16 +33,52 @@ def render(template: str, scripts: tuple[str, ...] = ("page.js",), connect: str 
         values: Variables of the template.
     """
     style, script = _read("page.css"), "\n".join(_read(name) for name in scripts)
-    policy = (f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; "
+    policy = (f"default-src 'none'; img-src data: blob:; style-src {_hash(style)}; script-src {_hash(script)}; "
               f"connect-src {connect}; base-uri 'none'; form-action 'none'")
-    return _templates().get_template(template).render(style=style, script=script, policy=policy, **values)
+    return _templates().get_template(template).render(style=Markup(style), script=Markup(script), policy=policy,
+                                                      **values)
+
+
+def visible(text: str) -> str:
+    """`text` with escapes in place of characters that nobody sees or that turn the text around; line ends stay."""
+    if text.isprintable():
+        return text
+    return "".join(_escape(c) if unicodedata.category(c) in _INVISIBLE and c != "\n" else c for c in text)
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape", "backslashreplace").decode()
+
+
+def visible_values(value: Any) -> Any:
+    """Lists and dicts of JSON with all their texts as `visible` makes them."""
+    if isinstance(value, str):
+        return visible(value)
+    if isinstance(value, (list, tuple)):
+        return [visible_values(item) for item in value]
+    if isinstance(value, dict):
+        return {visible_values(key): visible_values(item) for key, item in value.items()}
+    return value
+
+
+def packed(value: Any) -> str:
+    """JSON, deflated and in base64: what page.js unpacks. Thousands of reports become a fraction of their size."""
+    content = json.dumps(visible_values(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return base64.b64encode(zlib.compress(content.encode("utf-8", "replace"), 9)).decode()
+
+
+def _finalize(value: Any) -> Any:
+    """Each value that a template prints; markup is our own and stays."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 @cache
 def _templates() -> jinja2.Environment:
     loader = jinja2.FileSystemLoader(_TEMPLATES)
-    return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
-                              lstrip_blocks=True)
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
+                                     lstrip_blocks=True, finalize=_finalize)
+    environment.filters["visible_values"] = visible_values
+    return environment
 
 
 @cache

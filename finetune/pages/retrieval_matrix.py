@@ -18,13 +18,14 @@ def read_retrieval(path: Path) -> dict[str, Any] | None:
 
     Returns:
         ids: Slides, and in the same order their texts.
+        slides: How many were captioned; the matrix has the first of them.
         rows: Per slide [(cosine, shade 0 to 9, whether it is the highest of the row)].
         low, high: The range of the cosines.
         first: The number of slides whose own text has the highest cosine.
     """
     try:
-        ids, cosines = _load(path)
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        ids, cosines, num_slides = _load(path)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
     low, high = float(cosines.min()), float(cosines.max())
     spread = high - low if high > low else 1.0  # all equal: the lightest shade
@@ -33,14 +34,15 @@ def read_retrieval(path: Path) -> dict[str, Any] | None:
     rows = []
     for columns in zip(cosines.tolist(), shades.tolist(), is_highest.tolist(), strict=True):
         rows.append(list(zip(*columns, strict=True)))
-    return {"ids": ids, "low": low, "high": high, "first": int(is_highest.diagonal().sum()), "rows": rows}
+    return {"ids": ids, "slides": num_slides, "low": low, "high": high, "first": int(is_highest.diagonal().sum()),
+            "rows": rows}
 
 
-def _load(path: Path) -> tuple[list[str], np.ndarray]:
-    """The ids and the cosines (N, N) of the first N slides and their texts."""
+def _load(path: Path) -> tuple[list[str], np.ndarray, int]:
+    """The ids and the cosines (N, N) of the first N slides and their texts, and the number of all slides."""
     content = json.loads(path.read_text(encoding="utf-8"))
     ids = [str(slide_id) for slide_id in content["ids"]][:MOST_RETRIEVED]
     cosines = np.array([row[:len(ids)] for row in content["similarity"][:len(ids)]], dtype=float)
     if not ids or cosines.shape != (len(ids), len(ids)) or not np.isfinite(cosines).all():
         raise ValueError("no square matrix of finite numbers")
-    return ids, cosines
+    return ids, cosines, max(int(content.get("slides", 0)), len(ids))

@@ -1,46 +1,71 @@
-"""report.html of a run: data, model and versions, its curves, captions beside their references, warnings.
+"""report.html of a run: how good it is, its curves, captions beside their references, warnings, settings.
 
     python -m finetune.report checkpoints        # training writes it too, after each epoch
 
 A pure function of the files in the run folder: config.yaml, metrics.jsonl, events.jsonl (times, memory and warnings:
-what a resumed run does not repeat), validation_captions.jsonl, retrieval.json and held_out.json. What is missing or
-damaged there is left out.
+what a resumed run does not repeat), held_out.json, retrieval.json, and validation_captions.jsonl or, of a run without,
+held_out_captions.jsonl. What is missing or damaged there is left out.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..common.caveats import caveats, is_random
 from ..common.errors import UserError, say
 from ..common.files import write_atomically
-from ..common.run_folder import CAPTIONS, EVENTS, HELD_OUT, METRICS, REPORT, RETRIEVAL, Record, read_records
-from ..common.score_table import RECORD_FIELDS, SCORES, VALIDATION, canonical_name, find_score, label, score_names
+from ..common.run_folder import (
+    CAPTIONS,
+    EVENTS,
+    HELD_OUT,
+    HELD_OUT_CAPTIONS,
+    METRICS,
+    REPORT,
+    RETRIEVAL,
+    Record,
+    read_records,
+)
+from ..common.score_table import LAST_EPOCH, canonical_name, find_score
 from ..config.schema import Config
 from ..config.yaml_file import load_yaml
-from .caption_rows import MAX_CHARACTERS, caption_rows
-from .charts import Chart, Points, line_chart
+from .answer import answer
+from .caption_table import caption_table
+from .curves import NUM_FIRST, charts, label_of
 from .drawable import finite_or_nan, has_epoch
-from .held_out_table import read_held_out
+from .held_out import Text, read_held_out
 from .html import render
 from .retrieval_matrix import read_retrieval
+from .run_state import RunState, read_state
+from .score_notes import note
+from .settings_table import about_rows, settings
 
-_MAX_CAPTIONS, _MAX_WARNINGS = 40, 50
-_MAX_LINES = 8  # in one chart: as many as page.css has line styles
-_FOLDERS = re.compile(r"(?<![\w./\\~])(?:[A-Za-z]:[/\\]|\\\\|~?/(?!/))"  # C:\, \\server\, / or ~/, no https://
-                      r"(?:[^\s/\\:;]+(?: [^\s/\\:;]+)*[/\\])*(?=[^\s/\\])")
-_PATH_KEYS = re.compile(r"_(dir|file|cache)$|^weights$")  # of places on this disk: a report is made to be passed on
+_FALLBACK = "val_caption_loss"  # shown of a run whose best model is simply the last
+
+
+@dataclass(frozen=True)
+class Best:
+    """The model that is kept.
+
+    Attributes:
+        epoch: After which it was saved.
+        score: Label of the score that chose it, or of one that tells about it; None if the file has none.
+    """
+
+    epoch: int
+    score: Text | None
+    value: float
 
 
 def write_report(folder: Path) -> Path:
     """Write `folder`/report.html and return its path. Raises OSError if it cannot be written."""
-    write_atomically(folder / REPORT, render("report.html", **view(folder)))
+    page = render("report.html", ("page.js", "charts.js", "captions.js"), **view(folder))
+    write_atomically(folder / REPORT, page)
     return folder / REPORT
 
 
@@ -48,24 +73,44 @@ def view(folder: Path) -> dict[str, Any]:
     """All that the page shows, as plain values."""
     metrics = _metrics_by_epoch(folder)
     events = list(read_records(folder / EVENTS))
-    starts = [event for event in events if event.get("kind") == "start"]
-    captions = caption_rows(read_records(folder / CAPTIONS))
+    state, config = read_state(events), _config(folder / "config.yaml")
+    held_out = read_held_out(folder / HELD_OUT)
+    best = _best(metrics, config)
+    texts = _seen_texts(state)
+    source = state.about.get("Prism")
+    drawn = charts(list(metrics.values()), _epoch_events(events, metrics), best.epoch if best else None)
+    done = max(metrics, default=0), str(config.training.epochs) if config else "?"
+    all_seen = bool(texts["validation"]) and texts["validation"] == texts["also_in_training"]
     return {
         "name": folder.resolve().name,
-        "config": _config(folder / "config.yaml"),
-        "about": _about(starts),
-        "resumed": len(starts) - 1,
-        "state": _state(events),
-        "epochs": max(metrics, default=0),
-        "best": _best_epoch(metrics),
-        "charts": _charts(list(metrics.values()), _epoch_events(events, metrics)),
-        "captions": captions[:_MAX_CAPTIONS],
-        "num_captions": len(captions),
-        "num_right": sum(row["right"] for row in captions),
+        "banners": caveats(source, texts),
+        "state": state,
+        "epochs": done,
+        "best": best,
+        "answer": answer(held_out, state.status, done, _num_validation(state), is_random(source), all_seen),
+        "held_out": held_out,
+        "find_score": find_score,
+        "note": note,
+        "first_charts": drawn[:NUM_FIRST],
+        "charts": drawn[NUM_FIRST:],
+        "captions": caption_table(_caption_records(folder)),
         "retrieval": read_retrieval(folder / RETRIEVAL),
-        "held_out": read_held_out(folder / HELD_OUT),
-        "warnings": _warnings(events),
+        "config": settings(config),
+        "training": config and config.training,
+        "about": about_rows(state.about),
     }
+
+
+def _caption_records(folder: Path) -> list[Record]:
+    """Captions of the last epoch if the run has them, else those of the comparison at its end."""
+    return list(read_records(folder / CAPTIONS)) or list(read_records(folder / HELD_OUT_CAPTIONS))
+
+
+def _config(path: Path) -> Config | None:
+    try:
+        return load_yaml(path, Config())
+    except UserError:
+        return None
 
 
 def _metrics_by_epoch(folder: Path) -> dict[int, Record]:
@@ -86,128 +131,29 @@ def _epoch_events(events: list[Record], metrics: dict[int, Record]) -> list[Reco
     return [by_epoch[epoch] for epoch in sorted(by_epoch)]
 
 
-def _best_epoch(metrics: dict[int, Record]) -> dict[str, float] | None:
-    """The finite numbers of the last epoch that wrote best_model.pth."""
+def _best(metrics: dict[int, Record], config: Config | None) -> Best | None:
+    """The last epoch that wrote best_model.pth."""
     best_epochs = [epoch for epoch, record in metrics.items() if record.get("best") is True]
     if not best_epochs:
         return None
     epoch = max(best_epochs)
-    numbers = {name: finite_or_nan(value) for name, value in metrics[epoch].items()}
-    finite = {name: number for name, number in numbers.items() if math.isfinite(number)}
-    return finite | {"epoch": epoch}
+    name = config.training.monitor if config else LAST_EPOCH
+    if name == LAST_EPOCH:
+        name = _FALLBACK
+    value = finite_or_nan(metrics[epoch].get(name))
+    return Best(epoch, None if math.isnan(value) else label_of(name), value)
 
 
-def _state(events: list[Record]) -> dict[str, str]:
-    """The last event that started or ended the run."""
-    for event in reversed(events):
-        if event.get("kind") in ("start", "end"):
-            return {key: _without_folders(str(value)) for key, value in event.items()}
-    return {}
+def _seen_texts(state: RunState) -> dict[str, int]:
+    """How many validation texts there are, and how many of them stand in training: `caveats` takes it."""
+    found = re.fullmatch(r"(\d+) / (\d+)", str(state.about.get("validation texts that also stand in training", "")))
+    seen, of = map(int, found.groups()) if found else (0, 0)
+    return {"validation": of, "also_in_training": seen}
 
 
-def _warnings(events: list[Record]) -> list[tuple[str, int]]:
-    """[(text, how often)], the commonest first."""
-    texts = [str(event.get("text")) for event in events if event.get("kind") == "warning"]
-    return Counter(_without_folders(text)[:MAX_CHARACTERS] for text in texts).most_common(_MAX_WARNINGS)
-
-
-def _without_folders(text: str) -> str:
-    """`text` with only the last part of each absolute path in it."""
-    return _FOLDERS.sub("", text)
-
-
-def _config(path: Path) -> list[tuple[str, list[tuple[str, str, bool]]]]:
-    """[(section, [(key, value, whether it is not the default)])]."""
-    try:
-        config = load_yaml(path, Config()).to_dict()
-    except UserError:
-        return []
-    sections = []
-    for section, defaults in Config().to_dict().items():
-        values = config[section]
-        rows = [(key, _shown_value(key, values[key]), values[key] != default) for key, default in defaults.items()]
-        sections.append((section, rows))
-    return sections
-
-
-def _shown_value(key: str, value: Any) -> str:
-    """A config value as text, without the folders of this disk."""
-    if not isinstance(value, str):
-        return json.dumps(value)
-    if _PATH_KEYS.search(key):
-        return Path(value).name
-    if key == "tokenizer":  # hf:FOLDER
-        return _without_folders(value)
-    return value
-
-
-def _about(starts: list[Record]) -> list[tuple[str, str]]:
-    """What the last start says about data, Prism, model and versions."""
-    about = starts[-1].get("about") if starts else None
-    if not isinstance(about, dict):
-        return []
-    return [(name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
-            for name, value in about.items()]
-
-
-def _charts(metrics: list[Record], epoch_events: list[Record]) -> list[Chart]:
-    """The charts of the page; those without a value are left out."""
-    charts = [_loss_chart(name, metrics) for name in score_names("loss")]
-    rate = "学习率", "learning rate"
-    charts.append(line_chart(rate, rate, {"lr": _curve(metrics, "lr")}))
-    charts += _score_charts(metrics)
-    speed = {"train": _curve(epoch_events, "slides_per_second")}
-    charts.append(line_chart(("速度", "throughput"), ("切片/秒", "slides/s"), speed))
-    memory = {"process": _curve(epoch_events, "memory_gb"), "GPU": _curve(epoch_events, "gpu_memory_gb")}
-    charts.append(line_chart(("内存峰值", "peak memory"), ("GB", "GB"), memory))
-    return [chart for chart in charts if chart is not None]
-
-
-def _loss_chart(name: str, metrics: list[Record]) -> Chart | None:
-    curves = {"train": _curve(metrics, name), "validation": _curve(metrics, VALIDATION + name)}
-    return line_chart((SCORES[name].chinese, SCORES[name].english), ("损失（nat）", "loss (nat)"), curves)
-
-
-def _score_charts(metrics: list[Record]) -> list[Chart | None]:
-    """Scores from 0 to 1 share charts; each of the others has its own."""
-    curves = _score_curves(metrics)
-    shares = [name for name in curves if _is_share(name, curves[name])]
-    charts = []
-    for start in range(0, len(shares), _MAX_LINES):
-        lines = {label(name): curves[name] for name in shares[start:start + _MAX_LINES]}
-        charts.append(line_chart(("验证分数", "validation scores"), ("分数（0–1）", "score (0-1)"), lines))
-    return charts + [_single_chart(name, curves[name]) for name in curves if name not in shares]
-
-
-def _single_chart(name: str, points: Points) -> Chart | None:
-    score = find_score(name)
-    title = (score.chinese, score.english) if score else (name, name)
-    return line_chart(title, ("值", "value"), {name: points})
-
-
-def _score_curves(metrics: list[Record]) -> dict[str, Points]:
-    """The curves of every score in metrics.jsonl except the losses."""
-    losses = score_names("loss")
-    curves: dict[str, Points] = {}
-    for record in metrics:
-        for name in record:
-            is_score = name not in RECORD_FIELDS and name.removeprefix(VALIDATION) not in losses
-            if is_score and name not in curves:
-                curves[name] = _curve(metrics, name)
-    return curves
-
-
-def _is_share(name: str, points: Points) -> bool:
-    """Whether a score goes from 0 to 1: by the score table, and for a user's own loss term by its values so far."""
-    score = find_score(name)
-    if score is not None:
-        return (score.low, score.high) == (0, 1)
-    return all(0 <= value <= 1 for _, value in points if math.isfinite(value))
-
-
-def _curve(records: Iterable[Record], name: str) -> Points:
-    """[(epoch, value)], NaN where a record has no number."""
-    return [(record["epoch"], finite_or_nan(record.get(name))) for record in records]
+def _num_validation(state: RunState) -> int | None:
+    found = re.search(r"(\d+) validation", str(state.about.get("slides", "")))
+    return int(found[1]) if found else None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -51,7 +51,8 @@ def calibrate_and_index(folder: Path, model: SlideCaptioner, precision: Precisio
         chosen = choose_samples(data.validation, MOST_COMPARED, config.training.seed)
         texts = TrainingTexts.of_index(index, data.tokenizer, config.data.max_seq_len)
         use_rerank = compare_held_out(folder, model, precision, texts, chosen,
-                                      _with_progress("comparing with looking up", chosen, batches_of))
+                                      _with_progress("comparing with looking up", chosen, batches_of),
+                                      epoch=int(best.progress.get("epoch", 0)))
         best.calibration["rerank"] = use_rerank
     best.weights_only().save(folder, [BEST])  # last: it marks the run as complete
 

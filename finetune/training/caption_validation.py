@@ -14,7 +14,7 @@ import numpy as np
 from ..common.distributed import World
 from ..common.errors import UserError
 from ..common.files import write_atomically
-from ..common.run_folder import MOST_RETRIEVED, RETRIEVAL
+from ..common.run_folder import CAPTIONS, MOST_RETRIEVED, RETRIEVAL
 from ..common.score_table import LAST_EPOCH, SCORES, VALIDATION, Kind, score_names
 from ..config.schema import Config
 from ..data.batch import Sample
@@ -23,9 +23,8 @@ from ..evaluation.scoring import Answers
 from ..evaluation.text_metrics import Statistic
 from ..models.embeddings import embed_slides, embed_texts
 from ..models.generation import confidences, has_ended
+from .caption_lines import caption_lines
 from .validation import ObservedBatch
-
-FILE = "validation_captions.jsonl"
 
 
 def check_monitor(config: Config) -> None:
@@ -133,9 +132,10 @@ class CaptionScores:
         self._num_cut = sum(not record.finished for record in records)
         references = [list(sample.references) for sample in self.chosen]
         texts, similarity = _retrieval(records, references)
-        statistics = Answers([record.caption for record in records], references, texts, similarity).statistics()
+        answers = Answers([record.caption for record in records], references, texts, similarity)
+        statistics = answers.statistics()
         if world.is_main:
-            self._write_captions(records, statistics)
+            self._write_captions(records, answers, statistics)
             columns = [texts.index(of_slide[0]) for of_slide in references[:MOST_RETRIEVED]]
             self._write_similarity(similarity[:MOST_RETRIEVED, columns])
         all_rows = np.arange(len(records))
@@ -153,24 +153,20 @@ class CaptionScores:
         if not self._num_cut:
             return []
         return [f"{self._num_cut} of {len(self.chosen)} validation captions did not come to their end within "
-                f"data.max_seq_len {self.max_seq_len} (finished: false in {FILE})"]
+                f"data.max_seq_len {self.max_seq_len} (finished: false in {CAPTIONS})"]
 
-    def _write_captions(self, records: Sequence[CaptionRecord], statistics: dict[str, Statistic]) -> None:
+    def _write_captions(self, records: Sequence[CaptionRecord], answers: Answers,
+                        statistics: dict[str, Statistic]) -> None:
         """Write validation_captions.jsonl: a line for each slide, with its scores."""
-        names = [name for name in score_names("text") if SCORES[name].per_slide]
-        lines = []
-        for row, (sample, record) in enumerate(zip(self.chosen, records, strict=True)):
-            scores = {name: round(statistics[name](np.array([row])), 6) for name in names}
-            line = {"epoch": self._epoch, "id": sample.slide.slide_id, "caption": record.caption,
-                    "references": list(sample.references), "scores": scores, "confidence": round(record.confidence, 6),
-                    "finished": record.finished}
-            lines.append(json.dumps(line, ensure_ascii=False) + "\n")
-        _write(self.folder / FILE, "".join(lines))
+        ids = [sample.slide.slide_id for sample in self.chosen]
+        more = [{"confidence": round(record.confidence, 6), "finished": record.finished} for record in records]
+        _write(self.folder / CAPTIONS, caption_lines(self._epoch, ids, answers, statistics, more))
 
     def _write_similarity(self, similarity: np.ndarray) -> None:
         """Write retrieval.json: cosines of the first slides (rows) and the first text of each (columns)."""
         ids = [sample.slide.slide_id for sample in self.chosen[:MOST_RETRIEVED]]
-        _write(self.folder / RETRIEVAL, json.dumps({"ids": ids, "similarity": similarity.round(4).tolist()}))
+        content = {"ids": ids, "slides": len(self.chosen), "similarity": similarity.round(4).tolist()}
+        _write(self.folder / RETRIEVAL, json.dumps(content))
 
 
 def _retrieval(records: Sequence[CaptionRecord], references: Sequence[list[str]]) -> tuple[list[str], np.ndarray]:

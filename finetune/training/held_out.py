@@ -15,13 +15,14 @@ from ..common.device import Precision
 from ..common.errors import UserError
 from ..common.files import write_atomically
 from ..common.log import logger
-from ..common.run_folder import HELD_OUT
+from ..common.run_folder import HELD_OUT, HELD_OUT_CAPTIONS
 from ..data.batch import Batch, Sample
 from ..evaluation.scoring import CAPTIONS, COMMON, NEAREST_TEXT, PROBE_TEXT, Answers, Report, evaluate
 from ..models.captioner import SlideCaptioner
 from ..models.generation import generate
 from ..models.rerank import MIN_PREDICTABLE, rerank
 from ..models.training_texts import SlideVectors, TrainingTexts
+from .caption_lines import caption_lines
 
 MOST_COMPARED = 100  # slides
 _MIN_TO_WARN = 10  # slides: the order of two scores of fewer is chance
@@ -32,8 +33,8 @@ _IN_WORDS = {CAPTIONS: "captioner", NEAREST_TEXT: "nearest training text", PROBE
 
 @torch.no_grad()
 def compare_held_out(folder: Path, model: SlideCaptioner, precision: Precision, texts: TrainingTexts,
-                     samples: list[Sample], batches: Iterable[Batch]) -> bool:
-    """Caption slides that were not trained on, log how that compares with looking up, and write held_out.json.
+                     samples: list[Sample], batches: Iterable[Batch], epoch: int = 0) -> bool:
+    """Caption slides that were not trained on, compare that with looking up, log it, and write it with the captions.
 
     The captions are re-ranked where that makes them better, as inference.py then does.
 
@@ -42,6 +43,7 @@ def compare_held_out(folder: Path, model: SlideCaptioner, precision: Precision, 
         model: In eval mode.
         samples: Validation slides, at least one.
         batches: Of the same slides, in any order.
+        epoch: Of the model.
 
     Returns:
         Whether re-ranking made the captions better.
@@ -67,13 +69,18 @@ def compare_held_out(folder: Path, model: SlideCaptioner, precision: Precision, 
     if uses_rerank:
         answers = answers.with_captions(reranked)
     report = evaluate(answers, texts.common(), texts.lookups(SlideVectors.join(parts)))
-    try:
-        write_atomically(folder / HELD_OUT, json.dumps(report.to_dict(), ensure_ascii=False))
-    except OSError as error:
-        raise UserError(folder / HELD_OUT, f"cannot be written ({error.strerror})",
-                        "free some space, then --resume auto; the last checkpoint is good") from None
+    _write(folder / HELD_OUT, json.dumps(report.to_dict(), ensure_ascii=False))
+    _write(folder / HELD_OUT_CAPTIONS, caption_lines(epoch, ids, answers, answers.statistics()))
     log_comparison(report)
     return uses_rerank
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        write_atomically(path, text)
+    except OSError as error:
+        raise UserError(path, f"cannot be written ({error.strerror})",
+                        "free some space, then --resume auto; the last checkpoint is good") from None
 
 
 def _captions(model: SlideCaptioner, image_tokens: torch.Tensor, slides: SlideVectors,

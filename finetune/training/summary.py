@@ -36,7 +36,8 @@ def describe_run(config: Config, data: Data, model: SlideCaptioner, precision: P
         prism={"source": prism.source, "revision": prism.revision, "sha256": prism.sha256} | describe_prism(model),
         data={"fingerprint": data.fingerprint, "test_ids": data.test_ids,
               "validation_ids": [sample.slide.slide_id for sample in data.validation],
-              "slides": {"training": len(data.train), "validation": len(data.validation)}},
+              "slides": {"training": len(data.train), "validation": len(data.validation)},
+              "texts": {"validation": len(data.validation), "also_in_training": data.num_seen_texts}},
         versions={"torch": str(torch.__version__), "python": platform.python_version(),
                   "threads": torch.get_num_threads(), "precision": precision.name, "device": device_name,
                   "processes": world.size}, init_from=init_from)
@@ -61,6 +62,7 @@ def describe_for_report(data: Data, model: SlideCaptioner, run: RunDescription) 
         source = Path(source).name
     return {
         "slides": f"{len(data.train)} training, {len(data.validation)} validation",
+        "validation texts that also stand in training": f"{data.num_seen_texts} / {len(data.validation)}",
         "tiles per slide": f"{min(tiles)} - {max(tiles)}, {sum(tiles)} in all",
         "vocabulary": str(len(data.tokenizer)), "data fingerprint": str(run.data["fingerprint"]),
         "Prism": source, "Prism revision": str(run.prism["revision"]), "Prism SHA-256": str(run.prism["sha256"]),

@@ -31,16 +31,19 @@ def make_run(folder: Path, epochs: int = 6, captions: list[dict] | None = None) 
                                       "contrastive_loss": 1 / e, "val_loss": 3 / e + 0.1, "val_caption_loss": 2 / e,
                                       "val_distinct_captions": 1 / e, "best": e < 5} for e in range(1, epochs + 1)])
     lines(folder / "events.jsonl", [
-        {"kind": "start", "time": "2026-01-01 10:00:00", "about": {"slides": "9 training, 3 validation", "Prism SHA-256": "abc123"}},
+        {"kind": "start", "time": "2026-01-01 10:00:00", "about": {
+            "slides": "9 training, 3 validation", "validation texts that also stand in training": "3 / 3", "Prism": "random-tiny",
+            "Prism SHA-256": "abc123"}},
         *[{"kind": "warning", "text": f"odd file {HOSTILE}"}] * 3,
-        *[{"kind": "epoch", "epoch": e, "slides_per_second": 8.0 + e, "memory_gb": 1.5} for e in range(1, epochs + 1)]])
+        *[{"kind": "epoch", "epoch": e, "slides_per_second": 8.0 + e, "memory_gb": 1.5} for e in range(1, epochs + 1)],
+        {"kind": "end", "time": "2026-01-01 10:02:05", "status": "finished"}])
     if captions is None:
         captions = [{"epoch": 6, "id": "good", "caption": "胃腺癌，高分化", "references": ["胃腺癌，高分化"], "scores": {"rouge_l": 1.0}, "confidence": 0.9},
                     {"epoch": 5, "id": "old", "caption": "x", "references": ["y"], "scores": {}, "confidence": None},
                     {"epoch": 6, "id": HOSTILE, "caption": f"肺癌{HOSTILE}", "references": ["胃腺癌，高分化", "肺癌"], "scores": {}, "confidence": 0.2},
                     {"epoch": 6, "id": "near", "caption": "胃腺癌，低分化", "references": ["胃腺癌，高分化"], "scores": {"rouge_l": math.nan}, "confidence": None}]
     lines(folder / "validation_captions.jsonl", captions)
-    write_json(folder / "retrieval.json", {"ids": ["a", "b"], "similarity": [[0.9, 0.1], [0.5, 0.3]]})
+    write_json(folder / "retrieval.json", {"ids": ["a", "b"], "slides": 3, "similarity": [[0.9, 0.1], [0.5, 0.3]]})
     scores = {"exact_match": 0.5, "rouge_l": 0.75, "bleu_4": 0.25, "cider": 4.0}
     baseline, differences = dict.fromkeys(scores, 0.125), {name: [0.1, -0.375, 0.5] for name in scores}
     write_json(folder / "held_out.json", {"slides": 40, **scores, "baselines": {"linear_probe": baseline, "new_one": {}},

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import re
 import shutil
 import socket
 import subprocess
@@ -22,6 +24,11 @@ from tests.helpers.pages import HOSTILE, explain, make_run
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [pytest.mark.full, pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium")]
+
+
+# What a Chinese page may say in Latin letters: names of the field and of the product, keys and values of a run
+LATIN_IN_CHINESE = {"BLEU", "ROUGE", "METEOR", "CIDEr", "chrF", "Prism", "SHA", "English", "prism", "weights", "random", "tiny",
+                    "auto"}
 
 
 @pytest.fixture(scope="module")
@@ -60,20 +67,31 @@ def test_the_report_opens_alone_and_its_charts_have_their_points(watched, tmp_pa
     path = write_report(make_run(tmp_path / "run"))
     page = watched.open(path)
     assert watched.errors == [] and watched.requests == [path.as_uri()]
-    loss = page.locator("figure", has_text="总损失")
+    loss = page.locator("figure", has_text="描述损失").first
     assert loss.locator(".point").count() == 12 and loss.locator(".xtick").count() >= 3 and loss.locator(".ytick").count() >= 3
     assert "轮次" in loss.inner_text() or loss.locator("text", has_text="轮次").count()
     loss.scroll_into_view_if_needed()
     box = loss.locator(".point").nth(2).bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    assert loss.locator(".tip").inner_text() == "train, epoch 3: 1"
+    assert loss.locator(".tip").inner_text() == "训练，第 3 轮：0.66667"
+    assert loss.locator(".mark").count() == 1
 
 
 def test_the_report_changes_its_language_without_reloading(watched, tmp_path):
     page = watched.open(write_report(make_run(tmp_path / "run")))
-    assert page.get_by_text("警告").is_visible() and not page.get_by_text("Warnings").is_visible()
+    page.wait_for_selector("#rows tbody tr")
+
+    page.click("#more_charts summary")
+    for values in ("#rows tbody", "#about td", "#warnings", "#answer", "details:not(#more_charts)", "th + td", ".confusion", "h1", "svg"):
+        page.eval_on_selector_all(values, "found => found.forEach(one => one.remove())")
+
+    def words():
+        return page.evaluate("document.body.innerText") + " ".join(page.locator("option").all_inner_texts())
+
+    foreign = set(re.findall("[A-Za-z]{3,}", words())) - LATIN_IN_CHINESE
+    assert "警告" in words() and not foreign, foreign
     page.click("#language")
-    assert page.get_by_text("Warnings").is_visible() and not page.get_by_text("警告").is_visible()
+    assert "Warnings" in words() and not re.search("[\u4e00-\u9fff]", words().replace("中文", "")), words()
     assert len(watched.requests) == 1
 
 
@@ -91,8 +109,70 @@ def test_the_report_is_readable_on_a_phone_in_light_and_dark(chromium, tmp_path,
 def test_hostile_texts_are_shown_as_text(watched, tmp_path):
     page = watched.open(write_report(make_run(tmp_path / "run")))
     assert page.title() == "run" and watched.errors == []
-    assert page.locator("img").count() == 0 and page.locator("script").count() == 1
-    assert HOSTILE in page.locator(".sample").first.text_content()
+    page.wait_for_selector("#rows tbody tr")
+    assert page.locator("img").count() == 0 and page.locator("script:not([type])").count() == 1
+    shown = HOSTILE.replace("\u202e", "\\u202e")
+    assert shown in page.locator("#rows tbody tr").first.locator("p").first.text_content() and "\u202e" not in page.content()
+
+
+def test_differences_are_marked_against_the_nearest_reference_and_scores_come_on_demand(watched, tmp_path):
+    page = watched.open(write_report(make_run(tmp_path / "run")))
+    page.wait_for_selector("#rows tbody tr")
+    worst, near, good = page.locator("#rows tbody tr").all()
+    assert near.locator("mark.extra").all_inner_texts() == ["低"] and near.locator("mark.miss").all_inner_texts() == ["高"]
+    assert worst.locator(".reference").inner_text() == "肺癌 (+1)" and worst.locator("mark.miss").count() == 0
+    assert good.locator("mark").count() == 0 and good.inner_text().splitlines()[0].split("\t")[0] == "good" and "= 参考" in good.inner_text()
+    assert page.locator("dl.scores").count() == 0
+    good.get_by_role("button").focus()
+    page.keyboard.press("Enter")
+    assert page.locator("dl.scores").inner_text().split() == ["ROUGE-L", "1"]
+
+
+def many(count: int) -> list[dict]:
+    """Captions of 20 to 120 characters with five fields, a third of them right, the words of the others exchanged."""
+    rng = random.Random(0)
+    fields = [["胃体", "胃窦", "贲门"], ["管状腺癌", "印戒细胞癌", "黏液腺癌"], ["高分化", "中分化", "低分化"], ["可见坏死", "未见坏死"],
+              [f"淋巴结{i}/{j}" for i in range(9) for j in range(9, 30)]]
+    tail = [chr(0x4e00 + i) for i in range(2000)]
+    captions = []
+    for i in range(count):
+        said, true = ["，".join(map(rng.choice, fields)) + "，" + "".join(rng.sample(tail, rng.randint(5, 60))) for _ in range(2)]
+        said = true if i % 3 == 0 else said
+        captions.append({"epoch": 6, "id": f"TCGA-{i:05d}", "caption": said, "references": [true], "confidence": rng.random(),
+                         "scores": {"rouge_l": 1.0 if said == true else 0.9 * rng.random(), "bleu_4": rng.random(), "exact_match": float(said == true)}})
+    return captions
+
+
+def test_twenty_thousand_captions_are_small_and_are_sorted_filtered_and_paged(watched, tmp_path):
+    captions = many(20_000)
+    path = write_report(make_run(tmp_path / "run", 30, captions))
+    assert path.stat().st_size < 5_000_000
+    begin = time.monotonic()
+    page = watched.open(path)
+    page.wait_for_selector("#rows tbody tr")
+    assert time.monotonic() - begin < 10
+    by_score = sorted(captions, key=lambda c: (c["scores"]["rouge_l"], c["id"]))
+
+    def ids():
+        return page.locator("#rows tbody tr td:first-child").all_inner_texts()
+
+    assert ids() == [c["id"] for c in by_score[:50]] and page.inner_text("#page") == "1 / 400"
+    page.click("#following")
+    assert ids() == [c["id"] for c in by_score[50:100]]
+    page.click("button[data-sort=id]")
+    page.click("button[data-sort=id]")
+    assert ids()[0] == "TCGA-19999" and page.locator("th[aria-sort=descending]").inner_text().startswith("切片")
+    page.fill("#find", "贲门")
+    expected = [c for c in captions if "贲门" in c["caption"] + c["references"][0]]
+    assert page.inner_text("#found") == f"{len(expected)} / 20000 条" and ids()[0] == max(c["id"] for c in expected)
+    page.fill("#find", "")
+    page.select_option("#topic", "2")
+    differing = [c for c in captions if c["caption"].split("，")[2] != c["references"][0].split("，")[2]]
+    assert page.inner_text("#found") == f"{len(differing)} / 20000 条"
+    page.select_option("#topic", "-1")
+    page.select_option("#which", "right")
+    assert page.inner_text("#found") == f"{sum(c['caption'] == c['references'][0] for c in captions)} / 20000 条"
+    assert watched.errors == []
 
 
 def test_the_policy_stops_a_script_that_would_get_through(watched, tmp_path):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import math
+import random
 import re
 import subprocess
 import sys
+import zlib
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,6 +18,7 @@ import pytest
 from finetune.common.log import log_to_console, log_to_file, logger
 from finetune.config.schema import Config
 from finetune.config.yaml_file import dump_yaml
+from finetune.pages import caption_table
 from finetune.pages.charts import epoch_ticks, line_chart, thin, ticks
 from finetune.pages.run_report import view, write_report
 from finetune.training.run_log import RunLog
@@ -38,13 +43,32 @@ class Page(HTMLParser):
         self.text += "" if self._raw else data
 
 
+SHOWN = HOSTILE.replace("\u202e", "\\u202e")  # what turns text around is seen, not obeyed
+CHARACTERS = [chr(0x4e00 + i) for i in range(3000)]
+
+
+def all_charts(folder: Path) -> list:
+    found = view(folder)
+    return found["first_charts"] + found["charts"]
+
+
+def names_of(chart) -> list[str]:
+    return [line.name[1] for line in chart.lines]
+
+
+def unpacked(table) -> dict:
+    """What captions.js reads from the page."""
+    return json.loads(zlib.decompress(base64.b64decode(table.packed)))
+
+
 def test_the_page_holds_what_the_files_say_and_only_as_text(tmp_path):
     page = Page(write_report(make_run(tmp_path / "run")))
     assert not {tag for tag, _ in page.tags} & {"img", "iframe", "object", "embed", "link", "base", "form", "a", "audio", "video"}
-    assert sum(tag == "script" for tag, _ in page.tags) == 1
+    assert sum(tag == "script" and "type" not in attrs for tag, attrs in page.tags) == 1
     assert not any(name.startswith("on") or name in ("src", "href", "style") for _, attrs in page.tags for name in attrs)
-    for words in ("9 training, 3 validation", "abc123", "odd file", "× 3", HOSTILE):
+    for words in ("9 training, 3 validation", "abc123", "odd file", "× 3", "\\u202e{{ 7*7 }}"):
         assert words in page.text, words
+    assert "\u202e" not in page.text
     points = [attrs for tag, attrs in page.tags if tag == "circle"]
     assert len(points) == 6 * (3 + 2 + 1 + 1 + 2)  # the losses' six curves but one, lr, a score, speed and memory
 
@@ -63,7 +87,7 @@ def test_paths_in_warnings_and_in_the_fault_that_ended_a_run_lose_their_folders(
     folder = make_run(tmp_path / "run")
     lines(folder / "events.jsonl", [{"kind": "start"}, {"kind": "warning", "text": text}, {"kind": "end", "status": text}])
     seen = view(folder)
-    assert seen["warnings"] == [(shown or text, 1)] and seen["state"]["status"] == (shown or text)
+    assert [(w.english, w.count) for w in seen["state"].warnings] == [(shown or text, 1)] and seen["state"].status == (shown or text)
 
 
 def test_a_tokenizer_from_a_folder_is_named_without_it(tmp_path):
@@ -77,39 +101,43 @@ def test_a_tokenizer_from_a_folder_is_named_without_it(tmp_path):
 def test_a_rank_that_is_1_so_far_is_no_share(tmp_path):
     folder = make_run(tmp_path / "run")
     lines(folder / "metrics.jsonl", [{"epoch": 1, "val_image_to_text_median_rank": 1.0, "val_cider": 0.5, "val_bleu_4": 0.5}])
-    charts = {chart.title[1]: chart for chart in view(folder)["charts"]}
-    assert list(charts["validation scores"].lines) == ["BLEU-4"]
-    assert charts["CIDEr-D"].y_label[1] == charts["image-to-text median rank"].y_label[1] == "value"
+    charts = {chart.title[1]: chart for chart in all_charts(folder)}
+    assert names_of(charts["how close captions are to references"]) == ["BLEU-4"] == names_of(charts["BLEU-1 to BLEU-4"])
+    assert charts["CIDEr"].y_label[1] == "0-10" and charts["median rank of retrieval"].y_label[1] == "rank"
 
 
 def test_old_and_new_names_of_a_score_are_one_curve_with_its_label(tmp_path):
     caption = {"epoch": 6, "id": "a", "caption": "x", "references": ["y"], "scores": {"meteor": 0.25}}
     folder = make_run(tmp_path / "run", captions=[caption])
     lines(folder / "metrics.jsonl", [{"epoch": 1, "val_meteor": 0.1}, {"epoch": 2, "val_meteor_exact": 0.3}])
-    (chart,) = [c for c in view(folder)["charts"] if c.title[1] == "validation scores"]
-    _, points = chart.lines["METEOR (exact matches only)"]
-    assert len(points) == 2 and view(folder)["captions"][0]["scores"] == {"METEOR (exact matches only)": 0.25}
+    (chart,) = [c for c in all_charts(folder) if c.title[1] == "how close captions are to references"]
+    (line,) = chart.lines
+    assert line.name[1] == "METEOR (exact matches only)" and len(line.points) == 2
+    (score,) = unpacked(view(folder)["captions"])["scores"]
+    assert score["name"][1] == "METEOR (exact matches only)" and score["values"] == [0.25]
 
 
 def test_numbers_too_large_to_draw_are_left_out(tmp_path):
     folder = make_run(tmp_path / "run")
     (folder / "metrics.jsonl").write_text('{"epoch": 1, "loss": 1%s, "val_loss": 1%s, "lr": 1e308, "best": true}\n{"epoch": 2, "loss": 2, "lr": -1e308}\n'
                                           '{"epoch": 1%s}\n' % (("0" * 400,) * 3))
-    assert Page(write_report(folder)) and view(folder)["epochs"] == 2 and view(folder)["best"] == {"epoch": 1}
+    assert Page(write_report(folder)) and view(folder)["epochs"][0] == 2
+    assert (view(folder)["best"].epoch, view(folder)["best"].score) == (1, None)
 
 
-def test_captions_come_worst_first_with_the_differences_to_the_nearest_reference(tmp_path):
-    worst, near, good = view(make_run(tmp_path / "run"))["captions"]
-    assert "".join(text for differs, text in worst["reference"] if not differs) == "肺癌" and worst["others"] == 1
-    assert (near["caption"], near["reference"]) == (
-        [(False, "胃腺癌，"), (True, "低"), (False, "分化")], [(False, "胃腺癌，"), (True, "高"), (False, "分化")])
-    assert good["right"] and good["likeness"] == 1 and not any(differs for differs, _ in good["caption"])
+def test_captions_come_worst_first_without_those_of_earlier_epochs(tmp_path):
+    found = view(make_run(tmp_path / "run"))["captions"]
+    rows = unpacked(found)
+    assert rows["ids"] == [SHOWN, "near", "good"] and rows["right"] == [0, 0, 1] and rows["confidence"] == [0.2, None, 0.9]
+    assert [rows["texts"][i] for i in rows["captions"]] == [f"肺癌{SHOWN}", "胃腺癌，低分化", "胃腺癌，高分化"]
+    assert [[rows["texts"][i] for i in of_row] for of_row in rows["references"]] == [["胃腺癌，高分化", "肺癌"], ["胃腺癌，高分化"], ["胃腺癌，高分化"]]
+    assert (found.epoch, found.num_captions, found.num_right, found.num_rows) == (6, 3, 1, 3)
 
 
-def test_words_are_compared_as_words(tmp_path):
-    caption = {"epoch": 1, "id": "a", "caption": "poorly differentiated", "references": ["well differentiated"], "scores": {}}
-    row, = view(make_run(tmp_path / "run", captions=[caption]))["captions"]
-    assert row["caption"] == [(True, "poorly"), (False, " differentiated")]
+def test_a_run_without_captions_per_epoch_shows_those_of_its_end(tmp_path):
+    folder = make_run(tmp_path / "run", captions=[])
+    lines(folder / "held_out_captions.jsonl", [{"epoch": 4, "id": "a", "caption": "x", "references": ["x"], "scores": {}, "confidence": None}])
+    assert view(folder)["captions"].num_right == 1
 
 
 def test_the_retrieval_matrix_frames_the_highest_of_each_row(tmp_path):
@@ -117,12 +145,49 @@ def test_the_retrieval_matrix_frames_the_highest_of_each_row(tmp_path):
     assert found["rows"] == [[(0.9, 9, True), (0.1, 0, False)], [(0.5, 4, True), (0.3, 2, False)]] and found["first"] == 1
 
 
-def test_the_page_compares_the_captions_with_looking_up(tmp_path):
-    found = view(make_run(tmp_path / "run"))["held_out"]
-    assert found["slides"] == 40 and [english for _, english in found["columns"]] == ["captions", "linear probe"]
-    assert found["rows"][0] == (("与参考一字不差的比例", "exact matches"), [(0.5, None), (0.125, (-0.375, 0.5))])
+def test_the_page_says_first_how_the_captions_compare_with_looking_up(tmp_path):
+    found = view(make_run(tmp_path / "run"))
+    chinese, english = found["answer"].sentence
+    assert english == "On 40 held-out slides 50 % of the captions are right word for word: not clearly better than looking up a training text " \
+        "(at best 12 %, by linear probe)."
+    assert chinese.startswith("在 40 张留出的切片上，50 % 的描述与参考一字不差，看不出优于")
+    assert [(f.heading[1], f.cell.value, f.cell.low) for f in found["answer"].figures[1:]] == [("linear probe", 0.125, -0.375)]
     page = Page(write_report(tmp_path / "run"))
-    assert "[-0.375, 0.5]" in page.text and any(attrs.get("id") == "held_out" for _, attrs in page.tags)
+    text = page.text
+    assert text.index("held-out slides 50 %") < text.index("曲线") < text.index("abc123")
+    assert "[-0.375, 0.500]" in text and any(attrs.get("id") == "held_out" for _, attrs in page.tags)
+
+
+def test_random_weights_and_known_texts_are_banners_and_the_next_step(tmp_path):
+    folder = make_run(tmp_path / "run")
+    assert [english.split(" (")[0] for _, english in view(folder)["banners"]] == [
+        "Prism's weights are random", "All 3 validation texts also stand in training, word for word: the scores say whether the model picks the "
+        "right known text, not whether it can write a new one."]
+    assert "real weights" in view(folder)["answer"].next[1]
+    start = {"kind": "start", "about": {"slides": "9 training, 4 validation", "validation texts that also stand in training": "1 / 4",
+                                        "Prism": "paige-ai/Prism"}}
+    lines(folder / "events.jsonl", [start])
+    assert view(folder)["banners"] == []
+    start["about"]["validation texts that also stand in training"] = "3 / 4"
+    lines(folder / "events.jsonl", [start])
+    assert ["3 of 4" in english for _, english in view(folder)["banners"]] == [True]
+
+
+def test_the_top_of_the_page_has_the_monitored_score_and_the_run_time_over_all_starts(tmp_path):
+    folder = make_run(tmp_path / "run")
+    config = Config()
+    config.training.monitor = "val_distinct_captions"
+    (folder / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
+    times = [("start", "10:00:00"), ("epoch", "10:01:00"), ("start", "12:00:00"), ("epoch", "12:00:30"), ("end", "12:01:00")]
+    lines(folder / "events.jsonl", [{"kind": kind, "time": f"2026-01-01 {time}", "status": "finished"} for kind, time in times])
+    found = view(folder)
+    assert found["state"].seconds == 120 and found["state"].resumed == 1 and found["state"].status == "finished"
+    assert (found["best"].epoch, found["best"].value) == (4, 0.25) and "不同描述" in found["best"].score[0]
+    assert all(chart.mark is not None for chart in found["first_charts"])
+
+
+def test_the_matrix_says_how_many_slides_it_leaves_out(tmp_path):
+    assert "The matrix has the first 2 of 3 slides" in Page(write_report(make_run(tmp_path / "run"))).text
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "events.jsonl", "validation_captions.jsonl", "retrieval.json",
@@ -137,11 +202,16 @@ def test_a_missing_or_damaged_file_leaves_a_gap(tmp_path, name, content):
     assert Page(write_report(folder)).tags
 
 
-def test_a_long_run_gives_a_small_page(tmp_path):
-    text = "肿瘤细胞排列成巢状" * 20
-    folder = make_run(tmp_path / "run", 3000, [{"epoch": 1, "id": str(i), "caption": text, "references": [text[::-1]], "scores": {}} for i in range(60)])
+def test_a_long_run_with_many_captions_gives_a_small_page_with_the_worst(tmp_path, monkeypatch):
+    monkeypatch.setattr(caption_table, "_MAX_PACKED", 100_000)
+    rng = random.Random(0)
+    captions = [{"epoch": 1, "id": f"{i:04d}", "caption": "".join(rng.sample(CHARACTERS, 100)), "references": ["".join(rng.sample(CHARACTERS, 100))],
+                 "scores": {"rouge_l": i / 3000}} for i in range(3000)]
+    folder = make_run(tmp_path / "run", 3000, captions)
     assert write_report(folder).stat().st_size < 1_000_000
-    assert len(view(folder)["captions"]) == 40 and view(folder)["num_captions"] == 60
+    found = view(folder)["captions"]
+    assert found.num_captions == 3000 and 100 < found.num_rows < 1000 and len(found.packed) <= 100_000
+    assert unpacked(found)["ids"] == [f"{i:04d}" for i in range(found.num_rows)]
 
 
 def test_a_line_is_thinned_without_losing_a_spike_or_an_end():
@@ -153,7 +223,8 @@ def test_a_line_is_thinned_without_losing_a_spike_or_an_end():
 
 
 @pytest.mark.parametrize(("low", "high", "expected"), [(0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]), (0.13, 0.94, [0, 0.2, 0.4, 0.6, 0.8, 1]),
-                                                       (-3e-5, 7e-5, [-4e-5, -2e-5, 0, 2e-5, 4e-5, 6e-5, 8e-5])])
+                                                       (-3e-5, 7e-5, [-4e-5, -2e-5, 0, 2e-5, 4e-5, 6e-5, 8e-5]),
+                                                       (1, 1.0000000000000004, [0.9, 0.95, 1, 1.05, 1.1])])
 def test_ticks_are_round_and_enclose_the_values(low, high, expected):
     assert ticks(low, high) == pytest.approx(expected)
 
@@ -165,11 +236,12 @@ def test_ticks_of_epochs_are_whole_and_within(last):
 
 
 def test_points_are_drawn_at_their_values():
-    chart = line_chart(("", ""), ("", ""), {"a": [(1, 0.0), (2, math.nan), (3, 10.0), (5, 5.0)], "b": [(1, math.inf)]})
-    (x1, y1, text), (x3, y3, _), (x5, y5, _) = chart.lines["a"][1]
-    assert list(chart.lines) == ["a"] and text == "a, epoch 1: 0" and x3 - x1 == pytest.approx(x5 - x3, abs=0.2)
+    chart = line_chart(("", ""), ("", ""), {("甲", "a"): [(1, 0.0), (2, math.nan), (3, 10.0), (5, 5.0)], ("乙", "b"): [(1, math.inf)]},
+                       marked_epoch=3)
+    (x1, y1, *text), (x3, y3, *_), (x5, y5, *_) = chart.lines[0].points
+    assert names_of(chart) == ["a"] and text == ["1", "0"] and x3 - x1 == pytest.approx(x5 - x3, abs=0.2) and chart.mark == x3
     assert (y1, y3) == (chart.bottom, chart.top) and y5 == pytest.approx((y1 + y3) / 2, abs=0.2)
-    assert line_chart(("", ""), ("", ""), {"b": [(1, math.nan)]}) is None
+    assert line_chart(("", ""), ("", ""), {("乙", "b"): [(1, math.nan)]}) is None
 
 
 def test_an_epoch_writes_the_report_with_its_warnings(tmp_path):
@@ -183,9 +255,9 @@ def test_an_epoch_writes_the_report_with_its_warnings(tmp_path):
     logger.warning("after the end")
     log_to_console()
     found = view(tmp_path)
-    assert [w for w, _ in found["warnings"]] == ["before the files were open", "in the middle\\nof it"]
-    assert found["state"]["status"] == "finished" and dict(found["about"]) == {"slides": "4"}
-    assert {"速度", "总损失"} <= {c.title[0] for c in found["charts"]}
+    assert [w.english for w in found["state"].warnings] == ["before the files were open", "in the middle\\nof it"]
+    assert found["state"].status == "finished" and found["about"] == [(("切片（训练、验证）", "slides"), "4")]
+    assert {"速度", "总损失"} <= {c.title[0] for c in all_charts(tmp_path)}
 
 
 def test_a_report_that_cannot_be_written_is_a_warning(tmp_path, log_lines):

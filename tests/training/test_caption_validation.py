@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from finetune.common.distributed import World
+from finetune.common.run_folder import CAPTIONS
 from finetune.config.schema import Config, apply_overrides
 from finetune.data.batch import Sample
 from finetune.data.slides import SlideFile
 from finetune.models.captioner import encoded
 from finetune.models.generation import generate
 from finetune.training import validation
-from finetune.training.caption_validation import FILE, CaptionScores, check_monitor, choose_samples, validation_names
+from finetune.training.caption_validation import CaptionScores, check_monitor, choose_samples, validation_names
 from finetune.training.collapse_check import CollapseCheck
 from finetune.training.loop import fit, train_step, update_best
 from finetune.training.state import TrainState
@@ -40,7 +41,7 @@ def test_each_epoch_writes_and_scores_the_captions_of_the_chosen_slides(tmp_path
     state = torch.get_rng_state()
     scores = parts_of(model, tmp_path, validation=batches, **observing(chosen, tmp_path)).validate(7)
     assert torch.equal(torch.get_rng_state(), state) and set(validation_names("text", "retrieval")) <= set(scores)
-    lines = [json.loads(line) for line in (tmp_path / FILE).read_text(encoding="utf-8").splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / CAPTIONS).read_text(encoding="utf-8").splitlines()]
     assert [(r["epoch"], r["id"]) for r in lines] == [(7, s.slide.slide_id) for s in chosen]
     found = json.loads((tmp_path / "retrieval.json").read_text(encoding="utf-8"))
     cosines = np.array(found["similarity"])
@@ -78,7 +79,7 @@ def test_ranks_together_score_what_one_process_scores(tmp_path):
                 evaluation.observe(ObservedBatch(model, encoded(model, batch), None, TOKENIZER, 8))
     together = SimpleNamespace(gather=lambda own: [rank._records for rank in ranks], is_main=False)
     assert ranks[1].scores(together) == alone.scores(World())
-    assert {r["id"] for r in map(json.loads, (tmp_path / FILE).read_text(encoding="utf-8").splitlines())} == {
+    assert {r["id"] for r in map(json.loads, (tmp_path / CAPTIONS).read_text(encoding="utf-8").splitlines())} == {
         s.slide.slide_id for s in chosen}
 
 

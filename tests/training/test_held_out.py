@@ -14,7 +14,7 @@ from finetune.data.batch import Sample
 from finetune.data.slides import SlideFile
 from finetune.evaluation.scoring import NEAREST_TEXT, PROBE_TEXT, Answers, evaluate
 from finetune.models.training_texts import TrainingTexts
-from finetune.pages.held_out_table import read_held_out
+from finetune.pages.held_out import read_held_out
 from finetune.training import held_out
 from finetune.training.held_out import compare_held_out, log_comparison
 from tests.helpers.training import CPU, TOKENIZER, a_batch, tiny_model
@@ -52,8 +52,11 @@ def test_the_slides_are_captioned_and_the_file_is_what_the_report_reads(tmp_path
     compare_held_out(tmp_path, model, Precision("fp32", CPU, "test"), texts, samples, batches)
     scores = json.loads((tmp_path / "held_out.json").read_text(encoding="utf-8"))
     assert scores["slides"] == 5 and scores["baselines"]["most_common_text"]["exact_match"] == 1
-    table = read_held_out(tmp_path / "held_out.json")
-    assert [english for _, english in table["columns"]] == ["captions", "nearest training text", "most common text", "shuffled slides"]
+    columns = read_held_out(tmp_path / "held_out.json").columns
+    assert [english for _, (_, english) in columns] == ["captions", "nearest training text", "most common training text", "shuffled slides"]
+    captions = [json.loads(line) for line in (tmp_path / "held_out_captions.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert sorted(line["id"] for line in captions) == sorted(sample.slide.slide_id for sample in samples)
+    assert np.mean([line["scores"]["exact_match"] for line in captions]) == pytest.approx(scores["exact_match"])
     assert "甲" not in (tmp_path / "held_out.json").read_text(encoding="utf-8"), "label texts are private"
 
 

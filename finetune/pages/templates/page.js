@@ -1,22 +1,32 @@
 "use strict";
-// the language button, without reloading
+// the language button, without reloading; other scripts listen for "language" to translate what they wrote
 const root = document.documentElement, languageButton = document.getElementById("language");
+const isChinese = () => root.dataset.lang !== "en";
+const say = (zh, en) => isChinese() ? zh : en;
 function speak(language) {
   root.dataset.lang = root.lang = language;
   languageButton.textContent = language === "zh" ? "English" : "中文";
+  for (const option of document.querySelectorAll("option[data-zh]")) option.textContent = option.dataset[language];
+  document.dispatchEvent(new Event("language"));
 }
-languageButton.addEventListener("click", () => speak(root.dataset.lang === "en" ? "zh" : "en"));
+languageButton.addEventListener("click", () => speak(isChinese() ? "en" : "zh"));
 speak(navigator.language.startsWith("zh") ? "zh" : "en");
 
-// charts: the point nearest to the pointer or finger says what it is
-for (const svg of document.querySelectorAll("svg.chart")) {
-  const tip = svg.parentElement.querySelector(".tip"), points = [...svg.querySelectorAll(".point")];
-  svg.addEventListener("pointermove", event => {
-    const box = svg.getBoundingClientRect(), scale = svg.viewBox.baseVal.width / box.width;
-    const x = (event.clientX - box.left) * scale, y = (event.clientY - box.top) * scale;
-    const distance = p => Math.hypot(p.cx.baseVal.value - x, p.cy.baseVal.value - y);
-    const near = points.reduce((a, b) => distance(a) <= distance(b) ? a : b);
-    points.forEach(p => p.classList.toggle("near", p === near));
-    tip.textContent = near.querySelector("title").textContent;
-  });
+function element(tag, className, text) {
+  const made = document.createElement(tag);
+  if (className) made.className = className;
+  if (text !== undefined) made.textContent = text;
+  return made;
+}
+function button(className, zh, en) {
+  const made = element("button", className);
+  made.type = "button";
+  made.append(spoken(zh, en));
+  return made;
+}
+// a text in both languages, as the templates write it
+function spoken(zh, en) {
+  const both = document.createDocumentFragment();
+  both.append(element("span", "zh", zh), element("span", "en", en));
+  return both;
 }

@@ -1,0 +1,81 @@
+"""held_out.json: how the captions compare with looking up, as numbers that can be shown."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..common.score_table import SCORES
+from .drawable import finite_or_nan
+
+Text = tuple[str, str]  # Chinese, English
+CAPTIONS = "captions"
+BASELINES = {  # a baseline in the file -> its heading
+    "nearest_training_text": ("最近训练切片的文本", "nearest training text"),
+    "linear_probe": ("线性探针", "linear probe"),
+    "most_common_text": ("最常见的训练文本", "most common training text"),
+    "shuffled_slides": ("打乱切片", "shuffled slides"),
+}
+LOOK_UPS = ("nearest_training_text", "linear_probe", "most_common_text")  # those that answer with a training text
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A score with its 95 % interval; of a baseline the interval is that of the captions minus it, paired."""
+
+    value: float
+    difference: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The scores of validation slides.
+
+    Attributes:
+        slides: How many.
+        cells: {CAPTIONS or a baseline: {score: cell}}; all have the same scores.
+    """
+
+    slides: int
+    cells: dict[str, dict[str, Cell]]
+
+    @property
+    def scores(self) -> list[str]:
+        """The names of the scores, in the order of the table of all scores."""
+        return [name for name in SCORES if name in self.cells[CAPTIONS]]
+
+    @property
+    def columns(self) -> list[tuple[str, Text]]:
+        """[(name, heading)] of the captions and of the baselines there are."""
+        return [(CAPTIONS, ("模型的描述", "captions")), *((name, BASELINES[name]) for name in self.cells
+                                                     if name != CAPTIONS)]
+
+
+def read_held_out(path: Path) -> HeldOut | None:
+    """The scores of a run; None if the file is missing or damaged."""
+    try:
+        return _held_out(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _held_out(content: dict[str, Any]) -> HeldOut | None:
+    baselines, differences = content["baselines"], content["differences"]
+    present = [name for name in BASELINES if name in baselines]
+    names = [name for name in SCORES if name in content and all(name in differences[column] for column in present)]
+    if not names:
+        return None
+    intervals = content.get("intervals", {})
+    cells = {CAPTIONS: {name: _cell(content[name], [None, *intervals.get(name, (None, None))]) for name in names}}
+    for column in present:
+        cells[column] = {name: _cell(baselines[column][name], differences[column][name]) for name in names}
+    return HeldOut(int(content["slides"]), cells)
+
+
+def _cell(value: Any, interval: list[Any]) -> Cell:
+    difference, low, high = interval
+    return Cell(*map(finite_or_nan, (value, difference, low, high)))
