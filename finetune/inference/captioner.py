@@ -18,6 +18,7 @@ from prism import GenerationOptions
 from ..checkpoints.format import Checkpoint
 from ..checkpoints.hf_folder import model_path, read_model
 from ..checkpoints.nearest_index import temperature_of
+from ..common.caveats import Text, caveats
 from ..common.device import Precision, resolve_device, resolve_precision
 from ..common.errors import UserError
 from ..common.files import expand
@@ -56,6 +57,13 @@ class Captioner:
     temperature: float | None = None
     checkpoint: Checkpoint | None = None
     rerank_with: TrainingTexts | None = None
+
+    @property
+    def caveats(self) -> list[Text]:
+        """What takes away the meaning of what it says, in Chinese and English."""
+        if self.checkpoint is None:
+            return caveats(self.config.prism.weights, None)
+        return caveats(self.checkpoint.prism.get("source"), self.checkpoint.data.get("texts"))
 
     @classmethod
     def load(cls, checkpoint: str | Path, prism: str | None = None, device: str = "auto") -> Captioner:

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from prism.attention import encode_weighted
 
+from ..common.caveats import Text
 from ..common.errors import UserError, printable, say
 from ..common.files import expand, write_atomically
 from ..common.log import logger
@@ -226,7 +227,7 @@ def run_explain(options: InferenceOptions) -> int:
     explanation, layout = explain_slide(captioner, slide, caption, thumbnail_size, options.thumbnail_scale)
     explanation["finished"] = record["finished"]
     try:
-        _write_explanation(folder, explanation, layout, thumbnail)
+        _write_explanation(folder, explanation, layout, thumbnail, captioner.caveats)
     except OSError as error:
         raise UserError(folder, f"cannot be written ({error.strerror})", "free some space") from None
     say(f"{printable(slide.slide_id)}\tcaption: {printable(caption)}{'' if record['finished'] else CUT}")
@@ -236,12 +237,12 @@ def run_explain(options: InferenceOptions) -> int:
     return 0
 
 
-def _write_explanation(folder: Path, explanation: dict[str, Any], layout: Layout,
-                       thumbnail: Image.Image | None) -> None:
+def _write_explanation(folder: Path, explanation: dict[str, Any], layout: Layout, thumbnail: Image.Image | None,
+                       banners: list[Text]) -> None:
     write_atomically(folder / "explanation.json", json.dumps(explanation, ensure_ascii=False))
     for number, phrase in enumerate(explanation["phrases"], start=1):
         write_atomically(folder / f"phrase_{number}.png", heatmap_png(layout, phrase["weights"], thumbnail))
-    page = render("explain.html", ("page.js", "tilemap.js"), id=explanation["id"],
+    page = render("explain.html", ("page.js", "tilemap.js"), banners=banners, id=explanation["id"],
                   finished=explanation["finished"], data=page_data(explanation, layout, thumbnail))
     write_atomically(folder / "explanation.html", page)
 

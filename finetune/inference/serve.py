@@ -97,7 +97,7 @@ def make_app(captioner: Captioner, options: GenerationOptions, training: Trainin
     from starlette.routing import Route
 
     page = render("serve.html", ("page.js", "tilemap.js", "serve.js"), connect="'self'", most_bytes=max_upload,
-                  nearest=training is not None)
+                  nearest=training is not None, banners=captioner.caveats)
     model_lock = asyncio.Lock()  # one slide at a time: memory is for one, and explaining hooks into the layers
 
     async def show(request: Request) -> Response:

@@ -41,7 +41,7 @@ def post(app, body: bytes, part: int = 1000, gone: bool = False) -> tuple[int, b
 def test_an_upload_over_the_limit_is_refused_before_it_is_read_to_its_end_and_leaves_nothing(tmp_path, monkeypatch):
     pytest.importorskip("starlette")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    app = make_app(SimpleNamespace(), GenerationOptions(), max_upload=5000)
+    app = make_app(SimpleNamespace(caveats=[]), GenerationOptions(), max_upload=5000)
     status, body = post(app, b"x" * 50_000)
     assert status == 413 and b"error: upload: is larger than" in body and not list(tmp_path.iterdir())
 
@@ -49,7 +49,7 @@ def test_an_upload_over_the_limit_is_refused_before_it_is_read_to_its_end_and_le
 def test_a_browser_that_leaves_and_a_disk_that_is_full_end_one_request_only(tmp_path, monkeypatch):
     pytest.importorskip("starlette")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    app = make_app(SimpleNamespace(), GenerationOptions())
+    app = make_app(SimpleNamespace(caveats=[]), GenerationOptions())
     assert post(app, b"x" * 5000, gone=True)[0] == 400 and not list(tmp_path.iterdir())
 
     def full(*_):
