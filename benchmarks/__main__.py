@@ -2,8 +2,8 @@
 
     python -m benchmarks [PART ...] [--captions FILE.csv] [--small]
 
-Parts: encoder step decode epochs reading indexing startup scaling padding (default: these), full_size (apart: it
-prints lines of its own), learning (apart: `python -m benchmarks learning --help`). Takes about 20 minutes on two
+Parts: encoder step decode epochs reading indexing startup scaling threads padding (default: these), full_size (apart:
+it prints lines of its own), learning (apart: `python -m benchmarks learning --help`). Takes about 20 minutes on two
 cores; the peers are installed on first use (see peers.py).
 """
 
@@ -21,15 +21,16 @@ from pathlib import Path
 
 import torch
 
-from . import captioner, encoder, epochs, files, learning, scaling
+from . import captioner, encoder, epochs, files, learning, scaling, threads
 from .common import HEADINGS, ROOT, Row
 from .peers import install
 
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 TABLE = {"encoder": encoder.rows, "step": captioner.step, "decode": captioner.decode, "epochs": epochs.rows,
          "reading": files.reading, "indexing": files.indexing, "startup": files.startup,
-         "scaling": scaling.rows}
+         "scaling": scaling.rows, "threads": threads.rows}
 PARTS = (*TABLE, "padding", "full_size")
+_WITH_PEERS = {"encoder", "step", "decode", "epochs", "scaling"}
 
 
 def main() -> None:
@@ -49,7 +50,8 @@ def main() -> None:
     parts = args.parts or PARTS[:-1]
     if "full_size" in parts:
         subprocess.run([sys.executable, "-m", "benchmarks.full_size"], cwd=ROOT, check=True)
-    install()
+    if _WITH_PEERS.intersection(parts):
+        install()
     # --small is not about time: run two at once
     with ThreadPoolExecutor(2 if args.small else 1) as pool:
         tables = pool.map(partial(_measure, args), (part for part in parts if part != "full_size"))

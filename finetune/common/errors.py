@@ -6,6 +6,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from .threads import prepare_threads
+
 _MAX_LINE = 300  # characters of an error line: one bad value must not flood a terminal or a log
 
 
@@ -55,6 +57,7 @@ def run_script(main: Callable[[], int | None]) -> None:
 
     A `UserError` is one line on stderr and exit code 2, with --debug on the command line a traceback; Ctrl+C is 130.
     """
+    prepare_threads()  # `main` imports torch
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a Chinese caption must print on a Windows or C-locale console too
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")

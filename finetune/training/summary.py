@@ -13,6 +13,7 @@ from ..checkpoints.format import Checkpoint, RunDescription
 from ..common.device import Precision
 from ..common.distributed import World
 from ..common.log import logger
+from ..common.threads import describe_threads
 from ..config.schema import Config
 from ..data.loader import BatchLoader
 from ..data.prepare import Data
@@ -80,6 +81,8 @@ def log_run(config: Config, data: Data, objective: Objective, batches: BatchLoad
                 "frozen" if config.prism.freeze else "trained", model.prism.sha256[:12], _millions_trained(model))
     logger.info("device %s, precision %s (%s), %s", precision.device, precision.name, precision.reason,
                 _describe_steps(config, batches, state))
+    if precision.device.type == "cpu":
+        logger.info("%s", describe_threads(torch.get_num_threads()))
     _log_batch_size(config, state, objective.world)
     if config.training.precision not in ("auto", precision.name):
         logger.warning("training.precision is %s, used is %s: %s", config.training.precision, precision.name,
