@@ -7,8 +7,6 @@ import logging.handlers
 import sys
 from pathlib import Path
 
-from tqdm import tqdm
-
 from .errors import UserError, printable
 
 logger = logging.getLogger("prism_coca")
@@ -25,6 +23,8 @@ class _TqdmHandler(logging.Handler):
     """Writes above a running progress bar instead of through it."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm  # not for --help
+
         with contextlib.suppress(OSError, ValueError):  # a closed terminal is no reason to lose a run
             tqdm.write(self.format(record), file=sys.stderr)
 

@@ -25,7 +25,19 @@ class DataConfig:
     embeddings_dir: str = setting(
         "", "folder of H5 tile embeddings, flat or nested; the file name is the slide id")
     labels_file: str = setting(
-        "", "JSON file {slide id: text}; an id may also have several reference texts or several slides")
+        "", "reports: a table (.xlsx, .csv, .tsv, .jsonl) or JSON {slide id: text}; a case may have several reference "
+        "texts or several slides")
+    id_column: str | None = setting(
+        None, "with a table: column of the case ids; null = found by its name, as are the next three")
+    text_column: str | None = setting(None, "with a table: column of the texts")
+    slide_column: str | None = setting(None, "with a table: column of the slides of a case")
+    split_column: str | None = setting(None, "with a table: column that says train, val or test")
+    encoding: str | None = setting(
+        None, "encoding of a labels file that is text, such as gb18030 or cp1252; null = recognize UTF-8, UTF-16 and "
+        "GB18030")
+    case_pattern: str | None = setting(
+        None, "regular expression that extracts the case id from the path of a feature file below embeddings_dir, to "
+        "join the slides of a case; null = as the labels say")
     max_seq_len: int = setting(
         128, "maximum text length in tokens, begin and end token included; longer texts are truncated", 4)
     tokenizer: str = setting(

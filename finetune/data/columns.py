@@ -1,7 +1,8 @@
 """Which column of a table is the id, the text, the slide, the split: by the names that hospitals and tools use.
 
 Names are those of Chinese pathology systems, HistGen (id, report, image_path), REG (id, report), STAMP (PATIENT,
-FILENAME), CLAM (case_id, slide_id) and TCGA. To read another tool's tables, add its names here.
+FILENAME), CLAM (case_id, slide_id), HISTAI (case_mapping, conclusion) and TCGA.
+To read another tool's tables, add its names here.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..common.errors import UserError
 
@@ -21,7 +23,7 @@ _NOT_NAME = re.compile(r"[\W_]+")
 
 # Of each role the names in ranks: a column of an earlier rank is preferred, two of one rank are ambiguous. Written as
 # `simple_name` returns them. A patient is an id only if nothing names the case, the microscopy a text only if there is
-# no diagnosis. Running numbers, clinical diagnoses and gross descriptions are none of them.
+# no diagnosis; HISTAI's `diagnosis` is the clinical one. Running numbers and gross descriptions are none of them.
 _NAMES: dict[str, tuple[str, ...]] = {
     "id": (
         "病理号 病理编号 病理id 病理检查号 病理检查编号 病例号 病例编号 病例id case caseid casenumber caseno "
@@ -34,16 +36,16 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "text": (
         "病理诊断 病理诊断结果 病理诊断意见 病理诊断结论 病理结果 病理结论 最终诊断 最后诊断 pathologydiagnosis "
         "pathologicdiagnosis pathologicaldiagnosis pathologicaldiagnoses histologicaldiagnosis "
-        "histopathologicaldiagnosis finaldiagnosis",
+        "histopathologicaldiagnosis finaldiagnosis conclusion",
         "诊断 诊断结果 诊断意见 诊断结论 诊断描述 diagnosis diagnoses diagnosistext",
         "病理报告 病理报告内容 病理描述 报告 报告内容 报告文本 报告结果 报告正文 report reports reporttext "
         "pathologyreport pathreport text caption captions description",
         "镜下所见 镜下描述 镜下 镜检 镜检所见 显微镜所见 光镜所见 microscopic microscopicdescription microscopy "
-        "microscopicfindings histologicaldescription",
+        "microscopicfindings histologicaldescription microprotocol",
     ),
     "slide": (
         "切片号 切片编号 切片id 切片名 切片名称 切片文件 切片文件名 切片 玻片号 slide slides slideid slideids "
-        "slidename slidefile slidefilename wsi wsis wsiid wsiname wsifile wsifilename",
+        "slidename slidefile slidefilename wsi wsis wsiid wsiname wsifile wsifilename casemapping",
         "文件名 文件名称 文件 图像文件 图像文件名 图像名 图像名称 图像 图像路径 文件路径 扫描号 扫描文件 "
         "扫描文件名 filename file files filepath image images imageid imagename imagefile imagepath path "
         "featurefile featurepath h5file ptfile",
@@ -55,15 +57,27 @@ _NAMES: dict[str, tuple[str, ...]] = {
 _RANK_OF = {role: {name: rank for rank, names in enumerate(ranks) for name in names.split()}
             for role, ranks in _NAMES.items()}
 
+_UNKNOWN = 99  # rank of a name that is none of a role
+
 
 @dataclass(frozen=True)
 class Columns:
-    """The name of the column of each role in a table, None for what the table does not have."""
+    """The name of the column of each role in a table, None for what the table does not have.
+
+    Attributes:
+        id_is_slide: Whether there are no cases: `id` is a column of slides, and each of them is a case.
+    """
 
     id: str
     text: str
     slide: str | None = None
     split: str | None = None
+    id_is_slide: bool = False
+
+    @property
+    def used(self) -> set[str]:
+        """The columns that have a role."""
+        return {self.id, self.text} | {column for column in (self.slide, self.split) if column}
 
     def __str__(self) -> str:
         named = ((role, getattr(self, role)) for role in ROLES)
@@ -79,6 +93,11 @@ class ColumnNames:
     slide: str | None = None
     split: str | None = None
 
+    @classmethod
+    def of(cls, options: Any) -> ColumnNames:
+        """The names in the fields id_column, text_column ... of a config or of options."""
+        return cls(*(getattr(options, f"{role}_column") for role in ROLES))
+
 
 def find_columns(columns: Sequence[str], path: Path, named: ColumnNames | None = None) -> Columns:
     """Say which column has which role; those that are named win.
@@ -92,31 +111,28 @@ def find_columns(columns: Sequence[str], path: Path, named: ColumnNames | None =
         UserError: Listing the columns: a named column is absent, no column is an id or a text, or several may be.
     """
     found = {role: _column_of(role, columns, path, named and getattr(named, role)) for role in ROLES}
-    # a table without cases: each slide is one
-    if found["id"] is None and found["slide"] is not None:
+    id_is_slide = found["id"] is None or found["id"] == found["slide"]
+    if id_is_slide:
         found["id"], found["slide"] = found["slide"], None
     for role in ("id", "text"):
         if found[role] is None:
             raise UserError(path, f"no column is known as the {role}; its columns: {list_columns(columns)}",
                             f"name it with data.{role}_column (on command lines --{role}_column)")
-    return Columns(**found)
+    return Columns(**found, id_is_slide=id_is_slide)
 
 
 def _column_of(role: str, columns: Sequence[str], path: Path, named: str | None) -> str | None:
     if named is not None:
         return _named_column(role, columns, path, named)
-    ranks: dict[int, list[str]] = {}
-    for column in columns:
-        rank = _RANK_OF[role].get(simple_name(column))
-        if rank is not None:
-            ranks.setdefault(rank, []).append(column)
-    if not ranks:
+    rank_of = {column: _RANK_OF[role].get(simple_name(column), _UNKNOWN) for column in columns}
+    best_rank = min(rank_of.values(), default=_UNKNOWN)
+    if best_rank == _UNKNOWN:
         return None
-    best = ranks[min(ranks)]
-    if len(best) > 1:
-        raise UserError(path, f"{' and '.join(map(repr, best))} may both be the {role}",
-                        f"say which with data.{role}_column (on command lines --{role}_column)")
-    return best[0]
+    best = [column for column, rank in rank_of.items() if rank == best_rank]
+    if len(best) == 1:
+        return best[0]
+    raise UserError(path, f"{' and '.join(map(repr, best))} may both be the {role}",
+                    f"say which with data.{role}_column (on command lines --{role}_column)")
 
 
 def _named_column(role: str, columns: Sequence[str], path: Path, named: str) -> str:

@@ -1,23 +1,25 @@
-"""Labels: the reference texts, the slides and the split of each case, read from JSON.
+"""Labels: the reference texts, the slides and the split of each case, read from a table or from JSON.
 
-To read another label format, add its test and its reader beside `_is_histgen` and `_histgen_cases`.
+To read another JSON format, add its test and its reader beside `_is_histgen` and `_histgen_cases`.
 """
 
 from __future__ import annotations
 
-import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..common.errors import UserError
 from ..common.files import expand
+from .columns import ColumnNames
+from .json_text import parse_json
+from .slide_names import path_parts, slide_name
+from .table_labels import cases_of_table
+from .tables import is_table, number_records, read_table, table_of_records
+from .text_encoding import read_text
 
 SPLITS = ("train", "val", "test")
 _FIELDS = ("text", "slides", "split")
-_SUFFIXES = (".h5", ".hdf5", ".pt")
-_MAX_BYTES = 1 << 30  # a million reports of a kilobyte; parsed, they take several times as much memory
 _EXPECTED = "expected an object {id: text}"
 _NO_NAMES = "slides must be a list of names"
 
@@ -42,30 +44,33 @@ class Label:
         return self.texts[0]
 
 
-def load_labels(path: str | Path) -> tuple[dict[str, Label], dict[str, str]]:
-    """Read a labels file.
+def load_labels(path: str | Path, named: ColumnNames | None = None, encoding: str | None = None,
+                ) -> tuple[dict[str, Label], dict[str, str]]:
+    """Read a labels file: a table (`tables.TABLE_SUFFIXES`), a JSON list of records, or a JSON object {id: value}.
 
     A value is a text, a list of reference texts, or {"text": either, "slides": [names], "split": train, val or test};
     without `slides` the id is the name of the slide. HistGen's {"train": [{"id", "report", "image_path"}], "val": ...}
     is read as well. Texts are stripped, and one file ending such as `.h5` is dropped from an id.
+
+    Args:
+        path: The file.
+        named: The columns of a table that the user has named.
+        encoding: Of a text file; None recognises it.
 
     Returns:
         ({case id: label} in file order, {case id: problem}); a value in none of these formats or an empty text is a
         problem.
 
     Raises:
-        UserError: Naming file and position, for what skipping a case cannot solve: not UTF-8, not JSON, another
-            structure, repeated ids, ids that are paths, no labels.
+        UserError: Naming file and position, for what skipping a case cannot solve: unknown encoding, not JSON, another
+            structure, uncertain columns, repeated ids, ids that are paths, no labels.
     """
     path = expand(str(path))
+    cases, problems = _read_cases(path, named, encoding)
     labels: dict[str, Label] = {}
-    problems: dict[str, str] = {}
-    for key, value in _cases(_read_object(path), path):
+    for key, value in cases:
         case_id = slide_name(key)
-        id_problem = _id_problem(case_id)
-        if id_problem:
-            raise UserError(path, f"id {key!r}: {id_problem}",
-                            "an id is the file name of a slide without folder and .h5")
+        _check_id(key, case_id, value, path)
         if case_id in labels or case_id in problems:
             raise UserError(path, f"two ids name the slide {case_id!r}", "keep one of them")
 
@@ -79,51 +84,25 @@ def load_labels(path: str | Path) -> tuple[dict[str, Label], dict[str, str]]:
     return labels, problems
 
 
-def slide_name(key: str) -> str:
-    """The name of a slide or case: an id without the ending of a file."""
-    for suffix in _SUFFIXES:
-        if key.lower().endswith(suffix):
-            return key[: -len(suffix)]
-    return key
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`. A byte order mark is accepted."""
-    try:
-        # a features file given by mistake may have many gigabytes
-        size = path.stat().st_size
-        if size > _MAX_BYTES:
-            raise UserError(path, f"{size / 1e9:.1f} GB is not a labels file", _EXPECTED)
-        text = path.read_bytes().decode("utf-8-sig")  # editors on Windows write a byte order mark
-    except OSError as error:
-        raise UserError(path, f"cannot be read ({error.strerror})", "give the path of the labels JSON") from None
-    except UnicodeDecodeError as error:
-        raise UserError(path, f"not UTF-8 (byte {error.start})",
-                        f"convert it: iconv -f GBK -t UTF-8 {path.name} > labels_utf8.json") from None
-    data = _parse_json(text, path)
+def _read_cases(path: Path, named: ColumnNames | None, encoding: str | None,
+                ) -> tuple[list[tuple[str, Any]], dict[str, str]]:
+    """((id, value in our own format) of each case, {row: problem}) of a file in any supported format."""
+    if is_table(path):
+        return cases_of_table(read_table(path, encoding), named)
+    data = parse_json(read_text(path, encoding=encoding), path, _EXPECTED)
+    if isinstance(data, list):
+        return cases_of_table(table_of_records(number_records(data), path), named)
     if not isinstance(data, dict):
         raise UserError(path, f"the top level is a {type(data).__name__}", _EXPECTED)
-    return data
+    return _cases(data, path), {}
 
 
-def _parse_json(text: str, path: Path) -> Any:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        """A JSON object; of a repeated key Python would silently keep the last value."""
-        result: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in result:
-                first, second = str(result[key])[:20], str(value)[:20]  # texts are private: 20 characters, no more
-                raise UserError(path, f"id {key!r} appears twice ({first!r} and {second!r})", "keep one of them")
-            result[key] = value
-        return result
-
-    try:
-        return json.loads(text, object_pairs_hook=unique)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}:{error.colno}", f"not valid JSON ({error.msg})",
-                        "correct the file there") from None
-    except (RecursionError, ValueError):  # ValueError: a number of thousands of digits
-        raise UserError(path, "not a labels file", _EXPECTED) from None
+def _check_id(key: str, case_id: str, value: Any, path: Path) -> None:
+    """Raise UserError for an id that can name neither a slide nor, beside slides of their own names, a case."""
+    has_slides = isinstance(value, dict) and value.get("slides")
+    problem = _surrogate_problem(case_id) if has_slides and case_id else _id_problem(case_id)
+    if problem:
+        raise UserError(path, f"id {key!r}: {problem}", "an id is the file name of a slide without folder and .h5")
 
 
 def _cases(data: dict[str, Any], path: Path) -> list[tuple[str, Any]]:
@@ -154,18 +133,9 @@ def _histgen_cases(data: dict[str, Any], path: Path) -> list[tuple[str, Any]]:
             value = {"text": record.get("report"), "split": split}
             images = record.get("image_path")
             if images:
-                value["slides"] = _file_names(images)
+                value["slides"] = [images] if isinstance(images, str) else images
             cases.append((case_id, value))
     return cases
-
-
-def _file_names(paths: Any) -> Any:
-    """Paths without their folders. Anything else stays as it is, for `_parse_slides` to reject."""
-    if isinstance(paths, str):
-        paths = [paths]
-    if not isinstance(paths, list):
-        return paths
-    return [re.split(r"[/\\]", path)[-1] if isinstance(path, str) else path for path in paths]
 
 
 def _parse_label(case_id: str, value: Any) -> Label:
@@ -208,17 +178,20 @@ def _parse_slides(value: Any, case_id: str) -> tuple[str, ...]:
 def _parse_slide(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError(_NO_NAMES)
-    name = slide_name(value)
-    problem = _id_problem(name)
+    # a path is only compared with those of the files that were found, never opened
+    parts = path_parts(slide_name(value.strip()))
+    problem = _id_problem(" ".join(parts)) if parts and ".." not in parts else "not a file name"
     if problem:
-        raise ValueError(f"slide {name!r}: {problem}")
-    return name
+        raise ValueError(f"slide {value!r}: {problem}")
+    return "/".join(parts)
 
 
 def _id_problem(slide_id: str) -> str | None:
     """Why an id cannot be a file name inside the embeddings folder, or None."""
     if slide_id in ("", ".", "..") or any(c in slide_id for c in "/\\\0"):
         return "not a file name"
+    if not slide_id.isprintable() and any(c < " " for c in slide_id):
+        return "holds a control character; in JSON, write the \\ of a path as \\\\ or /"
     return _surrogate_problem(slide_id)
 
 

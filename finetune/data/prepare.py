@@ -16,6 +16,7 @@ from ..common.files import expand
 from ..common.log import logger
 from ..config.schema import DataConfig
 from .batch import Sample, encode_text
+from .columns import ColumnNames
 from .content_check import bad_contents
 from .header_cache import read_headers
 from .labels import Label, load_labels
@@ -113,7 +114,7 @@ def contents_are_checked(config: DataConfig) -> bool:
 
 def _load_cases(config: DataConfig, header_cache: Path | None) -> tuple[dict[str, Label], dict[str, Slide]]:
     """(labels, slides) by id of the cases that can be used. Stops at the others or skips them."""
-    labels, label_problems = load_labels(config.labels_file)
+    labels, label_problems = load_labels(config.labels_file, ColumnNames.of(config), config.encoding)
     files = find_files(config.embeddings_dir)
     names = list(dict.fromkeys(name for label in labels.values() for name in label.slides))
     slide_files, file_problems = _check_files(config, files, names, header_cache)

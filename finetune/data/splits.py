@@ -16,9 +16,10 @@ from ..common.errors import UserError
 from ..common.files import expand
 from ..common.log import logger
 from ..config.schema import DataConfig
-from .labels import SPLITS, Label, slide_name
+from .labels import SPLITS, Label
 from .near_duplicates import SIMILARITY_THRESHOLD, count_overlap
 from .related_ids import related_pairs
+from .slide_names import slide_name
 
 _TCGA = re.compile(r"TCGA-\w\w-\w{4}")
 _SPLIT_FILE_FIX = "give a JSON object {id: train, val or test}, or a CSV with the columns id,split"

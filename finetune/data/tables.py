@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -64,18 +64,26 @@ def read_table(path: str | Path, encoding: str | None = None) -> Table:
             closed, sheets of different tables, what `read_text` refuses.
     """
     path = expand(str(path))
-    suffix = path.suffix.lower()
-    if suffix in _WORKBOOKS and not _is_text_export(path):
+    if path.suffix.lower() in _WORKBOOKS and not _is_text_export(path):
         return _workbook_table(read_workbook(path), path)
     text = read_text(path, encoding=encoding)
-    if suffix in _JSON_LINES:
+    if path.suffix.lower() in _JSON_LINES:
         return table_of_records(_json_lines(text, path), path)
     if is_table(path):
         return _table_of_rows(read_delimited(text, path), path)
+    return _json_table(text, path)
+
+
+def _json_table(text: str, path: Path) -> Table:
     records = parse_json(text, path, "expected a list of records")
     if not isinstance(records, list):
         raise UserError(path, f"the top level is a {type(records).__name__}", "give a table or a JSON list of records")
-    return table_of_records([(str(number), record) for number, record in enumerate(records, start=1)], path)
+    return table_of_records(number_records(records), path)
+
+
+def number_records(records: list[Any]) -> list[tuple[str, Any]]:
+    """(place in the file, record) of each record of a JSON list."""
+    return [(str(number), record) for number, record in enumerate(records, start=1)]
 
 
 def _is_text_export(path: Path) -> bool:
@@ -95,18 +103,20 @@ def _table_of_rows(rows: list[Row], path: Path) -> Table:
     rows = _clean_rows(rows)
     if not rows:
         raise UserError(path, "is empty", "give a table with a header")
-    header = _header_index(rows)
-    body = rows[header + 1:]
+    header, *body = rows[_header_index(rows):]
     if not body:
         raise UserError(path, "has a header and no rows", "give a table with a row for each case or slide")
-    names = _column_names(rows[header][1], body)
-    _refuse_ragged(names, rows[header], body, path)
-    kept = [number for number, name in enumerate(names) if name]
-    columns = tuple(names[number] for number in kept)
-    width = len(names)
-    cells_of = [cells + [""] * (width - len(cells)) for _, cells in body]
-    return Table(path, columns, [{names[n]: cells[n] for n in kept} for cells in cells_of],
-                 [place for place, _ in body])
+    names = _column_names(header[1], body)
+    _refuse_ragged(names, header, body, path)
+    columns = tuple(filter(None, names))
+    return Table(path, columns, [_named_cells(names, cells) for _, cells in body], [place for place, _ in body])
+
+
+def _named_cells(names: Sequence[str], cells: Sequence[str]) -> dict[str, str]:
+    """{column: cell} of a row, which may lack cells at its end."""
+    row = dict(zip_longest(names, cells[:len(names)], fillvalue=""))
+    row.pop("", None)  # columns that hold nothing
+    return row
 
 
 def _clean_rows(rows: Iterable[Row]) -> list[Row]:
@@ -136,54 +146,68 @@ def _header_index(rows: Sequence[Row]) -> int:
 
 def _column_names(header: Sequence[str], body: Sequence[Row]) -> list[str]:
     """A name for each cell of the header, all different; "" for a column that holds nothing."""
+    longest = max(len(cells) for _, cells in body)
+    has_cells = [any(number < len(cells) and cells[number] for _, cells in body) for number in range(longest)]
     names: list[str] = []
     for number, cell in enumerate(header):
         name = " ".join(cell.split())
-        if not name and any(len(cells) > number and cells[number] for _, cells in body):
+        if not name and number < longest and has_cells[number]:
             name = f"column {number + 1}"
-        repeats = sum(1 for earlier in names if earlier == name or earlier.startswith(f"{name} (")) if name else 0
-        names.append(f"{name} ({repeats + 1})" if repeats else name)
+        names.append(_unused(name, names))
     return names
+
+
+def _unused(name: str, names: Sequence[str]) -> str:
+    """The name, with a number if there is one like it already."""
+    numbered, number = name, 1
+    while numbered and numbered in names:
+        number += 1
+        numbered = f"{name} ({number})"
+    return numbered
 
 
 def _refuse_ragged(names: Sequence[str], header: Row, body: Sequence[Row], path: Path) -> None:
     """Raise UserError for rows of other lengths than the header, which shift cells into wrong columns."""
-    is_workbook = path.suffix.lower() in _WORKBOOKS
-    ragged = []
-    for place, cells in body:
-        too_long = any(cells[len(names):])
-        # a workbook stores no empty cells; in text, a missing one may be any of the row
-        too_short = len(cells) < len(names) and not is_workbook
-        if too_long or too_short:
-            ragged.append((place, len(cells)))
-    if ragged:
-        listed = ", ".join(f"{place} ({count})" for place, count in ragged[:_MAX_NAMED])
-        raise UserError(f"{path}:{ragged[0][0]}", f"{len(ragged)} rows have other numbers of cells than the "
-                        f"{len(names)} of the header in line {header[0]}: {listed}",
-                        "are there line breaks or delimiters in cells without quotes? correct these rows")
+    # a workbook stores no empty cells; in text, a missing one may be any of the row
+    fewest = 0 if path.suffix.lower() in _WORKBOOKS else len(names)
+    ragged = [(place, len(cells)) for place, cells in body if len(cells) < fewest or any(cells[len(names):])]
+    if not ragged:
+        return
+    listed = ", ".join(f"{place} ({count})" for place, count in ragged[:_MAX_NAMED])
+    raise UserError(f"{path}:{ragged[0][0]}", f"{len(ragged)} rows have other numbers of cells than the "
+                    f"{len(names)} of the header in line {header[0]}: {listed}",
+                    "are there line breaks or delimiters in cells without quotes? correct these rows")
 
 
 # --- workbooks -------------------------------------------------------------------------------------------------------
 
 def _workbook_table(sheets: list[Sheet], path: Path) -> Table:
     """The table of the sheets that have the most known columns; several of one header are joined."""
-    known = {sheet.name: _known_columns(sheet) for sheet in sheets if sheet.rows and not sheet.hidden}
-    if not known:
-        raise UserError(path, "has no sheet with a table", "give a table with a header and a row for each case")
-    chosen = [sheet for sheet in sheets if known.get(sheet.name) == max(known.values())]
-    tables = {sheet.name: _table_of_rows(sheet.rows, path) for sheet in chosen}
+    tables = {sheet.name: _table_of_rows(sheet.rows, path) for sheet in _sheets_with_reports(sheets, path)}
     if len({table.columns for table in tables.values()}) > 1:
         first, second = (f"{name!r} ({list_columns(table.columns)})" for name, table in list(tables.items())[:2])
         raise UserError(path, f"has several tables: sheet {first} and sheet {second}",
                         "save the one that holds the reports as a file of its own")
     others = [sheet.name for sheet in sheets if sheet.name not in tables and sheet.rows]
-    if len(tables) > 1 or others:
-        logger.info("%s: sheet %s is read%s", path.name, ", ".join(map(repr, tables)),
-                    f", not {', '.join(map(repr, others))}" if others else "")
-    places = [f"{name}:{place}" if len(sheets) > 1 else place for name, table in tables.items()
-              for place in table.places]
-    columns = next(iter(tables.values())).columns
-    return Table(path, columns, [row for table in tables.values() for row in table.rows], places)
+    if len(sheets) > 1:
+        logger.info("%s: read sheets %s; not read: %s", path.name, ", ".join(map(repr, tables)),
+                    ", ".join(map(repr, others)) or "none")
+    return _join_tables(tables, path, len(sheets) > 1)
+
+
+def _sheets_with_reports(sheets: list[Sheet], path: Path) -> list[Sheet]:
+    known = {sheet.name: _known_columns(sheet) for sheet in sheets if sheet.rows and not sheet.hidden}
+    if not known:
+        raise UserError(path, "has no sheet with a table", "give a table with a header and a row for each case")
+    return [sheet for sheet in sheets if known.get(sheet.name) == max(known.values())]
+
+
+def _join_tables(tables: dict[str, Table], path: Path, name_sheets: bool) -> Table:
+    rows = list(chain.from_iterable(table.rows for table in tables.values()))
+    places: list[str] = []
+    for name, table in tables.items():
+        places += [f"{name}:{place}" for place in table.places] if name_sheets else table.places
+    return Table(path, next(iter(tables.values())).columns, rows, places)
 
 
 def _known_columns(sheet: Sheet) -> int:
@@ -211,39 +235,33 @@ def table_of_records(records: Iterable[tuple[str, Any]], path: Path) -> Table:
     """
     rows: list[dict[str, str]] = []
     places: list[str] = []
-    columns: dict[str, None] = {}
     for place, record in records:
-        if not isinstance(record, dict):
-            raise UserError(f"{path}:{place}", f"the record is a {type(record).__name__}", _RECORDS)
         expanded = _expand(record, f"{path}:{place}")
         rows += expanded
         places += [place] * len(expanded)
-        columns |= dict.fromkeys(record)
     if not rows:
         raise UserError(path, "no labels", _RECORDS)
-    names = tuple(columns)
-    return Table(path, names, [{name: row.get(name, "") for name in names} for row in rows], places)
+    columns = tuple(dict.fromkeys(chain.from_iterable(rows)))
+    return Table(path, columns, [{name: row.get(name, "") for name in columns} for row in rows], places)
 
 
-def _expand(record: dict[str, Any], where: str) -> list[dict[str, str]]:
+def _expand(record: Any, where: str) -> list[dict[str, str]]:
     """One row for each value of the longest list; the other values are in all of them."""
-    num_rows = max([1, *(len(value) for value in record.values() if isinstance(value, list))])
-    rows: list[dict[str, str]] = [{} for _ in range(num_rows)]
-    for key, value in record.items():
-        for number, row in enumerate(rows):
-            if not isinstance(value, list):
-                row[key] = _value(value, key, where)
-            elif value:
-                row[key] = _value(value[min(number, len(value) - 1)], key, where)
-    return rows
+    if not isinstance(record, dict):
+        raise UserError(where, f"the record is a {type(record).__name__}", _RECORDS)
+    lists = {key: value if isinstance(value, list) else [value] for key, value in record.items()}
+    texts = {key: [_value(value, key, where) for value in values] or [""] for key, values in lists.items()}
+    num_rows = max((len(values) for values in texts.values()), default=1)
+    return [{key: values[min(number, len(values) - 1)] for key, values in texts.items()} for number in range(num_rows)]
 
 
 def _value(value: Any, key: str, where: str) -> str:
+    """A JSON value as text: pandas writes what is missing as NaN, and beside it whole numbers as 123.0."""
     if isinstance(value, str):
         return _clean(value)
-    if value is None or (isinstance(value, float) and math.isnan(value)):  # pandas writes what is missing as NaN
+    if value is None or value != value:
         return ""
-    if isinstance(value, float) and value.is_integer():  # and whole numbers beside missing ones as 123.0
+    if isinstance(value, float) and value.is_integer():
         return str(int(value))
     if isinstance(value, (int, float)):
         return str(value)

@@ -10,8 +10,10 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from ..common.errors import UserError
 from ..common.files import expand
@@ -79,17 +81,14 @@ def decode(raw: bytes, path: Path, encoding: str | None = None) -> str:
     """Decode the content of a file; `path` is for messages. Otherwise as `read_text`."""
     if encoding is not None:
         return _decode_as(raw, path, encoding)
-    for mark, marked in _MARKS:
-        if raw.startswith(mark):
-            return _decode_marked(raw, path, marked)
-    text = _as_wide(raw) if b"\0" in raw else None
-    if text is None:
-        text = _as_utf8(raw)
-    if text is None:
-        text = _as_gb18030(raw)
-    if text is None:
-        raise _unknown_encoding(raw, path)
-    return text
+    marked = next((name for mark, name in _MARKS if raw.startswith(mark)), None)
+    if marked is not None:
+        return _decode_marked(raw, path, marked)
+    for recognise in (_as_wide, _as_utf8, _as_gb18030):
+        text = recognise(raw)
+        if text is not None:
+            return text
+    raise _unknown_encoding(raw, path)
 
 
 def _decode_as(raw: bytes, path: Path, encoding: str) -> str:
@@ -120,15 +119,19 @@ def _as_wide(raw: bytes) -> str | None:
     Only these have zero bytes: each character of ASCII has one. With the bytes of a pair exchanged, a line feed is
     U+0A00, which is not assigned.
     """
-    readings = []
-    for encoding in ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"):
-        try:
-            text = raw.decode(encoding)
-        except UnicodeError:
-            continue
-        if all(_is_text_character(character) for character in set(text)):
-            readings.append(text)
-    return readings[0] if len(readings) == 1 else None
+    if b"\0" not in raw:
+        return None
+    readings = [_as_text(raw, encoding) for encoding in ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be")]
+    texts = [text for text in readings if text is not None]
+    return texts[0] if len(texts) == 1 else None
+
+
+def _as_text(raw: bytes, encoding: str) -> str | None:
+    try:
+        text = raw.decode(encoding)
+    except UnicodeError:
+        return None
+    return text if all(map(_is_text_character, set(text))) else None
 
 
 def _is_text_character(character: str) -> bool:
@@ -171,19 +174,25 @@ def _as_gb18030(raw: bytes) -> str | None:
 
 def _is_chinese(text: str) -> bool:
     """Whether a text that was decoded as GB18030 is what Chinese text looks like."""
-    counts = {character: count for character, count in Counter(text).items() if character > "\x7f"}
-    hanzi: Counter[bool] = Counter()  # {whether it is common: how many}
-    num_gb2312 = 0
-    for character, count in counts.items():
-        script = _script(character)
-        if script in ("HIRAGANA", "KATAKANA") or not _is_text_character(character):
-            return False
-        if script == "CJK":
-            hanzi[character in _COMMON] += count
-        if _GB2312_PAIR.fullmatch(character.encode("gb18030")):
-            num_gb2312 += count
-    is_common = hanzi[True] > _MIN_COMMON * hanzi.total() or not hanzi
-    return is_common and num_gb2312 >= _MIN_GB2312 * sum(counts.values())
+    counts = Counter(text)
+    for character in [character for character in counts if character <= "\x7f"]:
+        del counts[character]
+    scripts = set(map(_script, counts))
+    are_possible = all(map(_is_text_character, counts)) and not scripts & {"HIRAGANA", "KATAKANA"}
+    return are_possible and _are_common(counts)
+
+
+def _are_common(counts: Counter[str]) -> bool:
+    """Whether characters are those of Chinese text: few that GB2312 lacks, which Latin and Big5 text turns into."""
+    num_gb2312 = _total(counts, lambda character: _GB2312_PAIR.fullmatch(character.encode("gb18030")))
+    num_hanzi = _total(counts, lambda character: _script(character) == "CJK")
+    num_common = _total(counts, _COMMON.__contains__)
+    is_common = num_common > _MIN_COMMON * num_hanzi or num_hanzi == 0
+    return is_common and num_gb2312 >= _MIN_GB2312 * counts.total()
+
+
+def _total(counts: Counter[str], test: Callable[[str], Any]) -> int:
+    return sum(count for character, count in counts.items() if test(character))
 
 
 def _script(character: str) -> str:

@@ -6,7 +6,6 @@ formulas that were never computed, is read from the XML of the sheet.
 
 from __future__ import annotations
 
-import datetime
 import re
 import warnings
 import zipfile
@@ -108,16 +107,21 @@ def _read_sheet(sheet: Any, archive: zipfile.ZipFile, target: str, path: Path) -
         first = next(iter(marks.not_computed))
         raise UserError(path, f"{len(marks.not_computed)} formulas of sheet {sheet.title!r} have no value, such as "
                         f"{first}", "open the file in Excel or WPS and save it, or paste the cells as values")
-    sheet.reset_dimensions()  # some programs write a wrong size, which would cut the table
-    rows: list[list[str]] = []
-    for row in sheet.iter_rows():
-        rows.append([_text(cell) for cell in row])
-        if len(row) > _MAX_COLUMNS or len(rows) > _MAX_ROWS:
-            raise UserError(path, f"sheet {sheet.title!r} has {len(row)} columns or more than {len(rows) - 1} rows",
-                            "delete what is outside of the table")
+    rows = _read_cells(sheet, path)
     _fill_merged(rows, marks, path)
     kept = [(str(number), row) for number, row in enumerate(rows, start=1) if any(row)]
     return Sheet(sheet.title, sheet.sheet_state != "visible", kept)
+
+
+def _read_cells(sheet: Any, path: Path) -> list[list[str]]:
+    sheet.reset_dimensions()  # some programs write a wrong size, which would cut the table
+    rows: list[list[str]] = []
+    for row in sheet.iter_rows():
+        if len(row) > _MAX_COLUMNS or len(rows) == _MAX_ROWS:
+            raise UserError(path, f"sheet {sheet.title!r} has {len(row)} columns or more than {len(rows)} rows",
+                            "delete what is outside of the table")
+        rows.append([_text(cell) for cell in row])
+    return rows
 
 
 def _read_marks(archive: zipfile.ZipFile, target: str) -> _Marks:
@@ -143,15 +147,12 @@ def _column_number(letters: bytes) -> int:
 
 def _fill_merged(rows: list[list[str]], marks: _Marks, path: Path) -> None:
     """Write the value of a merged range into its first column; a title over several columns stays one cell."""
-    num_filled = 0
+    if sum(min(last, len(rows)) - first for _, first, last in marks.merged if first < len(rows)) > _MAX_FILLED:
+        raise UserError(path, "has too many merged cells", "unmerge them, or save the table as CSV UTF-8")
     for column, first, last in marks.merged:
         top = rows[first - 1] if 0 < first <= len(rows) else []
         value = top[column - 1] if column <= len(top) else ""
-        last = min(last, len(rows))
-        num_filled += max(0, last - first) if value else 0
-        if num_filled > _MAX_FILLED:
-            raise UserError(path, "has too many merged cells", "unmerge them, or save the table as CSV UTF-8")
-        for row in rows[first:last] if value else ():
+        for row in rows[first:last]:
             row.extend([""] * (column - len(row)))
             row[column - 1] = row[column - 1] or value
 
@@ -159,17 +160,19 @@ def _fill_merged(rows: list[list[str]], marks: _Marks, path: Path) -> None:
 def _text(cell: Any) -> str:
     """What a user sees in a cell."""
     value = cell.value
+    if isinstance(value, str):
+        return _ESCAPED.sub(_escaped_character, value) if "_x" in value else value
     if value is None:
         return ""
-    if isinstance(value, str):
-        return _ESCAPED.sub(lambda match: chr(int(match[1], 16)), value) if "_x" in value else value
     if isinstance(value, bool):
         return str(value).upper()
-    if isinstance(value, datetime.datetime) and value.time() == datetime.time():
-        return value.date().isoformat()
     if isinstance(value, (int, float)):
         return _number(value, cell.number_format)
-    return str(value)
+    return str(value).removesuffix(" 00:00:00")  # a date
+
+
+def _escaped_character(match: re.Match[str]) -> str:
+    return chr(int(match[1], 16))
 
 
 def _number(value: float, number_format: str) -> str:

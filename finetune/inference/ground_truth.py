@@ -10,6 +10,7 @@ import numpy as np
 from ..common.errors import UserError
 from ..common.log import logger
 from ..config.yaml_file import load_plain_yaml
+from ..data.columns import ColumnNames
 from ..data.labels import Label, load_labels
 from ..evaluation.findings import FindingDictionary
 from ..evaluation.scoring import Answers
@@ -35,7 +36,7 @@ class GroundTruth:
         if options.prompts:
             truth.prompts = load_prompts(options.prompts)
         if options.labels_file:
-            truth.labels = load_usable_labels(options.labels_file)
+            truth.labels = load_usable_labels(options.labels_file, ColumnNames.of(options), options.encoding)
         if options.classes_file:
             truth.classes = _load_classes(options.classes_file, truth.prompts or {}, options.prompts)
         if options.findings:
@@ -87,9 +88,12 @@ class GroundTruth:
         return np.array([numbers.get(name, -1) for name in classes])
 
 
-def load_usable_labels(path: str) -> dict[str, Label]:
-    """The usable labels of a file; warns about the others. Raises UserError if there are none."""
-    labels, problems = load_labels(path)
+def load_usable_labels(path: str, named: ColumnNames | None = None, encoding: str | None = None) -> dict[str, Label]:
+    """The usable labels of a file; warns about the others. Raises UserError if there are none.
+
+    Arguments as in `load_labels`.
+    """
+    labels, problems = load_labels(path, named, encoding)
     if not problems:
         return labels
     first, problem = next(iter(problems.items()))

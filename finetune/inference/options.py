@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from prism import GenerationOptions
 
 _EXACTLY_ONE = (("checkpoint", "prism_only"), ("embeddings_file", "embeddings_dir", "serve"))
-_CAPTION_ONLY = ("text", "labels_file", "rerank", "findings", "prompts", "classes_file", "abstain_below", "split",
-                 "output")
+_OF_LABELS = ("id_column", "text_column", "slide_column", "split_column", "encoding")
+_CAPTION_ONLY = ("text", "labels_file", *_OF_LABELS, "rerank", "findings", "prompts", "classes_file", "abstain_below",
+                 "split", "output")
 _MODES_OF = {  # flag -> the modes that use it; a flag that is not listed is used by all
     "port": ("serve",),
     "explain": ("explain",),
@@ -52,7 +53,13 @@ class InferenceOptions:
 
     text: tuple[str, ...] = setting((), "texts to compare with each slide: cosine similarity, and the probability of "
                                     "each of several texts")
-    labels_file: str | None = setting(None, "JSON {id: text}: caption only these slides and score the captions")
+    labels_file: str | None = setting(None, "table (.xlsx, .csv, .tsv, .jsonl) or JSON {id: text}: caption only these "
+                                      "slides and score the captions")
+    id_column: str | None = setting(None, "column of the ids in --labels_file; default: by its name")
+    text_column: str | None = setting(None, "column of the texts in --labels_file; default: by its name")
+    slide_column: str | None = setting(None, "column of the slides in --labels_file; default: by its name")
+    split_column: str | None = setting(None, "column of the splits in --labels_file; default: by its name")
+    encoding: str | None = setting(None, "encoding of --labels_file, such as gb18030; default: recognized")
     findings: tuple[str, ...] = setting((), "score findings too: shipped dictionaries (breast ...) or YAML files")
     prompts: str | None = setting(None, "zero-shot classification: YAML or JSON {class: [prompt, ...]}")
     classes_file: str | None = setting(None, "JSON {id: class}: score the classification")
@@ -112,7 +119,8 @@ class InferenceOptions:
             self._check_used(name, modes)
         if self.explain is not None and self.embeddings_file is None:
             raise UserError("--explain", "is for one slide", "give it with --embeddings_file")
-        self._check_needed("findings", "labels_file")
+        for name in ("findings", *_OF_LABELS):
+            self._check_needed(name, "labels_file")
         self._check_needed("classes_file", "prompts")
         if not all(text.strip() for text in self.text):
             raise UserError("--text", "is empty", "give a text, or leave --text out")

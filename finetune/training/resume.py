@@ -21,11 +21,13 @@ from .random_states import set_random_states
 from .state import TrainState
 
 # What may differ when a run is resumed. `epochs` stretches the learning-rate schedule from there on.
-_MAY_CHANGE = {"data.embeddings_dir", "data.labels_file", "data.split_file", "data.sha256_file", "data.on_bad",
-               "data.max_bad_fraction", "data.latents_cache", "data.tile_encoder", "prism.weights", "prism.revision",
-               "training.epochs", "training.save_every", "training.save_every_steps", "training.eval_captions",
-               "training.output_dir", "training.log_dir", "training.device", "training.workers", "training.compile",
-               "training.grad_checkpointing", "training.report_to", "training.init_from"}
+_MAY_CHANGE = {"data.embeddings_dir", "data.labels_file", "data.id_column", "data.text_column", "data.slide_column",
+               "data.split_column", "data.encoding", "data.case_pattern", "data.split_file", "data.sha256_file",
+               "data.on_bad", "data.max_bad_fraction", "data.latents_cache", "data.tile_encoder", "prism.weights",
+               "prism.revision", "training.epochs", "training.save_every", "training.save_every_steps",
+               "training.eval_captions", "training.output_dir", "training.log_dir", "training.device",
+               "training.workers", "training.compile", "training.grad_checkpointing", "training.report_to",
+               "training.init_from"}
 
 # What the default was before there was model.size: a run of then goes on with the command that began it.
 _FORMER_DEFAULTS = {"training.batch_size": 4, "training.monitor": "val_loss"}

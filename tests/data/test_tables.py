@@ -200,7 +200,7 @@ def test_sheets_of_one_header_are_joined_and_others_left_out(tmp_path, log_lines
     path = write_xlsx(tmp_path / "t.xlsx", 说明=[["由病理科导出", ""], ["2024", "x"]], 上半年=[HEADER, ROWS[0]], 下半年=[HEADER, *ROWS[1:]])
     table = read_table(path)
     assert cells(table) == ROWS and table.places == ["上半年:2", "下半年:2", "下半年:3"]
-    assert any("'上半年', '下半年' is read, not '说明'" in line for line in log_lines)
+    assert any("read sheets '上半年', '下半年'; not read: '说明'" in line for line in log_lines)
 
 
 def test_two_different_tables_in_one_workbook_are_refused(tmp_path):
