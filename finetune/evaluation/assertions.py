@@ -23,6 +23,7 @@ _SIGNS = {Cue.YES: PRESENT, Cue.NO: ABSENT, Cue.ZERO: ABSENT, Cue.PLUS: PRESENT,
 _BEHIND_DASH = {*_BACK, *_AHEAD, Cue.NUMBER, Cue.YES, Cue.NO, Cue.OPEN}
 _IN_GAPS = {Cue.DENIED: ABSENT, Cue.UNKNOWN: UNCERTAIN, Cue.DENIES_NEXT: ABSENT, **_AHEAD}
 _COUNT_INSIDE = {Cue.OPEN, Cue.CLOSE, Cue.ASSERTED, Cue.PLUS}  # cues that count within a name too
+_OF_DISEASE = re.compile(r"pos|involved|弱?阳性|受|见癌|扩增|amplified")  # `found` may be a node
 _PER_FIELD = re.compile(r" ?(?:hpf|per|mm|/|个?高倍)")
 _LEADING_NUMBER = re.compile(r"[0-9.]+")
 
@@ -65,9 +66,17 @@ class _Reader:
     # Mentions
 
     def _mention(self, mention: Mention) -> None:
+        self._answer_before_label(mention)
         statement = Statement(mention, self.text[mention.start:mention.end], self._first_status(mention))
         self.statements.append(statement)
         self.scope.take(statement)
+
+    def _answer_before_label(self, mention: Mention) -> None:
+        """Let an answer end where the next label begins: `神经侵犯:未见脉管癌栓:未见`."""
+        pending = self.scope.pending
+        if pending and pending.is_answer and self.text.startswith((":", " :"), mention.end):
+            self.scope.settle(self.text, mention.start)
+            self.scope.ahead = None
 
     def _first_status(self, mention: Mention) -> str | None:
         """What the mention itself and the text before it say."""
@@ -102,7 +111,7 @@ class _Reader:
     def _answer(self, mark: Mark) -> None:
         scope, status = self.scope, _BACK[mark.cue]
         if scope.group:
-            scope.answer(self.text, mark, status)
+            scope.answer(self.text, mark, self._qualified(mark, status))
             if mark.start < scope.group_end():  # part of a name: `lymph nodes positive: 0`
                 return
             scope.ahead = None
@@ -111,6 +120,16 @@ class _Reader:
         if mark.cue == Cue.ASSERTED and self.text.startswith(" for", mark.end):
             scope.ahead = (mark, PRESENT)
         scope.group, scope.is_linked, scope.in_place, scope.pending = [], False, False, None
+
+    def _qualified(self, mark: Mark, status: str) -> str | None:
+        """The status of an answer behind a cue: `可疑阳性` is doubtful, `no nodes are positive` denies, `no nodes
+        found` says nothing."""
+        pending, ahead = self.scope.pending, self.scope.ahead
+        if pending and pending.status == UNCERTAIN and mark.start - pending.mark.end <= 1:
+            return UNCERTAIN
+        if status != PRESENT or pending or not ahead or ahead[1] != ABSENT:
+            return status
+        return ABSENT if _OF_DISEASE.match(self.text, mark.start) else None
 
     def _answer_ahead(self, mark: Mark, status: str) -> None:
         """Let an answer that nothing precedes speak of what follows: `cannot assess LVI`, `free margins`."""
@@ -192,7 +211,11 @@ class _Reader:
         self.scope.is_linked, self.scope.in_place = True, False
 
     def _place(self, mark: Mark) -> None:
-        self.scope.in_place = True
+        scope = self.scope
+        scope.in_place = True
+        is_inside = self.text.startswith(("in ", "within "), mark.start)
+        if is_inside and scope.ahead and mark.start - scope.ahead[0].end > 2:  # `no response in the carcinoma`
+            scope.has_mention = True
 
     def _turn(self, mark: Mark) -> None:
         scope = self.scope
@@ -218,11 +241,10 @@ class _Reader:
             return
         self.scope.settle(self.text, mark.start)
         inner, self.scope = self.scope, self.outer.pop()
-        if not inner.group:  # answered in the bracket
-            self.scope.group = []
-        elif inner.group is not self.scope.group:  # `lymphovascular invasion (LVI): absent`
-            own = {statement.mention.finding for statement in self.scope.group}
-            self.scope.group = [*self.scope.group, *(s for s in inner.group if s.mention.finding in own)]
+        if not self.scope.group and self.text.startswith((":", " :"), mark.end):  # `MVI (microvascular invasion): no`
+            self.scope.group = inner.group
+        else:
+            self.scope.join_bracket(inner.group)
 
     def _next_clause(self, at: int) -> None:
         """Begin a clause within a bracket, or behind a dash."""

@@ -18,7 +18,7 @@ _GAP_PATTERN = r"((?:\([^()\n]{0,60}\)|[^()\n;。!?,.]|,(?= ?(?:[均皆都]|其�
 _COORDINATION = r"(?:(?: ?(?:,|/|&|、|\band/or\b|\band\b|\bor\b)){1,2} ?[a-z-]+){0,3}?"
 
 _TWO_WORDS = re.compile(r"(?:^|[ \0])[a-z-]{4,} [a-z-]{4,}$")
-_FIRST_OF_WORD, _END_OF_WORD = r"(?<![a-z0-9])", r"(?![a-z0-9])"
+_FIRST_OF_WORD, _FIRST_OF_NUMBER, _END_OF_WORD = r"(?<![a-z])", r"(?<![a-z0-9])", r"(?![a-z0-9])"  # `15/31LN`
 
 
 class Kind(IntEnum):
@@ -124,7 +124,8 @@ def _pattern(text: str) -> str:
     if _TWO_WORDS.search(text):
         head, _, last = pattern.rpartition("[ :]*")
         pattern = rf"{head}{_COORDINATION}[ :]*{last}"
-    return _FIRST_OF_WORD * _is_latin(text[0]) + pattern + _END_OF_WORD * (_is_latin(text[-1]) or text[-1] == "-")
+    first = _FIRST_OF_NUMBER if text[0].isdecimal() else _FIRST_OF_WORD
+    return first * _is_latin(text[0]) + pattern + _END_OF_WORD * (_is_latin(text[-1]) or text[-1] == "-")
 
 
 def _is_latin(character: str) -> bool:

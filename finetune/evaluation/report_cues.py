@@ -162,6 +162,7 @@ _DASHES = {0x2212: "-", 0x2013: "-", 0x2014: "-", 0x2236: ":", **dict.fromkeys(m
 # below it; `脉管癌栓:` above another label has no answer
 _WRAPPED = re.compile(r"(?<=[a-z,]) *\n *(?=[a-z(])")
 _ANSWER_BELOW = re.compile(r": *\n\s*(?=[^:\n]*(?:\n|$))")
+_HEADING = re.compile(r"^([^\n:]{3,60})\n+(?=\1 ?:)", re.MULTILINE)  # the same words as the label below
 _BARE_ANSWER = re.compile(
     r"(?<=[a-z\u4e00-\u9fff)]) *\n *(?=(?:not (?:identified|seen|present|involved)|absent|none|negative|"
     r"present|positive|uninvolved|未见|阴性|阳性) *(?:[.。;,(\n]|$))", re.IGNORECASE)
@@ -171,8 +172,8 @@ def folded(text: str) -> str:
     """A report in the form that cues and terms are looked for in: full-width forms and case folded, one kind of bracket
     and dash, lines joined that belong together. Newlines are the only white space but blanks."""
     text = _WRAPPED.sub(" ", _one_blank(text))  # where a sentence goes on shows in its case
-    text = _BARE_ANSWER.sub(": ", _ANSWER_BELOW.sub(": ", _one_blank(folded_term(text))))
-    return text
+    text = _HEADING.sub("", _one_blank(folded_term(text)))
+    return _BARE_ANSWER.sub(": ", _ANSWER_BELOW.sub(": ", text))
 
 
 def folded_term(term: str) -> str:

@@ -16,6 +16,8 @@ _ENDS_SUBJECT = {Cue.VERB, Cue.ASSERTED, Cue.END, Cue.DOUBTED, Cue.TURN, Cue.QUE
                  Cue.DENIES_ALL, Cue.COLON, Cue.NUMBER}
 _ANSWERS = {Cue.DENIED, Cue.UNKNOWN}
 _QUESTION_ANSWERS = {*_ANSWERS, Cue.ASSERTED, Cue.NUMBER, Cue.DENIES, Cue.DENIES_ALL, Cue.DOUBTED}
+_COUNT = re.compile(r"[ (]*(?:[共各] ?)?(?:\d+ ?[枚个只]?)?[ )]*")
+_LONGEST_COUNT = 16  # characters
 _LONGEST_LIST = 20  # items
 _SHARED_PREDICATE = re.compile(r", ?(?:[均皆都亦也]|其中)")
 
@@ -30,18 +32,20 @@ def with_lists(text: str, events: Sequence[Event], is_disease: Sequence[bool]) -
             behind it, as in `carcinoma, necrosis, and ulceration are absent`.
     """
     items, subjects = _DeniedItems(), _DeniedSubjects(text, events)
-    answered = set()
     for place, event in enumerate(events):
         if isinstance(event, Mention):
-            subjects.has_disease = subjects.has_disease or is_disease[place]
-            continue
-        items.see(place, event.cue)
-        subjects.see(place, event.cue)
-        if event.cue == Cue.COMMA and _is_answered(text, events, place):
-            answered.add(place)
+            subjects.has_disease |= is_disease[place]
+        else:
+            items.see(place, event.cue)
+            subjects.see(place, event.cue)
     items.end()
-    joined = answered.union(items.joined, subjects.joined)
+    joined = {*items.joined, *subjects.joined, *_before_answers(text, events)}
     return [Mark(e.start, e.end, Cue.AND) if place in joined else e for place, e in enumerate(events)]
+
+
+def _before_answers(text: str, events: Sequence[Event]) -> list[int]:
+    commas = [place for place, event in enumerate(events) if isinstance(event, Mark) and event.cue == Cue.COMMA]
+    return [comma for comma in commas if _is_answered(text, events, comma)]
 
 
 class _DeniedItems:
@@ -134,12 +138,11 @@ def _ends_there(events: Sequence[Event], place: int) -> bool:
 
 
 def _mention_before(text: str, events: Sequence[Event], comma: int) -> Mention | None:
-    """The mention that ends where a comma stands, one with a short bracket behind it too."""
-    place = comma - 1
-    if place >= 0 and isinstance(events[place], Mark) and events[place].cue == Cue.CLOSE:
-        place -= 2
-    event = events[place] if place >= 0 else None
-    return event if isinstance(event, Mention) and _touches(text, events[comma - 1], events[comma]) else None
+    """The mention that ends where a comma stands, with a number between them or not: `淋巴结3枚,`, `nodes (15),`."""
+    before = [event for event in events[max(0, comma - 3):comma] if isinstance(event, Mention)]
+    if not before or events[comma].start - before[-1].end > _LONGEST_COUNT:
+        return None
+    return before[-1] if _COUNT.fullmatch(text, before[-1].end, events[comma].start) else None
 
 
 def _touches(text: str, first: Event, second: Event) -> bool:

@@ -76,10 +76,10 @@ class Pending(NamedTuple):
 
     def goes_on_at(self, statement: Statement) -> bool:
         """Whether a mention behind the cue is part of the answer to what stands before it: `margins: no carcinoma`."""
-        if statement.is_question:
-            return False
         if any(other.mention.finding == statement.mention.finding for other in self.group):
             return True
+        if statement.is_question:
+            return False
         return names_disease(statement.text) and all(other.is_question for other in self.group)
 
 
@@ -128,6 +128,14 @@ class Scope:
             self.group = [statement]
         self.is_linked, self.has_mention, self.label_end, self.before = False, True, -1, None
 
+    def join_bracket(self, inner: list[Statement]) -> None:
+        """Go past a bracket that ends with a group: one that was answered in it, or `lymphovascular invasion (LVI)`."""
+        if inner is self.group:
+            return
+        own = {statement.mention.finding for statement in self.group}
+        same = [statement for statement in inner if statement.mention.finding in own]
+        self.group = [*self.group, *same] if inner else []
+
     def _joins(self, statement: Statement) -> bool:
         """Whether a mention shares the answer of the group before it."""
         distance = statement.mention.start - self.group_end()
@@ -147,9 +155,10 @@ class Scope:
         begin = self.label_end
         return begin >= 0 and at - begin <= NEAR and not text[begin:at].strip()
 
-    def answer(self, text: str, mark: Mark, status: str) -> None:
-        """Let a cue answer the group."""
-        answer_all(self.group, status, mark.cue, self.is_label(text, mark.start))
+    def answer(self, text: str, mark: Mark, status: str | None) -> None:
+        """Let a cue answer the group; None says nothing."""
+        if status:
+            answer_all(self.group, status, mark.cue, self.is_label(text, mark.start))
 
     def settle(self, text: str, at: int) -> None:
         """Let a cue that found nothing ahead of it up to a place speak of what stands before it."""

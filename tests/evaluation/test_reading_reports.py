@@ -65,6 +65,10 @@ REPORTS = {
         Absent: necrosis = necrosis-
         脉管：有 = lvi+
         脉管癌栓 否 = lvi-
+        神经侵犯:未见脉管癌栓:未见切缘:阴性 = pni- lvi- margin-
+        LVI: no PNI: yes = lvi- pni+
+        MVI（微血管侵犯）：无 = lvi-
+        LYMPHOVASCULAR INVASION\n\nLymphovascular invasion: no = lvi-
         """,
     "numbers": """
         淋巴结转移：0/12 = node-
@@ -78,6 +82,10 @@ REPORTS = {
         Metastatic carcinoma in 3 of 15 lymph nodes = node+
         Fifteen lymph nodes, negative for tumor (0/15) = node-
         Lymph nodes (15), negative. = node-
+        胰腺旁淋巴结1枚 ， 未见癌转移 = node-
+        15/31LN(+) = node+
+        No lymph nodes were found = 
+        No lymph nodes are positive = node-
         No. of positive lymph nodes: 3 = node+
         Lymph nodes positive: 0 = node-
         Number of lymph nodes with macrometastases: 0 = node-
@@ -146,6 +154,7 @@ REPORTS = {
         No LVI identified and DCIS = lvi- dcis+
         未见坏死，脉管见癌栓 = necrosis- lvi+
         未见坏死但可见钙化 = necrosis- calc+
+        No definite response in the invasive carcinoma = inv+
         No LVI in the DCIS with calcifications = lvi- dcis+ calc+
         浸润性导管癌伴坏死未见 = inv+ necrosis-
         Invasive ductal carcinoma with necrosis not identified = inv+ necrosis-
@@ -169,6 +178,7 @@ REPORTS = {
         Possible perineural invasion; DCIS present = pni? dcis+
         No suspicious calcifications = calc-
         Margins suspicious for carcinoma = margin?
+        切缘可疑阳性 = margin?
         It is not without necrosis = necrosis+
         并非没有坏死 = necrosis+
         """,
