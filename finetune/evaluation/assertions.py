@@ -24,6 +24,7 @@ _BEHIND_DASH = {*_BACK, *_AHEAD, Cue.NUMBER, Cue.YES, Cue.NO, Cue.OPEN}
 _IN_GAPS = {Cue.DENIED: ABSENT, Cue.UNKNOWN: UNCERTAIN, Cue.DENIES_NEXT: ABSENT, **_AHEAD}
 _COUNT_INSIDE = {Cue.OPEN, Cue.CLOSE, Cue.ASSERTED, Cue.PLUS}  # cues that count within a name too
 _OF_DISEASE = re.compile(r"pos|involved|弱?阳性|受|见癌|扩增|amplified")  # `found` may be a node
+_ASKED = re.compile(r" ?:(?! ?[1-9])")  # `nodes involved: 0`
 _PER_FIELD = re.compile(r" ?(?:hpf|per|mm|/|个?高倍)")
 _LEADING_NUMBER = re.compile(r"[0-9.]+")
 
@@ -110,6 +111,8 @@ class _Reader:
 
     def _answer(self, mark: Mark) -> None:
         scope, status = self.scope, _BACK[mark.cue]
+        if mark.cue == Cue.ASSERTED and _ASKED.match(self.text, mark.end):
+            return
         if scope.group:
             scope.answer(self.text, mark, self._qualified(mark, status))
             if mark.start < scope.group_end():  # part of a name: `lymph nodes positive: 0`

@@ -18,7 +18,7 @@ _GAP_PATTERN = r"((?:\([^()\n]{0,60}\)|[^()\n;。!?,.]|,(?= ?(?:[均皆都]|其�
 _COORDINATION = r"(?:(?: ?(?:,|/|&|、|\band/or\b|\band\b|\bor\b)){1,2} ?[a-z-]+){0,3}?"
 
 _TWO_WORDS = re.compile(r"(?:^|[ \0])[a-z-]{4,} [a-z-]{4,}$")
-_FIRST_OF_WORD, _FIRST_OF_NUMBER, _END_OF_WORD = r"(?<![a-z])", r"(?<![a-z0-9])", r"(?![a-z0-9])"  # `15/31LN`
+_FIRST_OF_WORD, _FIRST_OF_NUMBER, _END_OF_WORD = r"(?<![a-z])", r"(?<![a-z0-9])", r"(?![a-z0-9])"  # `4/20LN`
 
 
 class Kind(IntEnum):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ class FindingDictionary:
 
     findings: dict[str, list[Term]]
     ignored: list[Term]
+    _known: dict[str, dict[str, str]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def load(cls, names: Iterable[str]) -> FindingDictionary:
@@ -71,7 +72,12 @@ class FindingDictionary:
 
         An assertion in one clause outweighs negations in others: cancer in the stomach, none at its margin, is cancer.
         """
-        text = folded(text)
+        if text not in self._known:  # a reference is read once for all baselines
+            self._known[text] = self._read(folded(text))
+        return self._known[text]
+
+    def _read(self, text: str) -> dict[str, str]:
+        """`read` of a folded text."""
         result: dict[str, str] = {}
         for statement in statements(text, mentions(text, self.findings, self.ignored)):
             finding, status = statement.mention.finding, statement.status

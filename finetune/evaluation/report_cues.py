@@ -57,7 +57,7 @@ class Mark(NamedTuple):
 _SEEN = ("identified|seen|present|observed|found|detected|evident|noted|involved|appreciated|demonstrated|"
          "recogni[sz]ed|visible|visuali[sz]ed|amplified|expressed|apparent|encountered")
 _NOT_DONE = ("assessed|evaluated|determined|performed|applicable|tested|done|submitted|reported|specified|stated|"
-             "provided|available|received|sampled|known|assessable|evaluable|determinable|given|mentioned")
+             "provided|available|received|sampled|known|included|examined|assessable|evaluable|determinable|given|mentioned")
 _FULLY = "(?:(?:be|been|entirely|completely|definitely|definitively|absolutely) )?"
 
 # In the order in which they are tried at a place: (cue, Latin words, other text); a Latin word is matched whole.
@@ -94,7 +94,7 @@ _CUES: list[tuple[Cue, list[str], list[str]]] = [
       "favou?r(?:s|ing)?", "(?:may|might|could)(?: also)? (?:be|represent|indicate|have|reflect)", "rule out", "r/o",
       "to exclude", "differential(?: diagnosis)?", "versus", "vs"],
      ["不(?:能|可)?(?:完全)?(?:除外|排除)", "(?:无法|难以?|未能?)(?:完全)?(?:除外|排除)",
-      "(?:待|需|请|应|建议|必要时|注意)[^,;。\\n()]{0,12}?(?:除外|排除)",
+      "(?:待|需|请|应|建议|必要时|注意)[^,;。\\n()]{0,12}?(?:除外|排除|明确|证实|确认)",
       "可疑", "(?<!未)(?<!不)考虑", "倾向于?", "疑似|疑[为有]|怀疑|(?<!可)疑", "可能(?:为|是|有|存在)?",
       "(?<![相类近])似(?:有|为|见)"]),
     (Cue.DENIED,
@@ -106,7 +106,7 @@ _CUES: list[tuple[Cue, list[str], list[str]]] = [
      ["(?:negative|neg) for", "absence of", "free of", "without(?: (?:any )?evidence of)?",
       "no (?:[a-z]+ )?(?:evidence|signs?|features?) of", "uninvolved by", "clear of"], []),
     (Cue.DENIES,
-     ["no", "not", "den(?:y|ies|ied)", "lack(?:s|ing)?(?: of)?", "neither", "excludes?", "rather than",
+     ["no", "not(?: involve)?", "den(?:y|ies|ied)", "lack(?:s|ing)?(?: of)?", "neither", "excludes?", "rather than",
       "fail(?:s|ed)? to (?:show|reveal|demonstrate|identify)", "never", "none of"],
      ["[未无](?:能)?(?:再)?(?:明确|明显|肯定|确切|确定)?(?:的)?(?:见|发现|查见|检见|检出|查到|见到|累及|侵及|侵犯|"
       "侵至|侵透|浸润|突破|穿透|找到|提示|显示|及|证实|示|到达|出现|形成|观察到|发生|扩增|表达|伴)",
@@ -160,6 +160,7 @@ _DASHES = {0x2212: "-", 0x2013: "-", 0x2014: "-", 0x2236: ":", **dict.fromkeys(m
            **dict.fromkeys(map(ord, "]}】〕〗"), ")")}
 # A line goes on in the next one if that begins in the middle of a sentence, is the answer to its label, or stands alone
 # below it; `脉管癌栓:` above another label has no answer
+_ITEM = re.compile(r"(?<!\s)[^\S\n]{2,}(?=\(?\d{1,2}[.)])|[①-⑳⑴-⒇]")  # an item of a list within a line
 _WRAPPED = re.compile(r"(?<=[a-z,]) *\n *(?=[a-z(])")
 _ANSWER_BELOW = re.compile(r": *\n\s*(?=[^:\n]*(?:\n|$))")
 _HEADING = re.compile(r"^([^\n:]{3,60})\n+(?=\1 ?:)", re.MULTILINE)  # the same words as the label below
@@ -171,6 +172,7 @@ _BARE_ANSWER = re.compile(
 def folded(text: str) -> str:
     """A report in the form that cues and terms are looked for in: full-width forms and case folded, one kind of bracket
     and dash, lines joined that belong together. Newlines are the only white space but blanks."""
+    text = _ITEM.sub(";", text)
     text = _WRAPPED.sub(" ", _one_blank(text))  # where a sentence goes on shows in its case
     text = _HEADING.sub("", _one_blank(folded_term(text)))
     return _BARE_ANSWER.sub(": ", _ANSWER_BELOW.sub(": ", text))

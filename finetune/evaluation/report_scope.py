@@ -14,7 +14,7 @@ PRESENT, ABSENT, UNCERTAIN = "present", "absent", "uncertain"
 NEAR, VERY_NEAR = 40, 16  # characters: how far an answer may stand from what it answers
 _LONGEST_LIST = 20  # mentions
 # What "no carcinoma at the margin" may name without taking the denial away from the margin
-_DISEASE = re.compile(r"癌|瘤|转移|carcinoma|tumou?r|malignan|metasta|cancer|neoplas|sarcoma|lymphoma|melanoma")
+_DISEASE = re.compile(r"癌|瘤|转移|[dl]cis|carcinoma|tumou?r|malignan|metasta|cancer|neoplas|sarcoma|lymphoma|melanoma")
 _SIGNED = re.compile(r"\+|阳性|(?<![a-z])positive")
 _BETWEEN_NAME_AND_SIGN = re.compile(r"[ :(弱中强约<>%0-9]*")
 
@@ -141,6 +141,8 @@ class Scope:
         distance = statement.mention.start - self.group_end()
         if distance < 0:  # `lymphovascular or perineural invasion`
             return True
+        if statement.mention.finding == self.group[-1].mention.finding and self.label_end >= self.group_end():
+            return True  # `nodes involved: nodes not submitted`
         if self.is_linked:
             return distance <= NEAR
         return distance <= 1 and statement.is_question and self.group[-1].is_question  # `ER PR阳性`
@@ -177,7 +179,7 @@ class Scope:
         if not self.ahead:
             return None
         mark, status = self.ahead
-        is_of_questions = status == PRESENT or self.in_place or text.startswith("neg", mark.start)
+        is_of_questions = status == PRESENT or self.in_place or text.startswith(("neg", "not involve"), mark.start)
         return status if is_of_questions else None
 
     def is_beside(self, text: str, mark: Mark) -> bool:
