@@ -56,9 +56,14 @@ class CoCa(ContrastiveCaptioner):
         pad_id: Id of the padding token.
         contrastive: clip or siglip.
         label_smoothing: Epsilon of the caption loss in training mode.
+
+    Attributes:
+        img_context: None, or a module that turns image tokens (b, n, image_dim) and pooled ones (b, q, dim) into what
+            the text attends to, (b, q', dim). Its method `attention` says how much each of the first q' - q of these
+            reads of the image tokens, (b, q' - q, n); the pooled ones come last.
     """
 
-    supports = frozenset({"compile", "grad_checkpointing", "attention"})
+    supports = frozenset({"compile", "grad_checkpointing", "attention", "probe_tokens"})
 
     def __init__(
         self,
@@ -93,6 +98,7 @@ class CoCa(ContrastiveCaptioner):
         self.img_attn_pool = CrossAttention(dim, context_dim=self.image_dim, norm_context=True, **head)
 
         self.img_attn_pool_norm = LayerNorm(dim)
+        self.img_context: nn.Module | None = None
         self.text_cls_norm = LayerNorm(dim)
 
         self.img_to_latents = EmbedToLatents(dim, dim_latents or dim)
@@ -125,7 +131,7 @@ class CoCa(ContrastiveCaptioner):
     def embed_image(self, images: Tensor | None = None, image_tokens: Tensor | None = None,
                     image_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """images for `img_encoder`, or image tokens (b, n, image_dim) -> image embeddings (b, dim) and pooled image
-        tokens (b, q, dim), which is what the text attends to.
+        tokens (b, q, dim), or what `img_context` makes of them, which is what the text attends to.
 
         Raises ValueError unless exactly one of both is given, for images without an encoder, and for wrong shapes.
         """
@@ -139,7 +145,10 @@ class CoCa(ContrastiveCaptioner):
         # the queries are the same for each sample: kept as a batch of one up to the scores
         pooled = self.img_attn_pool(self.img_queries.unsqueeze(0), *self.img_attn_pool.keys_values(image_tokens), bias)
         pooled = self.img_attn_pool_norm(pooled)
-        return pooled[:, 0], pooled[:, 1:]
+        context = pooled[:, 1:]
+        if self.img_context is not None:
+            context = self.img_context(image_tokens, context)
+        return pooled[:, 0], context
 
     def compute_losses(self, text: Tensor, labels: Tensor | None = None, *, images: Tensor | None = None,
                        image_tokens: Tensor | None = None, text_mask: Tensor | None = None,
@@ -241,7 +250,10 @@ class CoCa(ContrastiveCaptioner):
             for hook in hooks:
                 hook.remove()
         pooling, *layers = weights
-        return logits, torch.stack(layers).mean(0) @ pooling[:, 1:]
+        context = pooling[:, 1:]
+        if self.img_context is not None:
+            context = torch.cat([self.img_context.attention(image_tokens), context], dim=1)
+        return logits, torch.stack(layers).mean(0) @ context
 
     def compile(self, **options: object) -> None:
         """Compile the three expensive parts of a training step, each into one graph.

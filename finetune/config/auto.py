@@ -22,12 +22,14 @@ _SLIDES_SEEN = 13_000  # in all epochs together
 _EPOCHS = (10, 50)
 _ENCODINGS = 1200  # of all training slides, so that views pay where slides are few and cost little where they are many
 _MOST_VIEWS = 8
+_PROBE_TOKENS = 4
+_MIN_PREDICTABLE = 20  # tokens: probe tokens paid with 32 and more, and made it worse with 5, of texts of a template
 # Prism's own decoder has no sizes, and none of this was tried with it: its run stays as it was.
 _PRISM_DECODER = {"model.size": "large", "training.epochs": 50, "training.learning_rate": 1e-4, "data.views": 1}
 
 # null in a size key means: as in model.size
 AUTO_KEYS = ("model.size", *(f"model.{name}" for name in SIZE_KEYS), "training.epochs", "training.learning_rate",
-             "data.views")
+             "data.views", "model.probe_tokens")
 
 
 def value_of(config: Config, key: str) -> Any:
@@ -49,8 +51,12 @@ def fill_open(config: Config, values: Mapping[str, Any]) -> None:
             setattr(getattr(config, section), name, value)
 
 
-def resolve(config: Config, num_training_slides: int) -> Config:
-    """A copy of `config` with a number for everything that is `auto` or null in AUTO_KEYS; what has one keeps it."""
+def resolve(config: Config, num_training_slides: int, num_predictable: int = 0) -> Config:
+    """A copy of `config` with a number for everything that is `auto` or null in AUTO_KEYS; what has one keeps it.
+
+    Args:
+        num_predictable: Tokens of the texts that a linear probe can predict.
+    """
     resolved = copy.deepcopy(config)
     if config.model.decoder == "prism":
         fill_open(resolved, _PRISM_DECODER)
@@ -61,6 +67,7 @@ def resolve(config: Config, num_training_slides: int) -> Config:
         "training.epochs": _epochs(num_training_slides),
         "training.learning_rate": _learning_rate(resolved.model.dim),
         "data.views": _views(config, num_training_slides),
+        "model.probe_tokens": _probe_tokens(config, num_predictable),
     })
     return resolved
 
@@ -87,16 +94,25 @@ def _learning_rate(dim: int) -> float:
 
 def _views(config: Config, num_training_slides: int) -> int:
     """1 where there is no cache to keep views in; nor with `max_tiles`, which varies the tiles without them."""
-    has_cache = config.data.latents_cache is not None and config.prism.freeze
-    if not has_cache or config.data.max_tiles is not None:
+    if not _encodes_once(config):
         return 1
     return max(1, min(_MOST_VIEWS, _ENCODINGS // num_training_slides))
+
+
+def _probe_tokens(config: Config, num_predictable: int) -> int:
+    is_useful = num_predictable >= _MIN_PREDICTABLE and config.trains_captions
+    return _PROBE_TOKENS if is_useful and config.model.decoder == "coca" and _encodes_once(config) else 0
+
+
+def _encodes_once(config: Config) -> bool:
+    has_cache = config.data.latents_cache is not None and config.prism.freeze
+    return has_cache and config.data.max_tiles is None
 
 
 def describe(before: Config, after: Config, num_training_slides: int) -> str | None:
     """One line that says what `resolve` made of `before`; None if nothing was open."""
     chosen = []
-    of_size = [key for key in AUTO_KEYS if key.startswith("model.")]
+    of_size = ["model.size", *(f"model.{name}" for name in SIZE_KEYS)]
     if after.model.decoder != "prism" and any(is_open(before, key) for key in of_size):
         chosen.append(_describe_size(before, after))
     for key in AUTO_KEYS:

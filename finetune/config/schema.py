@@ -123,6 +123,9 @@ class ModelConfig:
     decoder: str = setting(
         "coca", "coca: a CoCa of the sizes above; prism: Prism's own text decoder, fine-tuned",
         choices=("coca", "prism"))
+    probe_tokens: int | str = setting(
+        "auto", "tokens that tell the decoder what a linear probe of the frozen features says; auto: 4 where the probe "
+        "can predict 20 tokens of the texts, else 0", 0, 64, choices=("auto",))
     lora_rank: int = setting(
         0, "with decoder=prism: rank of the low-rank adapters (LoRA); 0 = fine-tune its upper half", 0, 4096)
 
@@ -260,7 +263,8 @@ def apply_overrides(config: Config, pairs: Iterable[str]) -> Config:
 
 
 # What earlier versions did where their checkpoints lack a key that today has another default.
-_BEFORE_KEY_EXISTED = {"data.views": "1", "model.size": "large", "training.monitor": "val_loss"}
+_BEFORE_KEY_EXISTED = {"data.views": "1", "model.probe_tokens": "0", "model.size": "large",
+                       "training.monitor": "val_loss"}
 
 
 def from_dict(values: dict[str, dict[str, Any]], where: str) -> Config:

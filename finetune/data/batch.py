@@ -24,19 +24,23 @@ class Sample:
         token_ids: [bos, ..., eos] of its text.
         references: All its texts, as in the labels.
         choices: Token ids of each text, if training uses them in turn.
+        draw: A random number of this sample in this epoch, below 2**32: the seed of what training draws for it.
     """
 
     slide: Slide
     token_ids: list[int]
     references: tuple[str, ...] = ()
     choices: tuple[list[int], ...] = ()
+    draw: int = 0
 
     def at(self, epoch: int, seed: int) -> Sample:
         """This sample in an epoch: its texts take turns; which is first depends on the seed and the id."""
+        slide_id = self.slide.slide_id
+        draw = zlib.crc32(f"{seed} {epoch} {slide_id}".encode())
         if len(self.choices) < 2:
-            return self
-        turn = zlib.crc32(f"{seed} {self.slide.slide_id}".encode()) + epoch
-        return replace(self, token_ids=self.choices[turn % len(self.choices)])
+            return replace(self, draw=draw)
+        turn = zlib.crc32(f"{seed} {slide_id}".encode()) + epoch
+        return replace(self, draw=draw, token_ids=self.choices[turn % len(self.choices)])
 
     @property
     def most_tokens(self) -> int:
@@ -58,6 +62,7 @@ class Batch:
         labels: (B, T), [first token, ..., eos].
         text_mask: (B, T), true for a token.
         image_tokens: (B, n, D).
+        draws: Of the samples.
     """
 
     ids: list[str]
@@ -67,6 +72,7 @@ class Batch:
     labels: torch.Tensor
     text_mask: torch.Tensor
     image_tokens: torch.Tensor | None = None
+    draws: list[int] | None = None
 
     def split(self, size: int) -> list[Batch]:
         """The same slides in batches of at most `size`; itself if it is small enough."""
@@ -77,8 +83,8 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device."""
-        return Batch(self.ids, *(None if v is None else v.to(device, non_blocking=True)
-                                 for k, v in vars(self).items() if k != "ids"))
+        return Batch(*(v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v
+                       for v in vars(self).values()))
 
 
 def encode_text(tokenizer: Tokenizer, text: str, max_seq_len: int) -> tuple[list[int], bool]:
@@ -106,11 +112,11 @@ class Collate:
         text_mask = torch.arange(longest) < lengths  # (B, T)
         # the end token is a label but never an input, so that a text's embedding is the same in every batch
         text = ids[:, :-1].masked_fill(~text_mask, self.pad_id)
-        slide_ids = [s.slide.slide_id for s in samples]
+        slide_ids, draws = [s.slide.slide_id for s in samples], [s.draw for s in samples]
         if self.encoded:
             image_tokens = torch.from_numpy(np.stack(arrays))
-            return Batch(slide_ids, None, None, text, ids[:, 1:], text_mask, image_tokens)
-        return Batch(slide_ids, *pad_tiles(arrays), text, ids[:, 1:], text_mask)
+            return Batch(slide_ids, None, None, text, ids[:, 1:], text_mask, image_tokens, draws)
+        return Batch(slide_ids, *pad_tiles(arrays), text, ids[:, 1:], text_mask, draws=draws)
 
 
 def pad_tiles(tiles: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:

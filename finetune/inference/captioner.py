@@ -28,7 +28,7 @@ from ..data.batch import pad_tiles
 from ..data.slides import Slide
 from ..data.tile_reader import read_tiles
 from ..data.tokenizer import Tokenizer, tokenizer_from_dict
-from ..models.build import build_model, build_prism, check_architecture
+from ..models.build import build_model, build_prism, check_architecture, num_predicted_in
 from ..models.captioner import SlideCaptioner
 from ..models.embeddings import embed_texts
 from ..models.generation import confidences, generate, has_ended
@@ -87,7 +87,7 @@ class Captioner:
         tokenizer = tokenizer_from_dict(content.tokenizer, where)
         trained_prism = None if config.prism.freeze else content.prism.get("architecture")
         check_architecture(config, tokenizer, content.prism, content.model, where)
-        model = build_model(config, tokenizer, trained_prism)
+        model = build_model(config, tokenizer, trained_prism, num_predicted_in(content.model))
         _check_same_prism(model, config, content.prism, where)
         model.load_saved_state(content.model, where)
         target = resolve_device(device)

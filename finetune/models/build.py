@@ -25,6 +25,7 @@ from ..data.tokenizer import Tokenizer
 from .captioner import SAVED_AS, CaptionDecoder, SlideCaptioner, trained_state
 from .coca_decoder import build_coca, start_from_prism
 from .prism_decoder import PrismDecoder, build_prism_decoder
+from .probe_tokens import ProbeTokens
 
 # Value of `model.decoder` -> its build function, (config, tokenizer, whole Prism or None) -> decoder. It may raise
 # UserError. A new decoder: its module, a line here, a choice in config/schema.py.
@@ -36,12 +37,13 @@ _FROM_WHOLE_PRISM = {"prism"}  # decoders that are Prism's text side: it is load
 _MOST_LAYERS = 4096  # of a Prism in a checkpoint; the published one has 8 x 6
 
 
-def build_model(config: Config, tokenizer: Tokenizer,
-                trained_prism: dict[str, Any] | None = None) -> SlideCaptioner:
+def build_model(config: Config, tokenizer: Tokenizer, trained_prism: dict[str, Any] | None = None,
+                num_predicted: int = 0) -> SlideCaptioner:
     """Load Prism and make a new decoder, seeded by `training.seed`.
 
     Args:
         trained_prism: Architecture of a Prism whose weights are in the checkpoint, so that nothing else is loaded.
+        num_predicted: How many text tokens the linear probe of `model.probe_tokens` predicts; 0 without one.
 
     Raises:
         UserError: The weights are not available; or they, the tokenizer or the decoder do not match the config.
@@ -61,7 +63,7 @@ def build_model(config: Config, tokenizer: Tokenizer,
         prism.unfreeze()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
-        decoder = _make_decoder(config, tokenizer, whole)
+        decoder = _make_decoder(config, tokenizer, whole, num_predicted)
     _check_features(config, decoder)
     return SlideCaptioner(prism, decoder, config.prism.image_tokens)
 
@@ -113,14 +115,21 @@ def check_architecture(config: Config, tokenizer: Tokenizer, about_prism: dict[s
     """
     try:
         with torch.device("meta"):
-            shapes = _declared_shapes(config, tokenizer, about_prism)
+            shapes = _declared_shapes(config, tokenizer, about_prism, num_predicted_in(state))
     except (TypeError, ValueError, KeyError, RuntimeError, AttributeError) as error:
         raise UserError(where, f"describes no model ({type(error).__name__})", "use another checkpoint") from None
     if shapes != {key: tensor.shape for key, tensor in state.items()}:
         raise UserError(where, "its weights are not of the model it describes", "use another checkpoint of the run")
 
 
-def _declared_shapes(config: Config, tokenizer: Tokenizer, about_prism: dict[str, Any]) -> dict[str, torch.Size]:
+def num_predicted_in(state: dict[str, torch.Tensor]) -> int:
+    """How many text tokens the linear probe in the weights of a checkpoint predicts, 0 without one."""
+    weight = state.get(f"{SAVED_AS['decoder']}.img_context.weight")
+    return 0 if weight is None else weight.shape[-1]
+
+
+def _declared_shapes(config: Config, tokenizer: Tokenizer, about_prism: dict[str, Any],
+                     num_predicted: int) -> dict[str, torch.Size]:
     """Shape of every weight that a checkpoint should hold, by its name there."""
     encoder, text = about_prism["architecture"], dict(about_prism.get("text_architecture") or {})
     _check_depth(encoder, text)
@@ -128,7 +137,7 @@ def _declared_shapes(config: Config, tokenizer: Tokenizer, about_prism: dict[str
     if config.model.decoder in _FROM_WHOLE_PRISM:
         dim_latents = text.pop("dim_latents")
         whole = Prism(PrismConfig(perceiver, BioGptConfig(**text), perceiver.latent_dim, dim_latents))
-    parts = {"decoder": _make_decoder(config, tokenizer, whole)}
+    parts = {"decoder": _make_decoder(config, tokenizer, whole, num_predicted)}
     if not config.prism.freeze:
         parts["prism"] = PrismSlideEncoder(perceiver)
     shapes = {}
@@ -145,8 +154,12 @@ def _check_depth(encoder: dict[str, Any], text: dict[str, Any]) -> None:
         raise ValueError("too many layers")
 
 
-def _make_decoder(config: Config, tokenizer: Tokenizer, whole: Prism | None) -> CaptionDecoder:
+def _make_decoder(config: Config, tokenizer: Tokenizer, whole: Prism | None, num_predicted: int) -> CaptionDecoder:
     decoder = DECODERS[config.model.decoder](config, tokenizer, whole)
+    if num_predicted:
+        _require(decoder, "model.probe_tokens", "probe_tokens", config, "0")
+        decoder.img_context = ProbeTokens(config.model.probe_tokens, config.model.dim, config.model.image_dim,
+                                          num_predicted)
     limit = decoder.max_positions  # the end token is no input, the CLS is one
     if limit is not None and config.data.max_seq_len > limit:
         raise UserError("data.max_seq_len", f"{config.data.max_seq_len}, the decoder has {limit} positions",
@@ -161,9 +174,15 @@ def _check_width(key: str, wanted: int, width: int, config: Config) -> None:
 
 def _check_features(config: Config, decoder: CaptionDecoder) -> None:
     for feature in ("compile", "grad_checkpointing"):
-        if getattr(config.training, feature) and feature not in decoder.supports:
-            raise UserError(f"training.{feature}", f"is set, but model.decoder={config.model.decoder} has no support "
-                            "for it", f"set training.{feature}=false")
+        if getattr(config.training, feature):
+            _require(decoder, f"training.{feature}", feature, config, "false")
+
+
+def _require(decoder: CaptionDecoder, key: str, feature: str, config: Config, off: str) -> None:
+    """Raises UserError if `key` is set and the decoder lacks the feature."""
+    if feature not in decoder.supports:
+        raise UserError(key, f"is set, but model.decoder={config.model.decoder} has no support for it",
+                        f"set {key}={off}")
 
 
 def _load(load: Callable[..., Any], config: Config) -> Any:

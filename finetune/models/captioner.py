@@ -6,6 +6,7 @@ Shapes: B slides, N tiles, n image tokens of a slide, T text tokens, D width of 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -18,6 +19,7 @@ from prism import PrismSlideEncoder
 from ..common.errors import UserError
 from ..common.log import logger
 from ..data.batch import Batch
+from .probe_tokens import ProbeTokens
 
 # Part of the model -> prefix of its weights in checkpoints. "coca" for every decoder, so that old checkpoints load.
 SAVED_AS = {"decoder": "coca", "prism": "prism"}
@@ -32,7 +34,8 @@ class CaptionDecoder(Protocol):
         caption_loss_weight, contrastive_loss_weight: Weights of the two training losses; 0 = not computed.
         max_positions: Longest text in tokens; None = any.
         supports: Which of these optional features it has: `compile` (a method of that name), `grad_checkpointing` (an
-            attribute to be set), `attention` (a method `logits_and_attention`, as `coca_pytorch.CoCa` has it).
+            attribute to be set), `attention` (a method `logits_and_attention`, as `coca_pytorch.CoCa` has it),
+            `probe_tokens` (an attribute `img_context` to be set, as `coca_pytorch.CoCa` describes it).
         dtype, device: Of its weights.
         dim_latents: Dimension of the contrastive space.
         logit_scale: float32 scalar that cosines are multiplied with.
@@ -109,6 +112,11 @@ class SlideCaptioner(nn.Module):
         return torch.cat([embedding, slide["image_latents"]], dim=1)
 
     @property
+    def probe_tokens(self) -> ProbeTokens | None:
+        """The part of the decoder that reads a linear probe, None without `model.probe_tokens`."""
+        return getattr(self.decoder, "img_context", None)
+
+    @property
     def image_tokens_shape(self) -> tuple[int, int]:
         """(n, D) of one slide's image tokens."""
         latents = 0 if self._image_tokens == "embedding" else self.prism.config.latent_seq
@@ -126,8 +134,10 @@ class SlideCaptioner(nn.Module):
 
         caption: False leaves out the caption loss and what only it needs. logits: give them, too.
         """
-        return self.decoder.outputs(batch.text, batch.labels, image_tokens=self.encode(batch),
-                                    text_mask=batch.text_mask, caption=caption, logits=logits)
+        image_tokens = self.encode(batch)
+        with self.probe_tokens.training_on(batch) if self.probe_tokens else nullcontext():
+            return self.decoder.outputs(batch.text, batch.labels, image_tokens=image_tokens,
+                                        text_mask=batch.text_mask, caption=caption, logits=logits)
 
     def weighted(self, caption_loss, contrastive_loss):
         """The training loss: floats in, a float out; tensors in, a tensor out."""

@@ -4,14 +4,15 @@ Closed form, no training: it shows what the frozen features know without a capti
 What it is worth is measured on training slides whose whole group was left out of the fit: slides that overlap, or are
 of one patient, would otherwise vouch for each other.
 
-Shapes: N training slides, S slides, D features, W tokens that can be predicted, M texts, F folds.
+Shapes: N training slides, K of them that are fitted, S slides, D features, W tokens that can be predicted, M texts, F
+folds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -60,22 +61,8 @@ class LinearProbe:
                 features.
             seed: of the clusters and folds.
         """
-        rng = np.random.default_rng(seed)
-        kept = np.sort(rng.permutation(len(features))[:_MOST_SLIDES])
-        predictable, presence = _presence([token_ids[i] for i in kept])
-        if len(kept) < _MIN_SLIDES or not len(predictable):
-            return None
-        features = features[kept].astype(np.float64)
-        mean, std = features.mean(0), np.maximum(features.std(0), _SMALLEST)
-        standardised = (features - mean) / std
-        folds = _clusters(standardised, rng) if groups is None else _folds_of_groups([groups[i] for i in kept], rng)
-        frequency = presence.mean(0)
-        targets = (presence - frequency) / np.sqrt(frequency * (1 - frequency))
-        weight, left_out = ridge(standardised, targets, folds)
-        strength = (left_out * targets).mean(0)  # the targets have variance 1
-        noise = np.maximum((left_out - strength * targets).std(0), _SMALLEST)
-        arrays = (mean, std, weight, frequency, strength, noise)
-        return cls(*(array.astype(np.float32) for array in arrays), predictable)
+        fit = _fit(features, token_ids, groups, seed)
+        return fit.probe if fit else None
 
     def predict(self, features: np.ndarray) -> np.ndarray:
         """Features (S, D) -> what they say about each token, in units of its standard deviation, (S, W)."""
@@ -112,7 +99,88 @@ class LinearProbe:
         return cls(**{field.name: state[field.name].numpy() for field in fields(cls)})
 
 
-def ridge(features: np.ndarray, targets: np.ndarray, folds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+@dataclass(frozen=True)
+class CrossFit:
+    """A probe, and what it would be without each of its folds: what it then says of the training slides left out is
+    what it says of new slides.
+
+    Attributes:
+        kept: Which of the N slides were fitted, sorted, (K,).
+        folds: Number of the fold of each, (K,).
+        fold_weights: The probe's weights without each fold, (F, D, W) float32.
+        residuals: Predictions of the slides by the fit without their fold, less `strength * y`, (K, W) float32.
+    """
+
+    probe: LinearProbe
+    kept: np.ndarray
+    folds: np.ndarray
+    fold_weights: np.ndarray
+    residuals: np.ndarray
+
+    @classmethod
+    def fit(cls, features: np.ndarray, token_ids: Sequence[Sequence[int]], groups: Sequence[str] | None = None,
+            seed: int = 0) -> CrossFit | None:
+        """As `LinearProbe.fit`, whose arguments these are."""
+        fit = _fit(features, token_ids, groups, seed)
+        if fit is None:
+            return None
+        without = [_ridge_weights(fit.features[fit.folds != fold], fit.targets[fit.folds != fold], fit.penalty)
+                   for fold in range(fit.folds.max() + 1)]
+        residuals = fit.left_out - fit.probe.strength * fit.targets
+        return cls(fit.probe, fit.kept, fit.folds, np.stack(without).astype(np.float32), residuals.astype(np.float32))
+
+
+def predictable_tokens(token_ids: Sequence[Sequence[int]], seed: int = 0) -> np.ndarray:
+    """The tokens (W,) that a probe fitted to slides with these texts predicts; none if the slides are too few."""
+    kept = fitted_slides(len(token_ids), seed)
+    if len(kept) < _MIN_SLIDES:
+        return np.zeros(0, np.int64)
+    return _presence([token_ids[i] for i in kept])[0]
+
+
+def fitted_slides(num_slides: int, seed: int = 0) -> np.ndarray:
+    """Which of N slides a probe is fitted to, sorted, (K,): all, or a random choice of many."""
+    return _choose(num_slides, np.random.default_rng(seed))
+
+
+class _Fit(NamedTuple):
+    """features are standardised, (K, D); targets and left-out predictions are (K, W)."""
+
+    probe: LinearProbe
+    kept: np.ndarray
+    folds: np.ndarray
+    features: np.ndarray
+    targets: np.ndarray
+    left_out: np.ndarray
+    penalty: float
+
+
+def _fit(features: np.ndarray, token_ids: Sequence[Sequence[int]], groups: Sequence[str] | None,
+         seed: int) -> _Fit | None:
+    rng = np.random.default_rng(seed)
+    kept = _choose(len(features), rng)
+    predictable, presence = _presence([token_ids[i] for i in kept])
+    if len(kept) < _MIN_SLIDES or not len(predictable):
+        return None
+    features = features[kept].astype(np.float64)
+    mean, std = features.mean(0), np.maximum(features.std(0), _SMALLEST)
+    standardised = (features - mean) / std
+    folds = _clusters(standardised, rng) if groups is None else _folds_of_groups([groups[i] for i in kept], rng)
+    frequency = presence.mean(0)
+    targets = (presence - frequency) / np.sqrt(frequency * (1 - frequency))
+    weight, left_out, penalty = ridge(standardised, targets, folds)
+    strength = (left_out * targets).mean(0)  # the targets have variance 1
+    noise = np.maximum((left_out - strength * targets).std(0), _SMALLEST)
+    arrays = (mean, std, weight, frequency, strength, noise)
+    probe = LinearProbe(*(array.astype(np.float32) for array in arrays), predictable)
+    return _Fit(probe, kept, folds, standardised, targets, left_out, penalty)
+
+
+def _choose(num_slides: int, rng: np.random.Generator) -> np.ndarray:
+    return np.sort(rng.permutation(num_slides)[:_MOST_SLIDES])
+
+
+def ridge(features: np.ndarray, targets: np.ndarray, folds: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
     """Ridge regression with the penalty of least squared error on folds that are left out.
 
     The predictions of a fold without its own slides need no second fit: with H the matrix that maps targets to
@@ -124,11 +192,11 @@ def ridge(features: np.ndarray, targets: np.ndarray, folds: np.ndarray) -> tuple
         folds: number of the fold of each slide, (N,).
 
     Returns:
-        weights (D, W), and the left-out predictions (N, W).
+        weights (D, W), the left-out predictions (N, W), and the penalty.
     """
     left, singular, right = _thin_svd(features)
     projected = left.T @ targets
-    best_error, best = np.inf, (np.zeros(0), np.zeros(0))
+    best_error, best = np.inf, (np.zeros(0), np.zeros(0), 0.0)
     for penalty in _PENALTIES:
         shrink = singular ** 2 / (singular ** 2 + penalty)
         residuals = targets - (left * shrink) @ projected
@@ -139,8 +207,16 @@ def ridge(features: np.ndarray, targets: np.ndarray, folds: np.ndarray) -> tuple
         error = float((residuals ** 2).mean())
         if error < best_error:
             weight = right @ (projected * (singular / (singular ** 2 + penalty))[:, None])
-            best_error, best = error, (weight, targets - residuals)
+            best_error, best = error, (weight, targets - residuals, float(penalty))
     return best
+
+
+def _ridge_weights(features: np.ndarray, targets: np.ndarray, penalty: float) -> np.ndarray:
+    """The weights (D, W) of one ridge regression, by the smaller of its two systems of equations."""
+    count, width = features.shape
+    if count < width:
+        return features.T @ np.linalg.solve(features @ features.T + penalty * np.eye(count), targets)
+    return np.linalg.solve(features.T @ features + penalty * np.eye(width), features.T @ targets)
 
 
 def _thin_svd(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -20,6 +20,7 @@ from ..evaluation.scoring import NEAREST_TEXT, PROBE_TEXT
 from .captioner import CaptionDecoder
 from .embeddings import embed_slides
 from .linear_probe import LinearProbe
+from .probe_tokens import latent_mean
 
 _MOST_TEXTS = 20_000  # different ones that the probe weighs: 160 MB for 2000 tokens
 
@@ -41,9 +42,7 @@ class SlideVectors(NamedTuple):
     def of(cls, decoder: CaptionDecoder, image_tokens: torch.Tensor) -> SlideVectors:
         """Of image tokens (S, n, D): the slide embedding, then latents or nothing."""
         tokens = image_tokens.float()
-        latents = tokens[:, 1:] if tokens.shape[1] > 1 else tokens
-        return cls(embed_slides(decoder, image_tokens), tokens[:, 0].cpu().numpy(),
-                   latents.mean(1).cpu().numpy())
+        return cls(embed_slides(decoder, image_tokens), tokens[:, 0].cpu().numpy(), latent_mean(tokens).cpu().numpy())
 
     def rows(self) -> list[SlideVectors]:
         """Those of each slide, as arrays of one row."""

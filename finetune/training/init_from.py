@@ -26,6 +26,7 @@ from ..data.tokenizer import Tokenizer, tokenizer_from_dict
 from ..models.captioner import SAVED_AS, SlideCaptioner
 
 _KEY = "training.init_from"
+_PROBE = f"{SAVED_AS['decoder']}.img_context."
 _SIZES = ("model.size", *(f"model.{name}" for name in SIZE_KEYS))
 # What a decoder's weights depend on besides the vocabulary
 _MUST_MATCH = ("model.decoder", *_SIZES, "model.image_dim", "model.ff_mult", "model.contrastive", "model.lora_rank",
@@ -159,6 +160,7 @@ def take_weights(model: SlideCaptioner, start: StartingPoint, old: int, new: int
     if start.config.prism.freeze:  # a Prism that is trained from here on starts from the published weights
         prefix = f"{SAVED_AS['prism']}."
         state |= {name: weight for name, weight in own.items() if name.startswith(prefix)}
+    state = {name: weight for name, weight in state.items() if not name.startswith(_PROBE)} | _probe_tokens(own, saved)
     model.load_saved_state(state, start.where)
     tokens = f"the vocabulary of {old} tokens"
     if new > old:
@@ -166,6 +168,24 @@ def take_weights(model: SlideCaptioner, start: StartingPoint, old: int, new: int
     logger.info("%s: started from %s, epoch %s (sha256 %s): %d weights taken, %s; optimizer, epochs and calibration "
                 "start anew", _KEY, start.describe()["source"], start.checkpoint.progress.get("epoch"),
                 start.sha256[:12], len(saved), tokens)
+
+
+def _probe_tokens(own: dict[str, torch.Tensor], saved: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights of the new model's probe tokens, if it has any.
+
+    Its probe is fitted to its own slides and may predict other text tokens: what the old model has learned of a token
+    that both predict is taken, provided that it had as many probe tokens.
+    """
+    weights = {name: weight for name, weight in own.items() if name.startswith(_PROBE)}
+    project, norm, ids = (_PROBE + name for name in ("project.weight", "norm.weight", "token_ids"))
+    if project not in weights or project not in saved or len(weights[project]) != len(saved[project]):
+        return weights
+    column_of = {token: column for column, token in enumerate(saved[ids].tolist())}
+    columns = weights[project].clone()
+    for column, token in enumerate(weights[ids].tolist()):
+        if token in column_of:
+            columns[:, column] = saved[project][:, column_of[token]]
+    return weights | {project: columns, norm: saved[norm]}
 
 
 def _is_extended(weight: torch.Tensor, own: torch.Tensor, old: int, new: int) -> bool:

@@ -111,7 +111,7 @@ def _train(config: Config, resume: str | None, folder: Path, buffered: MemoryHan
     saver = Saver(folder, training.save_every, model, optimizer, scaler, description, world)
     open_run_folder(config, data, saver, log, buffered, checkpoint, state)
     log_run(config, data, objective, batches, state, checkpoint)
-    fill_caches(config, data, model, precision, cache, world)
+    fill_caches(config, data, model, precision, cache, world, fresh=checkpoint is None)
     with StopSignals(world) as signals:
         parts = Parts(objective, optimizer, scaler, batches, learning_rate, validator, log, saver.save,
                       signals.any_received, epochs=training.epochs, grad_clip_norm=training.grad_clip_norm,

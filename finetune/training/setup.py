@@ -37,6 +37,7 @@ from .caption_validation import CaptionScores, choose_samples
 from .collapse_check import CollapseCheck
 from .init_from import StartingPoint, take_weights
 from .objective import Objective
+from .probe_fit import fit_probe_tokens, predictable_of, require_probe_inputs
 from .resume import keep_settings
 from .state import TrainState
 from .validation import Observer, Validator
@@ -82,7 +83,7 @@ def resolve_settings(config: Config, data: Data, checkpoint: Checkpoint | None, 
         config = keep_settings(config, checkpoint)
     elif start:
         config = start.adopt_sizes(config)
-    resolved = resolve(config, len(data.train))
+    resolved = resolve(config, len(data.train), len(predictable_of(data, config)))
     chosen = describe(config, resolved, len(data.train))
     if chosen:
         logger.info("%s", chosen)
@@ -97,7 +98,10 @@ def make_model(config: Config, data: Data, device: torch.device, world: World, *
         fresh: No checkpoint will be loaded, so initialise it.
         start: The model whose weights it starts from.
     """
-    model = build_model(config, data.tokenizer)
+    predicted = predictable_of(data, config) if config.model.probe_tokens else ()
+    model = build_model(config, data.tokenizer, num_predicted=len(predicted))
+    if model.probe_tokens:
+        model.probe_tokens.token_ids.copy_(torch.from_numpy(predicted))
     if start:
         take_weights(model, start, len(tokenizer_from_dict(start.checkpoint.tokenizer, start.where)),
                      len(data.tokenizer))
@@ -123,7 +127,18 @@ def _require_compiler() -> None:
 # --- caches ----------------------------------------------------------------------------------------------------------
 
 def open_slide_cache(config: Config, data: Data, model: SlideCaptioner, precision: Precision) -> SlideCache | None:
-    """The cache of this run; None if it is disabled or the encoder's output changes between epochs."""
+    """The cache of this run; None if it is disabled or the encoder's output changes between epochs.
+
+    Raises:
+        UserError: The run needs it, or what is in it, for probe tokens that it cannot have.
+    """
+    cache = _slide_cache(config, data, model, precision)
+    if config.model.probe_tokens:
+        require_probe_inputs(config, data, cache)
+    return cache
+
+
+def _slide_cache(config: Config, data: Data, model: SlideCaptioner, precision: Precision) -> SlideCache | None:
     if config.data.latents_cache is None or not config.prism.freeze:
         return None
     max_tiles = config.data.max_tiles
@@ -133,13 +148,22 @@ def open_slide_cache(config: Config, data: Data, model: SlideCaptioner, precisio
 
 
 def fill_caches(config: Config, data: Data, model: SlideCaptioner, precision: Precision, cache: SlideCache | None,
-                world: World) -> None:
-    """Write the headers of all slides for the next run, and encode what the slide cache lacks. Raises UserError."""
+                world: World, *, fresh: bool) -> None:
+    """Write the headers of all slides for the next run, encode what the slide cache lacks, and fit the linear probe of
+    the probe tokens to what is in it.
+
+    Args:
+        fresh: No checkpoint was loaded.
+
+    Raises:
+        UserError: A slide cannot be encoded, or the disk is full.
+    """
     if config.data.latents_cache and world.is_main:
         write_headers(_header_cache_path(config), config.data.h5_key, config.data.image_dim,
                       config.data.wanted_encoder, data.slides)
     if cache:
         _fill_slide_cache(config, data, model, precision, cache, world)
+        fit_probe_tokens(config, data, model, cache, world, fresh=fresh)
     elif config.data.views > 1:
         logger.warning("data.views is %d, but slides are encoded anew in every epoch: there are no views",
                        config.data.views)

@@ -47,6 +47,15 @@ def test_without_a_cache_to_keep_them_auto_means_no_views(pair):
     assert made_of(pair).data.views == 1
 
 
+@pytest.mark.parametrize(("predictable", "pairs", "tokens"), [
+    (20, [], 4), (19, [], 0), (0, [], 0), (0, ["model.probe_tokens=2"], 2), (500, ["model.probe_tokens=0"], 0),
+    (500, ["data.latents_cache=null"], 0), (500, ["prism.freeze=false"], 0), (500, ["data.max_tiles=9"], 0),
+    (500, ["model.decoder=prism"], 0), (500, ["model.caption_loss_weight=0"], 0)])
+def test_probe_tokens_are_for_texts_that_a_probe_can_predict_from_slides_encoded_once(predictable, pairs, tokens):
+    config = resolve(apply_overrides(Config(), pairs), 100, predictable)
+    assert config.model.probe_tokens == tokens
+
+
 def test_nothing_is_open_afterwards_and_the_config_given_is_unchanged():
     before = Config()
     kept = copy.deepcopy(before)
@@ -81,15 +90,17 @@ def test_the_former_keys_of_a_yaml_file_mean_what_they_meant():
 def test_prisms_decoder_keeps_its_length_and_rate():
     config = made_of("model.decoder=prism", slides=5000)
     assert (config.training.epochs, config.training.learning_rate) == (50, 1e-4)
-    assert describe(apply_overrides(Config(), ["model.decoder=prism"]), config, 5000) == \
-        "training.epochs auto: 50, training.learning_rate auto: 0.0001, data.views auto: 1 for 5000 training slides"
+    assert describe(apply_overrides(Config(), ["model.decoder=prism"]), config, 5000) == (
+        "training.epochs auto: 50, training.learning_rate auto: 0.0001, data.views auto: 1, model.probe_tokens auto: 0 for "
+        "5000 training slides")
 
 
 def test_the_log_line_names_what_was_chosen_and_nothing_else():
     before = Config()
-    assert describe(before, resolve(before, 123), 123) == (
+    assert describe(before, resolve(before, 123, 20), 123) == (
         "model.size auto: small (dim 128, 2 + 2 layers, 4 heads of 32, 32 queries, dim_latents 128), training.epochs "
-        "auto: 50, training.learning_rate auto: 0.001, data.views auto: 8 for 123 training slides")
+        "auto: 50, training.learning_rate auto: 0.001, data.views auto: 8, model.probe_tokens auto: 4 for 123 "
+        "training slides")
     given = apply_overrides(Config(), ["model.size=base", "training.epochs=7"])
     assert describe(given, resolve(given, 9), 9).startswith("model.size base (dim 256, ")
     assert "epochs" not in describe(given, resolve(given, 9), 9)

@@ -20,7 +20,9 @@ from tests.helpers.files import refused
 
 TEXTS = ["invasive", "benign", "no tumor"]
 MEMBERS = {name for name in {*vars(CaptionDecoder), *CaptionDecoder.__annotations__} if not name.startswith("_")}
-OPTIONAL = {"attention": "logits_and_attention", "compile": "compile", "grad_checkpointing": "grad_checkpointing"}
+OPTIONAL = {"attention": "logits_and_attention", "compile": "compile", "grad_checkpointing": "grad_checkpointing",
+            "probe_tokens": "img_context"}
+PREDICTED = 5  # text tokens of the probe, where there are probe tokens
 
 
 class OnlyTheProtocol(nn.Module):
@@ -44,15 +46,18 @@ def config_of(decoder: str) -> Config:
     config = Config()
     for pair in (f"model.decoder={decoder}", "prism.weights=random-tiny", "model.dim=32", "model.unimodal_depth=1",
                  "model.multimodal_depth=1", "model.dim_latents=16", "model.num_img_queries=3", "model.heads=2",
-                 "model.dim_head=16"):
+                 "model.dim_head=16", "model.probe_tokens=2"):
         config.set(*pair.split("="), "test")
     return config
 
 
-@pytest.fixture(params=sorted(build.DECODERS))
+@pytest.fixture(params=[*sorted(build.DECODERS), "coca with probe tokens"])
 def model(request) -> SlideCaptioner:
     torch.manual_seed(0)
-    model = build.build_model(config_of(request.param), LETTERS)
+    name, _, with_probe = request.param.partition(" ")
+    model = build.build_model(config_of(name), LETTERS, num_predicted=PREDICTED if with_probe else 0)
+    if model.probe_tokens:
+        torch.nn.init.normal_(model.probe_tokens.weight)
     return SlideCaptioner(model.prism, OnlyTheProtocol(model.decoder), "latents").eval()
 
 
@@ -117,7 +122,8 @@ def test_slides_can_be_left_out_of_the_cache(model, beams):
 
 def test_what_a_decoder_says_of_itself_rebuilds_it(model):
     name = "prism" if model.decoder.describe() else "coca"
-    plain = build.build_model(config_of(name), LETTERS)
+    plain = build.build_model(config_of(name), LETTERS, num_predicted=PREDICTED if model.probe_tokens else 0)
+    assert build.num_predicted_in(plain.saved_state()) == (PREDICTED if model.probe_tokens else 0)
     build.check_architecture(config_of(name), LETTERS, build.describe_prism(model), plain.saved_state(), "c.pth")
 
 
@@ -140,3 +146,6 @@ def test_a_decoder_explains_and_is_made_cheaper_only_if_it_says_so(model):
         else:
             with refused(f"training.{feature}", "no support"):
                 build.build_model(config, LETTERS)
+    if "probe_tokens" not in model.decoder.supports:
+        with refused("model.probe_tokens", "no support"):
+            build.build_model(config_of("prism"), LETTERS, num_predicted=PREDICTED)

@@ -12,7 +12,7 @@ from finetune.models.linear_probe import LinearProbe, ridge
 def test_left_out_predictions_are_those_of_a_fit_without_the_fold(slides, features):
     rng = np.random.default_rng(3)
     x, y, folds = rng.normal(size=(slides, features)), rng.normal(size=(slides, 4)), rng.integers(0, 5, slides)
-    weight, left_out = ridge(x, y, folds)
+    weight, left_out, chosen = ridge(x, y, folds)
     errors = {}
     for penalty in 10 ** np.arange(1, 6, 0.5):
         def fit(rows, penalty=penalty):
@@ -21,7 +21,8 @@ def test_left_out_predictions_are_those_of_a_fit_without_the_fold(slides, featur
         for fold in np.unique(folds):
             refitted[folds == fold] = x[folds == fold] @ fit(folds != fold)
         errors[penalty] = ((y - refitted) ** 2).mean(), refitted, fit(np.full(slides, True))
-    _, refitted, full = min(errors.values(), key=lambda entry: entry[0])
+    assert chosen == min(errors, key=lambda penalty: errors[penalty][0])
+    _, refitted, full = errors[chosen]
     np.testing.assert_allclose(left_out, refitted, atol=1e-9)
     np.testing.assert_allclose(weight, full, atol=1e-9)
 

@@ -73,6 +73,8 @@ def test_a_new_run_on_other_texts_starts_from_all_weights_and_an_extended_vocabu
     new = tokenizer_from_dict(json.loads((folder / "run" / "tokenizer.json").read_text(encoding="utf-8")), "")
     assert new.pieces[:len(old.pieces)] == old.pieces and "gastric" in new.pieces and "窦" in new.pieces
     for name, weight in best.model.items():
+        if name.startswith("coca.img_context."):  # the new run has no probe tokens
+            continue
         assert torch.equal(seen["weights"][name][:len(weight)], weight) if name in TABLES else torch.equal(seen["weights"][name], weight), name
     table, logits = (seen["weights"][name] for name in TABLES)
     assert table.data_ptr() == logits.data_ptr() and len(table) == len(new) > len(old)
@@ -80,6 +82,36 @@ def test_a_new_run_on_other_texts_starts_from_all_weights_and_an_extended_vocabu
     assert not seen["moments"] and (seen["state"].epoch, seen["state"].step) == (0, 0)
     assert f"{len(best.model)} weights taken, the embeddings of {len(old)} tokens, {len(new) - len(old)} more are new" in written
     assert "gastric" not in written, "a log holds no texts"
+
+
+def test_of_the_probe_tokens_what_was_learned_of_known_tokens_is_taken_and_the_probe_is_the_new_slides_own(folder, monkeypatch):
+    seen: dict = {}
+
+    def stop(parts, state):
+        seen.update(parts.model.saved_state())
+        return dataclasses.replace(state)
+
+    monkeypatch.setattr(run, "fit", stop)
+    old = Checkpoint.load(folder.parent / "first" / "run" / BEST).model
+    with monkeypatch.context() as patch:
+        assert train(folder, patch, *OTHER_DATA, "model.probe_tokens=2", "training.init_from=../first/run") == 143
+    name = "coca.img_context."
+    ids, old_ids = (state[name + "token_ids"].tolist() for state in (seen, old))
+    known = [(ids.index(token), old_ids.index(token)) for token in ids if token in old_ids]
+    assert known and len(known) < len(ids), "some tokens are new"
+    project = seen[name + "project.weight"]
+    for column, token in enumerate(ids):
+        if token in old_ids:
+            assert torch.equal(project[:, column], old[name + "project.weight"][:, old_ids.index(token)])
+        else:
+            assert project[:, column].std() > 0
+    assert torch.equal(seen[name + "norm.weight"], old[name + "norm.weight"])
+    assert not torch.equal(seen[name + "mean"], old[name + "mean"]), "of the new slides"
+    other = folder.parent / "another"
+    other.mkdir()
+    with monkeypatch.context() as patch:
+        assert train(other, patch, *OTHER_DATA, "model.probe_tokens=3", "training.init_from=../first/run") == 143
+    assert seen[name + "project.weight"].shape == (3 * 16, len(ids)), "another number of them starts anew"
 
 
 def test_the_trained_run_names_its_source_in_checkpoint_card_and_export_and_starts_its_calibration_anew(folder, monkeypatch):

@@ -42,7 +42,7 @@ def command(data: Path, processes: int, *more: str) -> list[str]:
             "--embeddings_dir", str(data / "embeddings"), "--labels_file", str(data / "labels.json"), "--val_split", "0.2",
             "--lr", "1e-3", "--output_dir", "run", "--resume", "auto", "--batch_size", "2", "--epochs", str(EPOCHS),
             "--save_every", "1",
-            "--set", *TINY, "training.precision=fp32",
+            "--set", *TINY, "training.precision=fp32", "model.probe_tokens=2",
             f"data.latents_cache={data}/latents", *more]
 
 
