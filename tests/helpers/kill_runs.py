@@ -38,7 +38,7 @@ SETTINGS = ["data.image_dim=8", "data.val_split=0.3", "data.embeddings_dir=../h5
             "model.dim_head=8", "training.batch_size=2", "training.accum_freq=2", "training.epochs=4",
             "training.learning_rate=0.03", "training.save_every=2", "training.save_every_steps=2",
             "training.output_dir=run", "training.precision=fp32", "training.workers=0", "training.eval_captions=3",
-            "training.monitor=val_loss", "model.probe_tokens=2"]
+            "training.monitor=val_loss"]
 _SERVER = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
 
 
@@ -102,7 +102,7 @@ def _child(folder: str, kill: str, mutation: str, more: tuple[str, ...]) -> None
         MUTATIONS[mutation]()
     code = 2
     try:
-        code = run.train(apply_overrides(Config(), [*SETTINGS, *more]), "auto")
+        code = run.train(apply_overrides(Config(), [*SETTINGS, "model.probe_tokens=2", *more]), "auto")
     finally:
         os._exit(code)  # what pytest has registered to happen at exit is not for a fork
 

@@ -317,7 +317,7 @@ def test_C07_a_training_set_without_a_step_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("finetune.models.build.load_prism", kill_runs.tiny_prism)
     config = apply_overrides(Config(), [*kill_runs.SETTINGS, "data.embeddings_dir=h5", "data.labels_file=l.json",
-                                        "data.val_split=0.5", "model.probe_tokens=0"])
+                                        "data.val_split=0.5"])
     (tmp_path / "l.json").write_text('{"s0": "胃", "s1": "胃"}', encoding="utf-8")
     with refused("training.batch_size", "0 steps per epoch with 1 training slides"):
         run.train(config)

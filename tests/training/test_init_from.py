@@ -37,7 +37,8 @@ def base(tmp_path_factory) -> Path:
     write_json(base / "other" / "labels.json", {f"t{i}": f"{'胃肠'[i % 2]}腺癌，{i % 10}级，窦部，gastric。" for i in range(12)})
     (base / "first").mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        assert train(base / "first", patch, *kill_runs.SETTINGS, "training.epochs=2", "training.monitor=last", "training.eval_captions=0") == 0
+        assert train(base / "first", patch, *kill_runs.SETTINGS, "model.probe_tokens=2", "training.epochs=2",
+                     "training.monitor=last", "training.eval_captions=0") == 0
     return base
 
 

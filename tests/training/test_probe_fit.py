@@ -30,7 +30,7 @@ def here(tmp_path, monkeypatch) -> Path:
 
 
 def train(*more: str) -> Checkpoint:
-    assert run.train(apply_overrides(Config(), [*kill_runs.SETTINGS, *more])) == 0
+    assert run.train(apply_overrides(Config(), [*kill_runs.SETTINGS, "model.probe_tokens=2", *more])) == 0
     return Checkpoint.load("run/best_model.pth")
 
 

@@ -138,7 +138,7 @@ def test_R05_an_error_on_one_rank_ends_all_with_its_message(data, whole, tmp_pat
         for path in sorted((own / "embeddings").glob("*.h5"))[:8]:
             path.unlink()
 
-    with disturbed(own, tmp_path / "failed", vanish, "data.latents_cache=null") as written:
+    with disturbed(own, tmp_path / "failed", vanish, "data.latents_cache=null", "model.probe_tokens=0") as written:
         errors = [line for line in written.splitlines() if line.startswith("error:")]
         assert len(errors) == 1 and ".h5" in errors[0], written
 

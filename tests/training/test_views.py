@@ -54,8 +54,7 @@ def test_only_training_reads_views(here, reads):
     for i in reads.keys() - validation:
         slide = SlideFile(i, "", "", 3)
         drawn = [view_of_epoch(slide, 3, 42, epoch) for epoch in range(4)]
-        drawn = [view.number if view else 0 for view in drawn]
-        assert reads[i] == [0, *drawn, 0], "all tiles for the probe tokens before, and for nearest.pt afterwards"
+        assert reads[i] == [view.number if view else 0 for view in drawn] + [0], "and all tiles for nearest.pt"
     assert {n for i in reads.keys() - validation for n in reads[i]} == {0, 1, 2}
 
 
@@ -69,6 +68,6 @@ def test_auto_is_written_down_as_a_number_and_views_change_what_is_learned(here)
 
 @pytest.mark.parametrize("pair", ["data.latents_cache=null", "prism.freeze=false"])
 def test_without_a_cache_views_are_ignored_with_a_warning(here, pair):
-    train("data.views=3", "training.epochs=1", "model.probe_tokens=0", pair)
+    train("data.views=3", "training.epochs=1", pair)
     log = Path("logs/training.log").read_text(encoding="utf-8")
     assert "WARNING data.views is 3, but slides are encoded anew in every epoch: there are no views" in log
