@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..common.caveats import caveats
 from ..common.run_folder import METRICS, read_records
 from ..common.score_table import LAST_EPOCH, VALIDATION, canonical_name, find_score, higher_is_better
 from .format import Checkpoint
@@ -39,7 +40,7 @@ tags: [histopathology, whole-slide-image, captioning]
 Writes a caption for a whole-slide image from the Virchow embeddings of its tiles, and scores texts for it. Trained with
 prism-coca on top of Prism (https://arxiv.org/abs/2405.10254). For research; not a medical device.
 
-## Use
+{_caveats(checkpoint)}## Use
 ```
 python inference.py --checkpoint {name} --prism {source} --embeddings_file SLIDE.h5 --text "..." "..."
 ```
@@ -76,6 +77,12 @@ def _start(checkpoint: Checkpoint) -> str:
         return ""
     return (f"\nStarted from the weights of another model: {start.get('source')}, epoch {start.get('epoch')} (SHA-256 "
             f"{start.get('sha256')}).\n")
+
+
+def _caveats(checkpoint: Checkpoint) -> str:
+    """What takes away the meaning of the scores below, as a paragraph each."""
+    found = caveats(checkpoint.prism.get("source"), checkpoint.data.get("texts"))
+    return "".join(f"> **{english}**\n\n" for _, english in found)
 
 
 def _epoch_scores(checkpoint: Checkpoint) -> dict[str, Any]:

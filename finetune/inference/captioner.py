@@ -113,6 +113,8 @@ class Captioner:
             captioner = cls.of_prism(options.prism, options.device)
         else:
             captioner = cls.load(options.checkpoint, options.prism, options.device)
+        for _, english in captioner.caveats:
+            logger.warning("%s", english)
         positions = captioner.model.decoder.max_positions
         if positions is not None and options.max_length is not None and options.max_length > positions:
             raise UserError("--max_length", f"{options.max_length}, the decoder has {positions} positions",

@@ -29,7 +29,6 @@ from torch import Tensor
 
 from prism.attention import encode_weighted
 
-from ..common.caveats import Text
 from ..common.errors import UserError, printable, say
 from ..common.files import expand, write_atomically
 from ..common.log import logger
@@ -39,6 +38,7 @@ from ..data.tile_reader import read_coords, read_tiles
 from ..models.captioner import CaptionDecoder
 from ..pages.html import render
 from .captioner import Captioner
+from .model_facts import ModelFacts
 from .options import InferenceOptions
 from .records import CUT
 from .tile_maps import Layout, heatmap_png, lay_out, open_thumbnail, page_data
@@ -225,9 +225,9 @@ def run_explain(options: InferenceOptions) -> int:
     caption = record["caption"]
     thumbnail_size = thumbnail.size if thumbnail else None
     explanation, layout = explain_slide(captioner, slide, caption, thumbnail_size, options.thumbnail_scale)
-    explanation["finished"] = record["finished"]
+    explanation |= {"finished": record["finished"], "confidence": record["confidence"]}
     try:
-        _write_explanation(folder, explanation, layout, thumbnail, captioner.caveats)
+        _write_explanation(folder, explanation, layout, thumbnail, ModelFacts.of(captioner))
     except OSError as error:
         raise UserError(folder, f"cannot be written ({error.strerror})", "free some space") from None
     say(f"{printable(slide.slide_id)}\tcaption: {printable(caption)}{'' if record['finished'] else CUT}")
@@ -238,12 +238,12 @@ def run_explain(options: InferenceOptions) -> int:
 
 
 def _write_explanation(folder: Path, explanation: dict[str, Any], layout: Layout, thumbnail: Image.Image | None,
-                       banners: list[Text]) -> None:
+                       model: ModelFacts) -> None:
     write_atomically(folder / "explanation.json", json.dumps(explanation, ensure_ascii=False))
     for number, phrase in enumerate(explanation["phrases"], start=1):
         write_atomically(folder / f"phrase_{number}.png", heatmap_png(layout, phrase["weights"], thumbnail))
-    page = render("explain.html", ("page.js", "tilemap.js"), banners=banners, id=explanation["id"],
-                  finished=explanation["finished"], data=page_data(explanation, layout, thumbnail))
+    page = render("explain.html", ("page.js", "tilemap.js", "explain.js"), banners=model.banners, model=model,
+                  explanation=explanation, data=page_data(explanation, layout, thumbnail))
     write_atomically(folder / "explanation.html", page)
 
 

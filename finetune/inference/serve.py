@@ -1,7 +1,7 @@
-"""A page on this machine to try a model: drop an H5, see caption, scores for texts, nearest training texts, tile map.
+"""A page on this machine to try a model: drop slides, see captions, scores for texts, nearest texts, tile maps.
 
 `inference.py --checkpoint C --serve`. It listens on 127.0.0.1 only and answers two requests: the page, and a slide to
-describe with texts to score. An upload is kept in a temporary file under a fixed name until it is answered; no
+describe with texts to score. An upload is kept in a temporary file under a name of ours until it is answered; no
 request can name a file. Requests that come through another site in the same browser are refused:
 they carry another Host (DNS rebinding) or lack our header, which no foreign page may send.
 """
@@ -20,9 +20,11 @@ from prism import GenerationOptions
 from ..common.errors import UserError, printable, say
 from ..common.log import logger
 from ..models.training_texts import SlideVectors
-from ..pages.html import render
+from ..pages.chinese import fault_in_words
+from ..pages.html import render, visible_values
 from .captioner import Captioner
 from .explain import explain_slide, open_slide
+from .model_facts import ModelFacts
 from .nearest import TrainingSlides
 from .options import InferenceOptions
 from .tile_maps import page_data
@@ -35,6 +37,7 @@ HOST = "127.0.0.1"
 _MAX_UPLOAD = 2 << 30  # bytes: 400 000 tiles in float16
 _MAX_TEXTS, _MAX_CHARACTERS = 40, 200  # they come in a header, which may have 64 kB
 _NEAREST = 5  # training slides shown
+_SUFFIXES = (".h5", ".hdf5", ".pt")
 _HEADER = "x-prism-coca"
 
 
@@ -96,8 +99,9 @@ def make_app(captioner: Captioner, options: GenerationOptions, training: Trainin
     from starlette.responses import HTMLResponse, JSONResponse, Response
     from starlette.routing import Route
 
+    model = ModelFacts.of(captioner)
     page = render("serve.html", ("page.js", "tilemap.js", "serve.js"), connect="'self'", most_bytes=max_upload,
-                  nearest=training is not None, banners=captioner.caveats)
+                  suffixes=",".join(_SUFFIXES), model=model, banners=model.banners)
     model_lock = asyncio.Lock()  # one slide at a time: memory is for one, and explaining hooks into the layers
 
     async def show(request: Request) -> Response:
@@ -106,7 +110,7 @@ def make_app(captioner: Captioner, options: GenerationOptions, training: Trainin
     async def describe(request: Request) -> Response:
         try:
             with tempfile.TemporaryDirectory(prefix="prism_coca_") as folder:
-                path = Path(folder) / "upload.h5"
+                path = Path(folder) / f"upload{parse_suffix(request.headers.get('x-suffix', '.h5'))}"
                 await _save_upload(request, path, max_upload)
                 texts = parse_texts(request.headers.get("x-texts", "[]"))
                 async with model_lock:
@@ -114,9 +118,8 @@ def make_app(captioner: Captioner, options: GenerationOptions, training: Trainin
         except ClientDisconnect:  # nobody reads the answer
             return Response(status_code=400)
         except UserError as error:
-            line = UserError(Path(error.where).name, error.what, error.fix).line()  # without our temporary folder
-            return JSONResponse({"error": f"error: {line}"}, getattr(error, "status", 422))
-        return JSONResponse(result)
+            return JSONResponse({"error": fault_in_words(error.what)}, getattr(error, "status", 422))
+        return JSONResponse(visible_values(result))
 
     return Starlette(routes=[Route("/", show), Route("/describe", describe, methods=["POST"])],
                      middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])])
@@ -149,13 +152,22 @@ def answer(captioner: Captioner, path: Path, texts: list[str], options: Generati
     if training:
         for neighbor in training.nearest(vectors[slide.slide_id].contrastive[0], num_nearest):
             nearest.append([f"{neighbor['id']}: {neighbor['texts'][0]}", neighbor["similarity"]])
-    result = {"caption": record["caption"], "finished": record["finished"],
-              "scores": list(record["similarity"].items()), "nearest": nearest, "map": None, "why_no_map": None}
+    result = {"caption": record["caption"], "finished": record["finished"], "confidence": record["confidence"],
+              "scores": list(record["similarity"].items()), "nearest": nearest, "tiles": slide.num_tiles,
+              "map": None, "why_no_map": None}
     try:
         result["map"] = page_data(*explain_slide(captioner, slide, record["caption"]))
     except UserError as error:  # an empty caption, Prism's own decoder
-        result["why_no_map"] = error.line()
+        result["why_no_map"] = fault_in_words(error.what)
     return result
+
+
+def parse_suffix(header: str) -> str:
+    """The ending of the uploaded file's name, which says its format. Raises UserError for another than ours."""
+    suffix = header.lower()
+    if suffix not in _SUFFIXES:
+        raise UserError("upload", f"its name ends in {printable(suffix[:20])!r}", "give .h5, .hdf5 or .pt")
+    return suffix
 
 
 def _parse_list(header: str) -> list[str]:

@@ -32,11 +32,17 @@ class Layout:
         cells: (N, 2) int, column and row of each tile, from 0.
         known: Whether the positions are those of the file.
         thumbnail_box: (left, top, width, height) of the grid in thumbnail pixels; None without a thumbnail.
+        origin: Coordinates of the cell (0, 0).
+        step: Coordinate units per cell.
+        unit: Of the coordinates, px or um; None without coordinates.
     """
 
     cells: np.ndarray
     known: bool
     thumbnail_box: tuple[float, float, float, float] | None = None
+    origin: tuple[float, float] = (0.0, 0.0)
+    step: float = 1.0
+    unit: str | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -77,7 +83,8 @@ def lay_out(num_tiles: int, coords: Coords | None, thumbnail_size: tuple[int, in
             raise UserError("--thumbnail_scale", f"is {thumbnail_scale:g}: tiles would lie outside the thumbnail of "
                             "{}x{} pixels".format(*thumbnail_size), "give the scale of this picture, or leave it out")
         box = tuple(float(v) / thumbnail_scale for v in (*low, *size))
-    return Layout(cells, known=True, thumbnail_box=box)  # type: ignore[arg-type]
+    return Layout(cells, known=True, thumbnail_box=box,  # type: ignore[arg-type]
+                  origin=(float(low[0]), float(low[1])), step=float(step), unit=coords.unit)
 
 
 def open_thumbnail(path: Path) -> Image.Image:
@@ -118,7 +125,8 @@ def heatmap_png(layout: Layout, weights: Sequence[float], thumbnail: Image.Image
 
 
 def page_data(explanation: dict[str, Any], layout: Layout, thumbnail: Image.Image | None = None) -> dict[str, Any]:
-    """The data of the page: cells, and for each token and phrase the heat of each cell, 0 to 99 of its maximum."""
+    """The data of the page: cells, and for each token and phrase the heat of each cell, 0 to 99 of its maximum, which
+    is `most` of the whole weight. `step` and `origin` give the coordinates of a cell."""
     columns, rows = layout.shape
     coarse = 1
     while len(places := np.unique(layout.cells // coarse, axis=0)) > _MOST_CELLS:
@@ -126,9 +134,10 @@ def page_data(explanation: dict[str, Any], layout: Layout, thumbnail: Image.Imag
     index = {tuple(place): i for i, place in enumerate(places.tolist())}
     cell_of = np.array([index[tuple(place)] for place in (layout.cells // coarse).tolist()])
 
-    def heat(weights: list[float]) -> list[int]:
+    def heat(weights: list[float]) -> dict[str, Any]:
         total = np.bincount(cell_of, weights, minlength=len(places))
-        return np.rint(99 * total / (total.max() or 1.0)).astype(int).tolist()
+        most = float(total.max())
+        return {"most": most, "heat": np.rint(99 * total / (most or 1.0)).astype(int).tolist()}
 
     picture, box = None, None
     if thumbnail is not None and layout.thumbnail_box is not None:
@@ -140,9 +149,10 @@ def page_data(explanation: dict[str, Any], layout: Layout, thumbnail: Image.Imag
         left, top, width, height = layout.thumbnail_box  # the picture in units of grid cells
         per_cell = width / columns, height / rows
         box = [-left / per_cell[0], -top / per_cell[1], thumbnail.width / per_cell[0], thumbnail.height / per_cell[1]]
-    tokens = [{"text": t["text"], "probability": t["probability"], "heat": heat(t["weights"])}
+    tokens = [{"text": t["text"], "probability": t["probability"], **heat(t["weights"])}
               for t in explanation["tokens"]]
-    found = [{"text": p["text"], "tokens": p["tokens"], "test": p["deletion_test"], "heat": heat(p["weights"])}
+    found = [{"text": p["text"], "tokens": p["tokens"], "test": p["deletion_test"], **heat(p["weights"])}
              for p in explanation["phrases"]]
     return {"columns": columns / coarse, "rows": rows / coarse, "cells": places.tolist(), "known": layout.known,
+            "origin": layout.origin, "step": layout.step * coarse, "unit": layout.unit,
             "tokens": tokens, "phrases": found, "picture": picture, "box": box and [v / coarse for v in box]}

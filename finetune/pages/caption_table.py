@@ -13,6 +13,7 @@ from typing import Any
 from ..common.run_folder import Record
 from ..common.score_table import SCORES, canonical_name
 from .drawable import finite_or_nan, has_epoch
+from .finding_names import finding_label
 from .html import packed
 from .score_notes import note
 from .topics import (
@@ -22,7 +23,6 @@ from .topics import (
     Statuses,
     Text,
     confusion,
-    finding_label,
     finding_names,
     finding_row,
     is_wrong,

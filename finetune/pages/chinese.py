@@ -1,4 +1,4 @@
-"""Chinese for the pages: warnings of the log, faults of a slide's file, names of facts and findings.
+"""Chinese for the pages: warnings of the log, faults of a slide's file, names of facts.
 
 The log and the terminal speak English only. A warning is known by its format; one that is not here stays English.
 """
@@ -111,6 +111,9 @@ FAULTS = {
     "locked: is another process still writing it?": ("文件被占用", "is locked"),
     "is larger than %s GB": ("超过 {0} GB，请改用命令行", "is larger than {0} GB: use the command line"),
     "cannot be stored (%s)": ("存不下：磁盘空间不足", "cannot be stored: no space on this disk"),
+    "its name ends in %s": ("文件名应以 .h5、.hdf5 或 .pt 结尾", "must be a .h5, .hdf5 or .pt file"),
+    "does not come from this page": ("请求不是从这个网页发出的", "the request does not come from this page"),
+    "are not a list of texts": ("文本的格式不对", "the texts are not a list"),
     "its caption is empty": ("描述是空的，没有可解释的内容", "has an empty caption: nothing to explain"),
     "the captions are of Prism's own text decoder":
         ("Prism 自带的文本解码器没有图块图", "Prism's own text decoder has no tile map"),
@@ -134,55 +137,6 @@ ABOUT = {  # what a start says about a run
     "precision": "精度",
     "device": "设备",
     "processes": "进程",
-}
-FINDINGS = {  # of the dictionaries in finetune/evaluation/dictionaries
-    "adenocarcinoma": "腺癌",
-    "atrophy": "萎缩",
-    "atypical_hyperplasia": "不典型增生",
-    "chronic_gastritis": "慢性胃炎",
-    "ductal_carcinoma_in_situ": "导管原位癌",
-    "er_positive": "ER 阳性",
-    "fibroadenoma": "纤维腺瘤",
-    "grade_1": "1 级",
-    "grade_2": "2 级",
-    "grade_3": "3 级",
-    "helicobacter_pylori": "幽门螺杆菌",
-    "her2_positive": "HER2 阳性",
-    "high_grade_intraepithelial_neoplasia": "高级别上皮内瘤变",
-    "hyperplastic_polyp": "增生性息肉",
-    "intestinal_metaplasia": "肠上皮化生",
-    "invasive_carcinoma": "浸润性癌",
-    "lobular_carcinoma_in_situ": "小叶原位癌",
-    "low_grade_intraepithelial_neoplasia": "低级别上皮内瘤变",
-    "lymph_node_metastasis": "淋巴结转移",
-    "lymphovascular_invasion": "脉管侵犯",
-    "margin_involvement": "切缘受累",
-    "microcalcification": "微小钙化",
-    "mismatch_repair_deficient": "错配修复缺陷",
-    "moderately_differentiated": "中分化",
-    "mucinous_adenocarcinoma": "黏液腺癌",
-    "muscularis_invasion": "侵犯肌层",
-    "necrosis": "坏死",
-    "nipple_or_skin_involvement": "乳头或皮肤受累",
-    "papillary_adenocarcinoma": "乳头状腺癌",
-    "perineural_invasion": "神经侵犯",
-    "poorly_cohesive_carcinoma": "低黏附性癌",
-    "poorly_differentiated": "低分化",
-    "pr_positive": "PR 阳性",
-    "serosal_invasion": "侵犯浆膜",
-    "serrated_lesion": "锯齿状病变",
-    "signet_ring_cell_carcinoma": "印戒细胞癌",
-    "submucosal_invasion": "侵犯黏膜下层",
-    "subserosal_invasion": "侵犯浆膜下层",
-    "triple_negative": "三阴性",
-    "tubular_adenocarcinoma": "管状腺癌",
-    "tubular_adenoma": "管状腺瘤",
-    "tumor_budding_high": "高级别肿瘤出芽",
-    "tumor_deposit": "癌结节",
-    "ulcer": "溃疡",
-    "ulcerative_colitis": "溃疡性结肠炎",
-    "villous_adenoma": "绒毛状腺瘤",
-    "well_differentiated": "高分化",
 }
 _SPLITS = {"training": "训练", "validation": "验证", "test": "测试"}
 _SPECIFIER = re.compile(r"%(?:%|[-+ #0]*\d*(?:\.\d+)?[a-z])")

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .chinese import FINDINGS
+from .finding_names import finding_label
 
 _CLAUSE_END = re.compile(r"[，。；;\n]|,(?!\d)|\.(?!\d)")
 _KEYED = re.compile(r"\s*([^:：]{1,20}?)\s*[:：]\s*(.+)", re.DOTALL)
@@ -169,11 +169,6 @@ def finding_row(name: str, records: Sequence[Statuses]) -> FindingRow:
     added = sum(count for (said, true), count in pairs.items() if said == PRESENT != true)
     contradicted = pairs[PRESENT, ABSENT] + pairs[ABSENT, PRESENT]
     return FindingRow(finding_label(name), pairs[PRESENT, PRESENT], missed, added, contradicted, pairs[ABSENT, ABSENT])
-
-
-def finding_label(name: str) -> Text:
-    """What people read; a finding of somebody's own dictionary has its own name."""
-    return FINDINGS.get(name, name), name.replace("_", " ")
 
 
 def is_wrong(pair: tuple[str | None, str | None]) -> bool:

@@ -40,3 +40,12 @@ def test_without_the_line_the_card_has_the_best_value_of_the_monitored_score(tmp
                            "| best_val_meteor_exact | METEOR (exact matches only), higher is better | 0.75 |"]
     assert "best_last" not in model_card(a_checkpoint(tmp_path / "best_model.pth", "last"), "x")
     assert "best_val_loss" in model_card(a_checkpoint(tmp_path / "best_model.pth"), "x")
+
+
+def test_the_card_says_what_takes_away_the_meaning_of_its_scores(tmp_path):
+    checkpoint = a_checkpoint(tmp_path / "best_model.pth")
+    checkpoint.data = {"texts": {"validation": 7, "also_in_training": 7}}
+    card = model_card(checkpoint, "x")
+    assert card.index("> **Prism's weights are random (random)") < card.index("> **All 7 validation texts") < card.index("## Scores")
+    checkpoint.prism["source"], checkpoint.data = "paige-ai/Prism", {}
+    assert "> **" not in model_card(checkpoint, "x")

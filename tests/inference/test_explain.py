@@ -199,6 +199,15 @@ def test_the_page_of_a_large_slide_has_few_cells_and_loses_no_weight():
     heat = data["tokens"][0]["heat"]
     assert len(data["cells"]) == len(heat) <= 4096 and sum(heat) == 99
     assert data["cells"][heat.index(99)] == [33 // 2, 77 // 2]
+    assert data["tokens"][0]["most"] == 1 and (data["origin"], data["step"], data["unit"]) == ((0, 0), 512, "px")
+
+
+def test_a_cell_has_the_coordinates_of_its_tile():
+    coords = Coords(np.array([[100.0, 40], [196, 40], [388, 232]]), unit="um", tile_size=96)
+    explanation = {"tokens": [{"text": "a", "probability": 1.0, "weights": [0.2, 0.3, 0.5]}], "phrases": []}
+    data = page_data(explanation, lay_out(3, coords))
+    places = {tuple(data["origin"][axis] + cell[axis] * data["step"] for axis in (0, 1)) for cell in data["cells"]}
+    assert places == {(100, 40), (196, 40), (388, 232)} and data["unit"] == "um" and data["tokens"][0]["most"] == 0.5
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

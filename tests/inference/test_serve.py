@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 import subprocess
 import sys
@@ -12,12 +13,16 @@ import numpy as np
 import pytest
 import torch
 
+from finetune.config.schema import Config
 from finetune.inference.captioner import Captioner
+from finetune.inference.model_facts import ModelFacts
 from finetune.inference.options import InferenceOptions
 from finetune.inference.run import caption_slides
-from finetune.inference.serve import answer, load_training_slides, make_app, parse_texts
+from finetune.inference.serve import answer, load_training_slides, make_app, parse_suffix, parse_texts
 from prism import GenerationOptions
 from tests.helpers.files import ROOT, refused, write_h5
+
+NO_MODEL = SimpleNamespace(caveats=[], checkpoint=None, config=Config(), temperature=None)
 
 
 def post(app, body: bytes, part: int = 1000, gone: bool = False) -> tuple[int, bytes]:
@@ -41,15 +46,16 @@ def post(app, body: bytes, part: int = 1000, gone: bool = False) -> tuple[int, b
 def test_an_upload_over_the_limit_is_refused_before_it_is_read_to_its_end_and_leaves_nothing(tmp_path, monkeypatch):
     pytest.importorskip("starlette")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    app = make_app(SimpleNamespace(caveats=[]), GenerationOptions(), max_upload=5000)
+    app = make_app(NO_MODEL, GenerationOptions(), max_upload=5000)
     status, body = post(app, b"x" * 50_000)
-    assert status == 413 and b"error: upload: is larger than" in body and not list(tmp_path.iterdir())
+    assert status == 413 and not list(tmp_path.iterdir())
+    assert json.loads(body)["error"] == ["超过 5e-06 GB，请改用命令行", "is larger than 5e-06 GB: use the command line"]
 
 
 def test_a_browser_that_leaves_and_a_disk_that_is_full_end_one_request_only(tmp_path, monkeypatch):
     pytest.importorskip("starlette")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    app = make_app(SimpleNamespace(caveats=[]), GenerationOptions())
+    app = make_app(NO_MODEL, GenerationOptions())
     assert post(app, b"x" * 5000, gone=True)[0] == 400 and not list(tmp_path.iterdir())
 
     def full(*_):
@@ -57,7 +63,7 @@ def test_a_browser_that_leaves_and_a_disk_that_is_full_end_one_request_only(tmp_
 
     monkeypatch.setattr("finetune.inference.serve.open", full, raising=False)
     status, body = post(app, b"x")
-    assert status == 507 and b"error: upload: cannot be stored (No space left on device); " in body
+    assert status == 507 and json.loads(body)["error"] == ["存不下：磁盘空间不足", "cannot be stored: no space on this disk"]
 
 
 def test_a_slide_whose_numbers_overflow_is_one_line_and_the_nearest_texts_are_those_of_the_index(run_with_coords):
@@ -103,3 +109,19 @@ def test_without_its_libraries_it_names_the_pip_command():
             "import inference; from finetune.common.errors import run_script; run_script(inference.main)")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and 'pip install ".[serve]"' in done.stderr
+
+
+@pytest.mark.parametrize("suffix", ["", ".exe", ".h5/../../x", "h5", ".h5\u202e"])
+def test_a_file_of_another_name_is_refused(suffix):
+    with refused("upload", "its name ends in"):
+        parse_suffix(suffix)
+    assert parse_suffix(".H5") == ".h5" and parse_suffix(".pt") == ".pt"
+
+
+def test_a_page_names_its_model_without_the_folders_of_this_disk(run_with_coords):
+    facts = ModelFacts.of(Captioner.load(run_with_coords / "run" / "best_model.pth"))
+    assert (facts.name, facts.epoch, facts.prism, facts.is_calibrated) == ("run/best_model.pth", 25, "random-tiny", True)
+    assert facts.slides == 11 and len(facts.banners) == 2, "random weights, and both texts of the data stand in training"
+    captioner = Captioner.load(run_with_coords / "run" / "best_model.pth")
+    captioner.checkpoint.prism["source"] = "/home/somebody/models/Prism/"
+    assert ModelFacts.of(captioner).prism == "Prism"

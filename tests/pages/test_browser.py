@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import random
 import re
@@ -14,8 +15,10 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import h5py
 import pytest
 import torch
+from PIL import Image
 
 from finetune.pages.run_report import write_report
 from tests.helpers.files import ROOT
@@ -83,10 +86,11 @@ def test_the_report_changes_its_language_without_reloading(watched, tmp_path):
 
     page.click("#more_charts summary")
     for values in ("#rows tbody", "#about td", "#warnings", "#answer", "details:not(#more_charts)", "th + td", ".confusion", "h1", "svg"):
-        page.eval_on_selector_all(values, "found => found.forEach(one => one.remove())")
+        page.eval_on_selector_all(values, "found => found.forEach(one => { one.style.display = 'none'; })")
 
     def words():
-        return page.evaluate("document.body.innerText") + " ".join(page.locator("option").all_inner_texts())
+        text = page.evaluate("document.body.innerText") + " ".join(page.locator("option").all_inner_texts())
+        return re.sub("[\u4e00-\u9fff]+ \\(1\\)|[\u4e00-\u9fff]+ \\(2\\)", "", text)  # fields are named by the texts of the run
 
     foreign = set(re.findall("[A-Za-z]{3,}", words())) - LATIN_IN_CHINESE
     assert "警告" in words() and not foreign, foreign
@@ -229,14 +233,17 @@ def test_the_page_captions_an_uploaded_slide(watched, server):
     url, folder = server
     page = watched.page
     page.goto(url)
+    assert page.locator("#run").is_disabled() and "run/best_model.pth" in page.inner_text("header") and "权重是随机的" in page.inner_text(".banner")
     page.fill("#texts", "胃腺癌，高分化。\n<b>未见癌</b>")
     page.set_input_files("#file", folder / "embeddings" / "s5.h5")
+    page.click("#run")
     page.wait_for_selector("#answer", state="visible")
     alone = subprocess.run([sys.executable, "inference.py", "--checkpoint", folder / "run" / "best_model.pth", "--embeddings_file",
                             folder / "embeddings" / "s5.h5", "--text", "胃腺癌，高分化。", "--output", folder / "s5.json"], cwd=ROOT, capture_output=True)
     assert alone.returncode == 0
     record, = json.loads((folder / "s5.json").read_text(encoding="utf-8"))
     assert page.inner_text("#plain") == record["caption"]
+    assert float(page.inner_text("#confidence").strip("> %")) == pytest.approx(100 * record["confidence"], abs=0.1)
     rows = page.locator("#scores tr").all_inner_texts()
     assert rows[0].split("\t") == [f"{record['similarity']['胃腺癌，高分化。']:.4f}", "胃腺癌，高分化。"] and "<b>未见癌</b>" in rows[1]
     index = torch.load(folder / "run" / "nearest.pt", weights_only=True)
@@ -248,13 +255,83 @@ def test_the_page_captions_an_uploaded_slide(watched, server):
     assert watched.errors == [] and all(r.startswith(url) for r in watched.requests)
 
 
-def test_a_bad_upload_shows_the_line_of_its_fault(watched, server):
-    watched.page.goto(server[0])
-    watched.page.set_input_files("#file", files=[{"name": "../../etc/<img src=x>.h5", "mimeType": "", "buffer": b"not an H5 file"}])
-    watched.page.wait_for_selector(".alert")
-    text = watched.page.inner_text("#status")
-    assert text.startswith("error: upload.h5: ") and "; " in text and "/" not in text.split("; ")[0]
-    assert watched.page.locator("#answer").is_hidden()
+def test_several_files_are_described_one_after_the_other_and_downloaded(watched, server, tmp_path):
+    url, folder = server
+    page = watched.page
+    page.goto(url)
+    tensor = tmp_path / "=1+1.pt"
+    with h5py.File(folder / "embeddings" / "s3.h5") as file:
+        torch.save(torch.from_numpy(file["features"][()]), tensor)
+    broken = tmp_path / "\u202etxt.h5"
+    broken.write_bytes(b"no HDF5")
+    page.set_input_files("#file", [folder / "embeddings" / "s3.h5", tensor, broken])
+    page.click("#run")
+    page.wait_for_selector("#status:has-text('完成 2 个，1 个不能用')")
+    rows = [row.split("\t") for row in page.locator("#slides tbody tr").all_inner_texts()]
+    assert [row[0] for row in rows] == ["s3.h5", "=1+1.pt", "\\u202etxt.h5"] and rows[0][1] == rows[1][1] and rows[2][1] == "不是 HDF5 文件"
+    assert page.locator("#scores_box").is_hidden() and page.inner_text("#file_name") == "s3.h5"
+    page.locator("#slides button").nth(1).click()
+    assert page.inner_text("#file_name") == "=1+1.pt" and page.locator("#unplaced").is_visible()
+    with page.expect_download() as jsonl:
+        page.click("#save_jsonl")
+    records = [json.loads(line) for line in Path(jsonl.value.path()).read_text(encoding="utf-8").splitlines()]
+    assert [r["id"] for r in records] == ["s3", "=1+1", "\\u202etxt"] and records[0]["caption"] == rows[0][1] and records[2]["error"] == "is not an HDF5 file"
+    with page.expect_download() as table:
+        page.click("#save_csv")
+    lines = list(csv.reader(Path(table.value.path()).read_text(encoding="utf-8-sig").splitlines()))
+    assert lines[0] == ["id", "caption", "error", "confidence"] and lines[2][0] == "'=1+1" and lines[1][1] == rows[0][1]
+
+
+def test_the_map_says_where_a_tile_is_and_can_be_saved(watched, server):
+    url, folder = server
+    page = watched.page
+    page.goto(url)
+    page.set_input_files("#file", folder / "embeddings" / "s5.h5")
+    page.click("#run")
+    page.wait_for_selector(".tile")
+    assert page.text_content(".scale_text") == "1000 px"  # of 6 cells of 512 pixels
+    page.locator("button.phrase").first.hover()
+    assert page.inner_text("#most").endswith("%")
+    page.locator(".tile").nth(19).hover()
+    assert page.inner_text("#place").startswith("(2048, 1536) px：权重 ")
+    with page.expect_download() as saved:
+        page.click("#save_map")
+    picture = Image.open(saved.value.path()).convert("RGB")
+    assert saved.value.suggested_filename.startswith("s5 ") and picture.size == (6 * 24, 5 * 24)
+    opacity = page.eval_on_selector_all(".tile", "tiles => tiles.map(tile => Number(tile.style.fillOpacity))")
+    hottest = max(range(20), key=opacity.__getitem__)
+    x, y = sorted((i % 5, i // 5) for i in range(20))[hottest]
+    red, _, blue = picture.getpixel((int((x + 1) * 24), int((y + 1) * 24)))
+    assert red > 200 and blue < 60
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.click("#copy")
+    page.wait_for_selector("#copied:has-text('已复制')")
+    assert page.evaluate("navigator.clipboard.readText()") == page.inner_text("#plain")
+
+
+@pytest.mark.parametrize(("locale", "words"), [("zh-CN", "不是 HDF5 文件"), ("en-GB", "is not an HDF5 file")])
+def test_a_bad_upload_says_what_is_wrong_in_the_language_of_the_page(chromium, server, locale, words):
+    page = chromium.new_page(locale=locale)
+    page.goto(server[0])
+    page.set_input_files("#file", files=[{"name": "../../etc/<img src=x>.h5", "mimeType": "", "buffer": b"not an H5 file"}])
+    page.click("#run")
+    page.wait_for_selector("#status.alert")
+    assert page.locator("#slides tbody td").nth(1).inner_text() == words and page.locator("#answer").is_hidden()
+    assert page.locator("img").count() == 0 and "upload" not in page.inner_text("main")
+    page.close()
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_fits_its_window_before_and_after(chromium, server, width):
+    page = chromium.new_page(viewport={"width": width, "height": 800})
+    page.goto(server[0])
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.set_input_files("#file", [server[1] / "embeddings" / "s5.h5"] * 2)
+    page.fill("#texts", "很长的文本" * 30)
+    page.click("#run")
+    page.wait_for_selector("#answer", state="visible")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.close()
 
 
 def ask(url: str, path: str = "/", data: bytes | None = None, **headers: str) -> tuple[int, bytes]:

@@ -12,6 +12,9 @@ function speak(language) {
 languageButton.addEventListener("click", () => speak(isChinese() ? "en" : "zh"));
 speak(navigator.language.startsWith("zh") ? "zh" : "en");
 
+// characters that nobody sees, or that turn text around, as escapes: the pages do the same with all other texts
+const visible = text => text.replace(/[\p{C}\p{Zl}\p{Zp}]/gu, c => "\\u" + c.codePointAt(0).toString(16).padStart(4, "0"));
+
 function element(tag, className, text) {
   const made = document.createElement(tag);
   if (className) made.className = className;

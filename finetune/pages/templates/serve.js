@@ -1,47 +1,173 @@
-const drop = document.getElementById("drop"), file = document.getElementById("file"), state = document.getElementById("status");
-function table(id, rows) {
-  const box = document.getElementById(id);
-  if (!box) return;
-  box.replaceChildren(...rows.map(([text, value]) => {
-    const row = document.createElement("tr");
-    for (const cell of [value.toFixed(4), text]) row.insertCell().textContent = cell;
+// the page to try a model: slides are sent one after the other, each answer is a row of the table
+const drop = part("drop"), state = part("status"), suffixes = drop.dataset.suffixes.split(",");
+let jobs = [], chosen = null, running = null; // chosen: the job that is shown; running: the request on its way
+
+function tell(zh, en, isAlert) {
+  state.className = isAlert ? "alert" : "soft";
+  state.replaceChildren(spoken(zh, en));
+}
+const megabytes = bytes => (bytes / 1e6).toPrecision(3) + " MB";
+
+function choose(files) {
+  if (running) return;
+  jobs = [...files].map(file => ({ file, name: visible(file.name), answer: null, error: null }));
+  chosen = null;
+  part("run").disabled = jobs.length === 0;
+  part("answer").hidden = true;
+  const bytes = jobs.reduce((sum, job) => sum + job.file.size, 0);
+  tell(`${jobs.length} 个文件，${megabytes(bytes)}`, `${jobs.length} files, ${megabytes(bytes)}`);
+  draw();
+}
+
+// what the server could only say after gigabytes have been sent
+function fault(file) {
+  if (!suffixes.some(suffix => file.name.toLowerCase().endsWith(suffix))) return ["文件名应以 .h5、.hdf5 或 .pt 结尾", "must be a .h5, .hdf5 or .pt file"];
+  if (file.size > Number(drop.dataset.mostBytes)) return [`${megabytes(file.size)}，太大：请改用命令行`, `${megabytes(file.size)} is too large: use the command line`];
+  return null;
+}
+
+function send(job, texts, onProgress) {
+  return new Promise(resolve => {
+    const request = new XMLHttpRequest(); // fetch cannot say how much of an upload has gone
+    const failed = (zh, en) => resolve({ error: [zh, en] });
+    request.open("POST", "/describe");
+    request.responseType = "json";
+    request.setRequestHeader("x-prism-coca", "1");
+    request.setRequestHeader("x-suffix", suffixes.find(suffix => job.file.name.toLowerCase().endsWith(suffix)));
+    // a header takes ASCII only
+    request.setRequestHeader("x-texts", JSON.stringify(texts).replace(/[\u0080-\uffff]/g, c => "\\u" + c.charCodeAt(0).toString(16).padStart(4, "0")));
+    request.upload.addEventListener("progress", event => onProgress(event.loaded / event.total));
+    request.addEventListener("load", () => request.response ? resolve(request.response) : failed("程序没有回答", "the program gave no answer"));
+    request.addEventListener("error", () => failed("程序已停止？连接不上", "the program cannot be reached: has it ended?"));
+    request.addEventListener("abort", () => failed("已停止", "stopped"));
+    request.send(job.file);
+    running = request;
+  });
+}
+
+async function run() {
+  const texts = part("texts").value.split("\n");
+  busy(true);
+  for (const job of jobs) Object.assign(job, { answer: null, error: null });
+  chosen = null;
+  part("answer").hidden = true;
+  draw();
+  for (const [number, job] of jobs.entries()) {
+    job.error = fault(job.file);
+    if (!job.error) {
+      const begin = Date.now();
+      let sent = 0;
+      const show = () => progress(number, job, sent, Math.round((Date.now() - begin) / 1000));
+      const clock = setInterval(show, 500);
+      show();
+      const found = await send(job, texts, share => { sent = share; show(); });
+      clearInterval(clock);
+      if (found.error) job.error = found.error;
+      else job.answer = found;
+    }
+    if (job.answer && !chosen) select(job);
+    else draw();
+    if (!running) break;
+  }
+  const done = jobs.filter(job => job.answer).length, failed = jobs.filter(job => job.error).length;
+  tell(`完成 ${done} 个${failed ? `，${failed} 个不能用` : ""}`, `${done} done${failed ? `, ${failed} cannot be used` : ""}`, failed > 0);
+  busy(false);
+}
+function progress(number, job, sent, seconds) {
+  const what = sent < 1 ? [`上传 ${Math.round(100 * sent)} %`, `sending ${Math.round(100 * sent)} %`] : ["正在描述和解释", "captioning and explaining"];
+  tell(`${number + 1} / ${jobs.length} ${job.name}：${what[0]}，${seconds} 秒`, `${number + 1} / ${jobs.length} ${job.name}: ${what[1]}, ${seconds} s`);
+  part("progress").max = jobs.length;
+  part("progress").value = number + sent / 2;
+}
+function busy(is) {
+  running = is ? {} : null;
+  for (const id of ["stop", "progress"]) part(id).hidden = !is;
+  for (const id of ["run", "file"]) part(id).disabled = is;
+  for (const id of ["save_csv", "save_jsonl"]) part(id).disabled = is || !jobs.some(job => job.answer);
+}
+
+function draw() {
+  part("results").hidden = jobs.length === 0;
+  document.querySelector("#slides tbody").replaceChildren(...jobs.map(job => {
+    const row = element("tr"), name = element("td"), caption = element("td"), confidence = element("td");
+    if (job.answer) {
+      const open = element("button", "link", job.name);
+      open.type = "button";
+      open.addEventListener("click", () => select(job));
+      name.append(open);
+      caption.textContent = job.answer.caption + (job.answer.finished ? "" : " ✂");
+      confidence.textContent = percent(job.answer.confidence);
+    } else {
+      name.textContent = job.name;
+      if (job.error) {
+        caption.className = "alert";
+        caption.append(spoken(...job.error));
+      } else {
+        caption.append("…");
+      }
+    }
+    row.append(name, caption, confidence);
+    row.classList.toggle("chosen", job === chosen);
     return row;
   }));
 }
-function fail(text) {
-  state.className = "alert";
-  state.textContent = text;
+function fill(id, rows) {
+  part(id + "_box").hidden = rows.length === 0;
+  part(id).replaceChildren(...rows.map(([text, value]) => {
+    const row = element("tr");
+    row.append(element("td", "", value.toFixed(4)), element("td", "", text));
+    return row;
+  }));
 }
-async function describe(slide) {
-  document.getElementById("answer").hidden = true;
-  if (slide.size > Number(drop.dataset.mostBytes)) return fail(`error: upload: ${slide.size} bytes, at most ${drop.dataset.mostBytes}`);
-  state.className = "soft";
-  state.textContent = `${slide.name} …`;
-  // a header takes ASCII only
-  const texts = JSON.stringify(document.getElementById("texts").value.split("\n"))
-    .replace(/[\u0080-\uffff]/g, c => "\\u" + c.charCodeAt(0).toString(16).padStart(4, "0"));
-  let found;
-  try {
-    const answer = await fetch("/describe", { method: "POST", body: slide, headers: { "x-prism-coca": "1", "x-texts": texts } });
-    found = await answer.json();
-  } catch (error) {
-    return fail(`error: ${error.message}`);
-  }
-  if (found.error) return fail(found.error);
-  state.textContent = slide.name;
-  document.getElementById("plain").textContent = found.caption;
-  document.getElementById("cut").hidden = found.finished;
-  table("scores", found.scores);
-  table("nearest", found.nearest);
-  if (found.map) showTiles(found.map, document.getElementById("caption"), document.getElementById("map"), document.getElementById("note"));
-  else document.getElementById("note").textContent = found.why_no_map;
-  document.getElementById("answer").hidden = false;
+function select(job) {
+  const found = job.answer;
+  chosen = job;
+  draw();
+  part("file_name").textContent = job.name;
+  part("plain").textContent = found.caption;
+  part("cut").hidden = found.finished;
+  part("confidence").textContent = percent(found.confidence);
+  part("tiles").textContent = found.tiles;
+  fill("scores", found.scores);
+  fill("nearest", found.nearest);
+  part("map_box").hidden = !found.map;
+  part("no_map").hidden = Boolean(found.map);
+  part("answer").hidden = false;
+  if (found.map) showTiles(found.map, found.caption, job.name.replace(/\.[^.]*$/, ""));
+  else part("no_map").replaceChildren(spoken(...found.why_no_map));
 }
-file.addEventListener("change", () => { if (file.files.length) describe(file.files[0]); });
+
+// records as inference.py --output writes them
+function record(job) {
+  const found = job.answer;
+  return { id: job.name.replace(/\.[^.]*$/, ""), caption: found?.caption ?? null, similarity: Object.fromEntries(found?.scores ?? []),
+           confidence: found?.confidence ?? null, finished: found?.finished ?? null, error: job.error ? job.error[1] : null };
+}
+const done = () => jobs.filter(job => job.answer || job.error).map(record);
+function cell(value) {
+  const text = value === null || value === undefined ? "" : String(value);
+  const harmless = typeof value === "string" && /^[=+\-@\t\r\uff1d\uff0b\uff0d\uff20]/.test(text) ? "'" + text : text; // a spreadsheet would run it
+  return `"${harmless.replaceAll('"', '""')}"`;
+}
+function csv() {
+  const records = done(), texts = [...new Set(records.flatMap(one => Object.keys(one.similarity)))];
+  const head = ["id", "caption", "error", ...texts.map(text => `similarity: ${text}`), "confidence"];
+  const lines = records.map(one => [one.id, one.caption, one.error, ...texts.map(text => one.similarity[text]), one.confidence]);
+  return "\ufeff" + [head, ...lines].map(line => line.map(cell).join(",") + "\r\n").join("");
+}
+part("save_csv").addEventListener("click", () => download("captions.csv", new Blob([csv()], { type: "text/csv" })));
+part("save_jsonl").addEventListener("click", () => download("captions.jsonl", new Blob(done().map(one => JSON.stringify(one) + "\n"))));
+part("run").addEventListener("click", run);
+part("stop").addEventListener("click", () => {
+  const request = running;
+  running = null;
+  if (request instanceof XMLHttpRequest) request.abort();
+});
+part("file").addEventListener("change", event => choose(event.target.files));
 for (const event of ["dragover", "dragleave", "drop"]) {
   drop.addEventListener(event, e => {
     e.preventDefault();
     drop.classList.toggle("over", event === "dragover");
-    if (event === "drop" && e.dataTransfer.files.length) describe(e.dataTransfer.files[0]);
+    if (event === "drop" && e.dataTransfer.files.length) choose(e.dataTransfer.files);
   });
 }
