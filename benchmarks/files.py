@@ -48,11 +48,11 @@ def indexing(small: bool = False) -> list[Row]:
         for i in range(count):
             with h5py.File(Path(folder) / f"slide_{i}.h5", "w") as file:
                 file["embeddings"] = np.zeros((2, 8), np.float16)
-        files = find_files(folder)
+        paths = [path for paths in find_files(folder).values() for path in paths]
         wanted, manifest, found = (None, 8, None), Path(folder) / "index.json", []
-        first = seconds(lambda: found.extend(index_slides(files, list(files), *wanted)[0]))
+        first = seconds(lambda: found.extend(index_slides(paths, *wanted)[0]))
         write_headers(manifest, *wanted, found)
-        again = seconds(lambda: index_slides(files, list(files), *wanted, read_headers(manifest, *wanted)))
+        again = seconds(lambda: index_slides(paths, *wanted, read_headers(manifest, *wanted)))
     cores = os.cpu_count() or 1
     return [Row(f"index {count} headers", f"{count / first / cores:.0f} files/s per core of {cores}", wanted="2000"),
             Row("index again, nothing changed", f"{count / again:.0f} files/s")]

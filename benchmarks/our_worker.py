@@ -155,8 +155,8 @@ def epochs(folder: str, prism: str, batch: int, tokens: int, vocabulary: int, mo
     seconds = []
     for epoch in range(2):
         start = time.perf_counter()
-        files = find_files(folder)
-        slides, _ = index_slides(files, list(files), None, encoder.tile_dim)
+        paths = [path for paths in find_files(folder).values() for path in paths]
+        slides, _ = index_slides(paths, None, encoder.tile_dim)
         texts = torch.randint(4, vocabulary, (len(slides), tokens + 1), generator=generator).tolist()
         samples = [Sample(s, t) for s, t in zip(slides, texts, strict=True)]
         cache = SlideCache.of(Path(folder) / "cache", captioner.prism.sha256, resolved.name,

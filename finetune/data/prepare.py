@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import unicodedata
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,10 +15,12 @@ from ..common.files import expand
 from ..common.log import logger
 from ..config.schema import DataConfig
 from .batch import Sample, encode_text
+from .case_slides import join_cases
 from .columns import ColumnNames
 from .content_check import bad_contents
 from .header_cache import read_headers
 from .labels import Label, load_labels
+from .slide_matching import Matches, match_slides
 from .slides import Slide, SlideFile, find_files, index_slides, join_slides
 from .splits import Split, make_split, report_split
 from .tokenizer import Tokenizer, build_tokenizer, extend_tokenizer, normalize_text
@@ -115,9 +116,11 @@ def contents_are_checked(config: DataConfig) -> bool:
 def _load_cases(config: DataConfig, header_cache: Path | None) -> tuple[dict[str, Label], dict[str, Slide]]:
     """(labels, slides) by id of the cases that can be used. Stops at the others or skips them."""
     labels, label_problems = load_labels(config.labels_file, ColumnNames.of(config), config.encoding)
-    files = find_files(config.embeddings_dir)
+    files, root = find_files(config.embeddings_dir), expand(config.embeddings_dir)
+    labels = join_cases(labels, files, root, config.case_pattern)
     names = list(dict.fromkeys(name for label in labels.values() for name in label.slides))
-    slide_files, file_problems = _check_files(config, files, names, header_cache)
+    matches = match_slides(names, files, root)
+    slide_files, file_problems = _check_files(config, matches, header_cache)
     slides, incomplete = _join_cases(labels, slide_files)
 
     # labels and files in one list, so that a user can correct both at once
@@ -127,8 +130,7 @@ def _load_cases(config: DataConfig, header_cache: Path | None) -> tuple[dict[str
 
     # these do not stop a run, but are common signs of a wrong folder or labels file
     _warn("%d cases are left out as one of their slides cannot be used: %s ...", incomplete)
-    unlabelled = files.keys() - set(names) - label_problems.keys()
-    _warn("%d H5 files have no label: %s ...", sorted(unlabelled))
+    _warn("%d H5 files have no label: %s ...", _unlabelled(files, matches, label_problems))
     outside = _links_out(config.embeddings_dir, slide_files)
     _warn("%d H5 files are links out of data.embeddings_dir: %s ...", outside)
     return {case_id: labels[case_id] for case_id in slides}, slides
@@ -153,36 +155,29 @@ def _links_out(folder: str, files: Mapping[str, SlideFile]) -> list[str]:
     return [name for name, file in files.items() if not os.path.realpath(file.location).startswith(root)]
 
 
-def _check_files(config: DataConfig, files: dict[str, list[str]], names: list[str], header_cache: Path | None,
+def _unlabelled(files: Mapping[str, list[str]], matches: Matches, label_problems: Mapping[str, str]) -> list[str]:
+    """Names of the files that no label means; those of an ambiguous name are reported with it."""
+    labelled = set(matches.paths.values())
+    known = matches.problems.keys() | label_problems.keys()
+    return sorted(name for name, paths in files.items() if name not in known and not labelled.intersection(paths))
+
+
+def _check_files(config: DataConfig, matches: Matches, header_cache: Path | None,
                  ) -> tuple[dict[str, SlideFile], dict[str, BadSlide]]:
     """({slide name: file} of the usable slides, {name, path or location: problem} of the others)."""
     expected = config.h5_key, config.image_dim, config.wanted_encoder
     cached = read_headers(header_cache, *expected)
-    usable, problems = index_slides(files, names, *expected, cached)
-    problems |= _suggestions(problems, files)
+    paths = list(dict.fromkeys(matches.paths.values()))
+    usable, problems = index_slides(paths, *expected, cached)
+    problems = matches.problems | problems
 
     # before the split: whether a slide is skipped must not depend on its side
     if contents_are_checked(config):
         content_problems = bad_contents(usable, config.sha256_file)
         problems |= content_problems
         usable = [file for file in usable if file.location not in content_problems]
-    return {file.slide_id: file for file in usable}, problems
-
-
-def _suggestions(problems: Mapping[str, BadSlide], files: Mapping[str, list[str]]) -> dict[str, BadSlide]:
-    """A better problem for ids without a file where a file name differs in case, white space or Unicode form only."""
-    by_simple_name = {_simplify_name(name): name for name in files}
-    suggestions = {}
-    for name in problems:
-        similar = by_simple_name.get(_simplify_name(name))
-        if name not in files and similar is not None:
-            suggestions[name] = BadSlide(f"no H5 file of this name, did you mean {similar!r}?",
-                                         "correct the label's id or the file name")
-    return suggestions
-
-
-def _simplify_name(name: str) -> str:
-    return "".join(unicodedata.normalize("NFKC", name).casefold().split())
+    by_location = {file.location: file for file in usable}
+    return {name: by_location[path] for name, path in matches.paths.items() if path in by_location}, problems
 
 
 def _warn(message: str, ids: list[str]) -> None:

@@ -109,7 +109,8 @@ def open_case(case_id: str, slides: Sequence[Sequence[str]], h5_key: str | None,
     for path, *others in slides:
         try:
             if others:
-                raise BadSlide(f"{len(others)} other files have this name, such as {others[0]}", "keep one of them")
+                raise BadSlide(f"{len(others)} other files have this name, such as {others[0]}",
+                               "name it with its folder in the slides of a labels file")
             parts.append(inspect_slide(path, h5_key, image_dim, encoder))
         except BadSlide as bad:
             raise UserError(path, bad.what, bad.fix) from None
@@ -173,29 +174,26 @@ def _slides_in(path: Path) -> list[str]:
         raise UserError(path, bad.what, bad.fix) from None
 
 
-def index_slides(files: dict[str, list[str]], ids: Sequence[str], h5_key: str | None, image_dim: int,
-                 encoder: str | None = None, cached: Mapping[str, SlideFile] = MappingProxyType({}),
+def index_slides(paths: Sequence[str], h5_key: str | None, image_dim: int, encoder: str | None = None,
+                 cached: Mapping[str, SlideFile] = MappingProxyType({}),
                  ) -> tuple[list[SlideFile], dict[str, BadSlide]]:
     """Check the headers of slides, in parallel when there are many.
 
     Args:
-        files: {slide id: paths}, of `find_files`.
-        ids: The slides to check.
+        paths: Of the files, each once, of `find_files`.
         h5_key, image_dim, encoder: As in `inspect_slide`.
         cached: {location: header} of files that need not be read again.
 
     Returns:
-        (usable slides in the order of `ids`, {path or id: problem}).
+        (usable slides in the order of `paths`, {path: problem}).
 
     Raises:
         UserError: All files have the same problem, so the config is at fault and one error is enough.
     """
-    problems = _matching_problems(files, ids)
-    paths = [files[i][0] for i in ids if i not in problems]
-
     # problems are returned as values: an exception would end the pool's map before the other files are read
     inspect = partial(_try_inspect, h5_key=h5_key, image_dim=image_dim, encoder=encoder)
     headers = _read_headers(inspect, paths, cached)
+    problems: dict[str, BadSlide] = {}
     slides: list[SlideFile] = []
     for path in paths:
         header = headers[path]
@@ -210,27 +208,14 @@ def index_slides(files: dict[str, list[str]], ids: Sequence[str], h5_key: str | 
     return slides, problems
 
 
-def _matching_problems(files: dict[str, list[str]], ids: Sequence[str]) -> dict[str, BadSlide]:
-    """The ids that have no file, or more than one."""
-    problems = {}
-    for slide_id in ids:
-        paths = files.get(slide_id, [])
-        if not paths:
-            problems[slide_id] = BadSlide("no H5 file of this name", "add the file or remove its label")
-        elif len(paths) > 1:
-            problems[slide_id] = BadSlide(f"{len(paths)} files have this name: {', '.join(paths[:3])}",
-                                          "keep one of them")
-    return problems
-
-
-def _raise_if_all_alike(paths: list[str], problems: dict[str, BadSlide]) -> None:
+def _raise_if_all_alike(paths: Sequence[str], problems: dict[str, BadSlide]) -> None:
     different = {(problems[path].what, problems[path].fix) for path in paths}
     if len(different) == 1:
         what, fix = different.pop()
         raise UserError(Path(paths[0]).parent, f"all {len(paths)} files: {what}", fix)
 
 
-def _read_headers(inspect: partial, paths: list[str], cached: Mapping[str, SlideFile],
+def _read_headers(inspect: partial, paths: Sequence[str], cached: Mapping[str, SlideFile],
                   ) -> dict[str, SlideFile | BadSlide]:
     missing = [path for path in paths if path not in cached]
     results = progress(_map(inspect, missing), "indexing", len(missing), "file")

@@ -18,6 +18,7 @@ from ..common.log import logger
 from ..config.schema import DataConfig
 from .labels import SPLITS, Label
 from .near_duplicates import SIMILARITY_THRESHOLD, count_overlap
+from .patterns import compile_pattern, find
 from .related_ids import related_pairs
 from .slide_names import slide_name
 
@@ -92,28 +93,13 @@ def patients(ids: Iterable[str], pattern: str | None) -> dict[str, str]:
     """
     if pattern is None:
         return {i: i for i in ids}
-    try:
-        regex = re.compile(pattern)
-    except re.error as error:
-        raise UserError("data.group_pattern", f"{pattern!r} is not a regular expression ({error})",
-                        r"for TCGA barcodes write ^TCGA-\w\w-\w{4}") from None
-
-    # group 0 is the whole match; an optional group 1 may match nothing
-    group = 1 if regex.groups else 0
-    result: dict[str, str] = {}
-    missing: list[str] = []
-    for i in ids:
-        match = regex.search(i)
-        if match and match[group]:
-            result[i] = match[group]
-        else:
-            missing.append(i)
-
+    regex = compile_pattern(pattern, "data.group_pattern")
+    found = {i: find(regex, i) for i in ids}
+    missing = [i for i, patient in found.items() if patient is None]
     if missing:
-        total = len(result) + len(missing)
-        raise UserError("data.group_pattern", f"{pattern!r} finds no patient in {len(missing)} of {total} ids, "
+        raise UserError("data.group_pattern", f"{pattern!r} finds no patient in {len(missing)} of {len(found)} ids, "
                         f"such as {missing[0]!r}", "correct it, or the ids")
-    return result
+    return found
 
 
 def split_ids(ids: Sequence[str], val_split: float, seed: int, groups: Mapping[str, str] | None = None,

@@ -9,22 +9,20 @@ import numpy as np
 from prism import GenerationOptions
 
 from ..common.errors import UserError
-from ..common.files import expand
 from ..common.log import logger
 from ..common.progress import progress
 from ..data.batch import encode_text
-from ..data.labels import Label
-from ..data.slides import Slide, find_files, open_case
+from ..data.slides import Slide, open_case
 from ..evaluation.scoring import Answers, Report, evaluate
 from ..models.training_texts import SlideVectors
 from .captioner import Captioner
+from .cases import Cases, select_slides
 from .ground_truth import GroundTruth
 from .nearest import TrainingSlides, texts_to_rerank_with
 from .options import InferenceOptions
 from .records import Record, new_record, output_path, print_record, print_scores, write_records
 
 _BATCH = 8  # slides decoded together
-Cases = dict[str, list[list[str]]]  # {id: the files of each of its slides}
 
 
 def run_inference(options: InferenceOptions) -> int:
@@ -82,52 +80,6 @@ def _evaluate(answers: Answers | None, truth: GroundTruth, records: list[Record]
         return answers and evaluate(answers)
     slides = SlideVectors.join([vectors[record["id"]] for record in truth.scored(records)])
     return evaluate(answers, training.texts.common(), training.texts.lookups(slides))
-
-
-def select_slides(captioner: Captioner, options: InferenceOptions, labels: dict[str, Label] | None) -> Cases:
-    """The slide of --embeddings_file; or of --embeddings_dir all, the labelled ones, or those of a split.
-
-    Raises:
-        UserError: no slide to caption, or a model that knows no such split.
-    """
-    if options.embeddings_file is not None:
-        path = expand(options.embeddings_file)
-        return {path.stem: [[str(path)]]}
-    files = find_files(options.embeddings_dir or "")
-    if labels is None:
-        cases = {slide_id: [paths] for slide_id, paths in files.items()}
-    else:
-        cases = _labelled_cases(files, labels)
-    if options.split != "all":
-        cases = _cases_of_split(cases, captioner.held_out[options.split], options)
-    if not cases:
-        raise UserError(options.embeddings_dir, f"no slide to caption (split {options.split})",
-                        "check the ids in the labels file")
-    return cases
-
-
-def _labelled_cases(files: dict[str, list[str]], labels: dict[str, Label]) -> Cases:
-    cases = {}
-    for case_id, label in labels.items():
-        if files.keys() >= set(label.slides):
-            cases[case_id] = [files[name] for name in label.slides]
-    num_absent = len(labels) - len(cases)
-    if num_absent:
-        logger.warning("%d of %d labels have no H5 file and are left out", num_absent, len(labels))
-    return cases
-
-
-def _cases_of_split(cases: Cases, held_out: list[str], options: InferenceOptions) -> Cases:
-    ids = set(held_out)
-    if not ids:
-        raise UserError(f"--split {options.split}", "this model names no such slides: it had none, or is no checkpoint",
-                        "leave --split out, or give best_model.pth of a run that had them")
-    found = {case_id: slides for case_id, slides in cases.items() if case_id in ids}
-    if found and len(found) < len(ids):
-        hint = "" if options.labels_file else ": cases of several slides need --labels_file"
-        logger.warning("%d of %d slides of --split %s are not found and left out%s", len(ids) - len(found), len(ids),
-                       options.split, hint)
-    return found
 
 
 def texts_to_score(texts: tuple[str, ...], captioner: Captioner) -> list[str]:

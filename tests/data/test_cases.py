@@ -191,8 +191,8 @@ def test_a_model_trains_on_cases_and_captions_them(tmp_path):
     from finetune.config.schema import Config, apply_overrides
     from finetune.data.labels import load_labels
     from finetune.inference.captioner import Captioner
+    from finetune.inference.cases import select_slides
     from finetune.inference.options import InferenceOptions
-    from finetune.inference.run import select_slides
     from finetune.training.run import train
 
     rng = np.random.default_rng(0)

@@ -13,7 +13,7 @@ from finetune.common.errors import BadSlide
 from finetune.data.h5_files import is_encoder
 from finetune.data.slides import SlideFile, find_files, index_slides, inspect_slide
 from finetune.data.tile_reader import read_coords, read_tiles
-from tests.helpers.files import random_tiles, refused
+from tests.helpers.files import paths_of, random_tiles, refused
 
 D, N = 6, 12
 GRID = np.stack(np.meshgrid(np.arange(4), np.arange(3)), -1).reshape(-1, 2)  # (12, 2)
@@ -184,7 +184,7 @@ def test_one_file_with_a_dataset_for_each_slide_as_histogpt_trains_from(tmp_path
             file[name] = random_tiles(3 + number, D, number)
     files = find_files(tmp_path / "all.h5")
     assert list(files) == ["p.1", "p2", "患者"]
-    slides, bad = index_slides(files, ["p2", "患者", "p.1"], None, D)
+    slides, bad = index_slides(paths_of(files, ["p2", "患者", "p.1"]), None, D)
     assert [(s.slide_id, s.num_tiles) for s in slides] == [("p2", 3), ("患者", 5), ("p.1", 4)] and not bad
     for number, slide in ((0, slides[0]), (2, slides[1])):
         assert np.array_equal(read_tiles(slide), random_tiles(3 + number, D, number))

@@ -7,7 +7,7 @@ import pytest
 from finetune.data import slides as tiles
 from finetune.data.header_cache import read_headers, write_headers
 from finetune.data.slides import find_files, index_slides
-from tests.helpers.files import random_tiles, write_h5, write_slides
+from tests.helpers.files import paths_of, random_tiles, write_h5, write_slides
 
 D = 6
 
@@ -15,7 +15,7 @@ D = 6
 @pytest.fixture
 def indexed(tmp_path):
     write_slides(tmp_path / "h5", {f"s{i}": i + 1 for i in range(5)})
-    slides, _ = index_slides(find_files(tmp_path / "h5"), [f"s{i}" for i in range(5)], None, D)
+    slides, _ = index_slides(paths_of(find_files(tmp_path / "h5")), None, D)
     write_headers(tmp_path / "cache" / "index.json", None, D, "virchow", slides)
     return tmp_path / "cache" / "index.json", slides
 
@@ -24,7 +24,7 @@ def test_unchanged_files_are_not_opened_again(indexed, tmp_path, monkeypatch):
     cache, slides = indexed
     opened = []
     monkeypatch.setattr(tiles, "_try_inspect", lambda path, **_: opened.append(path))
-    again, bad = index_slides(find_files(tmp_path / "h5"), [f"s{i}" for i in range(5)], None, D, None,
+    again, bad = index_slides(paths_of(find_files(tmp_path / "h5")), None, D, None,
                               read_headers(cache, None, D, "virchow"))
     assert again == slides and bad == {} and opened == []
 
@@ -36,8 +36,9 @@ def test_changed_missing_and_new_files_are_looked_at(indexed, tmp_path):
     write_h5(tmp_path / "h5" / "s9.h5", random_tiles(8, D))
     known = read_headers(cache, None, D, "virchow")
     assert sorted(s.slide_id for s in known.values()) == ["s0", "s3", "s4"]
-    again, bad = index_slides(find_files(tmp_path / "h5"), ["s0", "s1", "s2", "s9"], None, D, None, known)
-    assert [s.slide_id for s in again] == ["s0", "s1", "s9"] and list(bad) == ["s2"]
+    gone = str(tmp_path / "h5" / "s2.h5")
+    again, bad = index_slides([*paths_of(find_files(tmp_path / "h5"), ["s0", "s1", "s9"]), gone], None, D, None, known)
+    assert [s.slide_id for s in again] == ["s0", "s1", "s9"] and list(bad) == [gone]
     assert again[1].mtime_ns != slides[1].mtime_ns
 
 

@@ -13,7 +13,7 @@ import torch
 from finetune.common.errors import BadSlide
 from finetune.data.slides import find_files, index_slides, inspect_slide
 from finetune.data.tile_reader import read_coords, read_tiles
-from tests.helpers.files import random_tiles, refused, write_h5
+from tests.helpers.files import paths_of, random_tiles, refused, write_h5
 
 D = 6
 TILES = torch.from_numpy(random_tiles(40, D))
@@ -110,7 +110,7 @@ def test_of_a_tensor_and_an_h5_of_one_name_the_h5_counts_as_clam_writes_both(tmp
     write_h5(tmp_path / "h5_files" / "a.h5", random_tiles(3, D), "features")
     for name in ("a", "b"):
         save(tmp_path / "pt_files", TILES, f"{name}.pt")
-    slides, bad = index_slides(find_files(tmp_path), ["a", "b"], None, D)
+    slides, bad = index_slides(paths_of(find_files(tmp_path)), None, D)
     assert [s.num_tiles for s in slides] == [3, 40] and not bad
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -49,3 +49,8 @@ def write_slides(folder: Path, counts: dict[str, int], width: int = 6) -> Path:
 def write_json(path: Path, data: object) -> Path:
     path.write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
     return path
+
+
+def paths_of(files: dict[str, list[str]], ids: Iterable[str] | None = None) -> list[str]:
+    """The paths of the ids, or of all, in what `find_files` found."""
+    return [path for i in (files if ids is None else ids) for path in files[i]]

@@ -12,11 +12,12 @@ import torch
 from finetune.config.schema import Config
 from finetune.data.labels import Label
 from finetune.data.tokenizer import VocabTokenizer
+from finetune.inference.cases import select_slides
 from finetune.inference.ground_truth import GroundTruth, load_prompts, load_usable_labels
 from finetune.inference.nearest import TrainingSlides, texts_to_rerank_with
 from finetune.inference.options import InferenceOptions
 from finetune.inference.records import write_records
-from finetune.inference.run import complete_record, select_slides
+from finetune.inference.run import complete_record
 from finetune.models.training_texts import SlideVectors, TrainingTexts
 from tests.helpers.files import refused, write_json
 
@@ -105,7 +106,7 @@ def test_an_unusable_label_or_class_is_reported_and_never_dropped_silently(tmp_p
 
 def test_missing_held_out_slides_are_reported(tmp_path, log_lines):
     (tmp_path / "a.h5").touch()
-    captioner = SimpleNamespace(held_out={"val": ["a", "case_of_two"], "test": []})
+    captioner = SimpleNamespace(held_out={"val": ["a", "case_of_two"], "test": []}, config=Config())
     assert list(select_slides(captioner, InferenceOptions(embeddings_dir=str(tmp_path), split="val"), None)) == ["a"]
     assert "1 of 2 slides of --split val" in log_lines[-1] and "--labels_file" in log_lines[-1]
 
@@ -122,7 +123,7 @@ def test_a_failed_first_slide_takes_no_column_from_the_others(tmp_path):
 def test_a_model_that_names_no_held_out_slides_says_so(tmp_path):
     (tmp_path / "a.h5").touch()
     with refused("--split test", "names no such slides"):
-        select_slides(SimpleNamespace(held_out={"val": ["a"], "test": []}), InferenceOptions(embeddings_dir=str(tmp_path), split="test"), None)
+        select_slides(SimpleNamespace(held_out={"val": ["a"], "test": []}, config=Config()), InferenceOptions(embeddings_dir=str(tmp_path), split="test"), None)
 
 
 def test_classes_of_other_slides_are_reported(log_lines):

@@ -1,0 +1,96 @@
+"""Which slides to caption: all of a folder, the labelled ones, or those of a split of the training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..common.errors import UserError
+from ..common.files import expand
+from ..common.log import logger
+from ..data.case_slides import cases_by_pattern, join_cases
+from ..data.labels import Label
+from ..data.slide_matching import match_slides, relative_name
+from ..data.slides import find_files
+from .captioner import Captioner
+from .options import InferenceOptions
+
+Cases = dict[str, list[list[str]]]  # {id: the files of each of its slides}
+_Files = Mapping[str, list[str]]  # {file name without ending: paths}
+
+
+def select_slides(captioner: Captioner, options: InferenceOptions, labels: Mapping[str, Label] | None) -> Cases:
+    """The slide of --embeddings_file; or of --embeddings_dir all, the labelled ones, or those of a split.
+
+    Raises:
+        UserError: no slide to caption, or a model that knows no such split.
+    """
+    if options.embeddings_file is not None:
+        path = expand(options.embeddings_file)
+        return {path.stem: [[str(path)]]}
+    files, root = find_files(options.embeddings_dir or ""), expand(options.embeddings_dir or "")
+    pattern = captioner.config.data.case_pattern
+    held_out = [] if options.split == "all" else _held_out(captioner, options)
+    if labels is not None:
+        cases = _labelled_cases(files, root, labels, pattern)
+    else:
+        cases = _cases_of_files(files, root, pattern)
+        cases |= _cases_of_ids([case_id for case_id in held_out if case_id not in cases], files, root)
+    if held_out:
+        cases = _cases_of_split(cases, held_out, options)
+    if not cases:
+        raise UserError(options.embeddings_dir, f"no slide to caption (split {options.split})",
+                        "check the ids in the labels file")
+    return cases
+
+
+def _labelled_cases(files: _Files, root: Path, labels: Mapping[str, Label], pattern: str | None) -> Cases:
+    joined = join_cases(labels, files, root, pattern)
+    matches = match_slides(list(dict.fromkeys(name for label in joined.values() for name in label.slides)), files, root)
+
+    # several files of one name stay in the list: their case becomes a record with an error
+    paths = {name: [path] for name, path in matches.paths.items()}
+    paths |= {name: files[name] for name in matches.problems if name in files}
+    cases = {case_id: [paths[name] for name in label.slides] for case_id, label in joined.items()
+             if paths.keys() >= set(label.slides)}
+    absent = [name for name in matches.problems if name not in paths]
+    if absent:
+        problem = matches.problems[absent[0]]
+        logger.warning("%d of %d labels have no H5 file and are left out, such as %s: %s; %s", len(labels) - len(cases),
+                       len(labels), absent[0], problem.what, problem.fix)
+    return cases
+
+
+def _cases_of_files(files: _Files, root: Path, pattern: str | None) -> Cases:
+    """Each file is a case, or each group of files that `data.case_pattern` of the training joins."""
+    cases: Cases = {} if pattern is None else {
+        case_id: [[path] for path in paths] for case_id, paths in cases_by_pattern(files, root, pattern).items()}
+    joined = {path for slides in cases.values() for paths in slides for path in paths}
+    for name, paths in files.items():
+        for path in paths:
+            if path not in joined:
+                cases[name if len(paths) == 1 else relative_name(path, root)] = [[path]]
+    return cases
+
+
+def _cases_of_ids(ids: list[str], files: _Files, root: Path) -> Cases:
+    """The slides of ids that are not written as their files are."""
+    return {case_id: [[path]] for case_id, path in match_slides(ids, files, root).paths.items()}
+
+
+def _held_out(captioner: Captioner, options: InferenceOptions) -> list[str]:
+    ids = captioner.held_out[options.split]
+    if not ids:
+        raise UserError(f"--split {options.split}", "this model names no such slides: it had none, or is no checkpoint",
+                        "leave --split out, or give best_model.pth of a run that had them")
+    return ids
+
+
+def _cases_of_split(cases: Cases, held_out: list[str], options: InferenceOptions) -> Cases:
+    ids = set(held_out)
+    found = {case_id: slides for case_id, slides in cases.items() if case_id in ids}
+    if found and len(found) < len(ids):
+        hint = "" if options.labels_file else ": cases of several slides need --labels_file"
+        logger.warning("%d of %d slides of --split %s are not found and left out%s", len(ids) - len(found), len(ids),
+                       options.split, hint)
+    return found
