@@ -32,22 +32,33 @@ def join_cases(labels: Mapping[str, Label], files: Mapping[str, list[str]], root
     Raises:
         UserError: The pattern is not a regular expression, or finds none of the cases.
     """
-    nameless = {case_id: label for case_id, label in labels.items() if len(label.slides) == 1}
-    if pattern is not None:
-        nameless = {case_id: label for case_id, label in nameless.items() if label.slides == (case_id,)}
-        paths_of = cases_by_pattern(files, root, pattern)
-        slides = {case_id: [relative_name(path, root) for path in paths] for case_id, paths in paths_of.items()}
-        _require_known(nameless, slides, pattern)
-        wanted = {case_id: slides[case_id] for case_id in nameless if case_id in slides}
-        message = "data.case_pattern joins %d slides to %d cases, such as %s: %s"
+    if pattern is None:
+        slides = _by_folder(labels, files, root)
+        _log(slides, "the folders of cases join")
     else:
-        wanted = _by_folder(nameless, files, root)
-        message = "the folders of cases join %d slides to %d cases, such as %s: %s"
-    if wanted:
-        case_id, names = max(wanted.items(), key=lambda item: len(item[1]))
-        logger.info(message, sum(map(len, wanted.values())), len(wanted), case_id, ", ".join(names[:5]))
-    return {case_id: replace(label, slides=tuple(wanted.get(case_id, label.slides)))
+        slides = _by_pattern(labels, files, root, pattern)
+        _log(slides, "data.case_pattern joins")
+    return {case_id: replace(label, slides=tuple(slides.get(case_id, label.slides)))
             for case_id, label in labels.items()}
+
+
+def _log(slides: Mapping[str, list[str]], beginning: str) -> None:
+    if slides:
+        case_id, names = max(slides.items(), key=lambda item: len(item[1]))
+        logger.info("%s %d slides to %d cases, such as %s: %s", beginning, sum(map(len, slides.values())), len(slides),
+                    case_id, ", ".join(names[:5]))
+
+
+def _by_pattern(labels: Mapping[str, Label], files: Mapping[str, list[str]], root: Path, pattern: str,
+                ) -> dict[str, list[str]]:
+    """{case id: relative names of its slides} of the labels that name no slides. Raises UserError."""
+    ids = [case_id for case_id, label in labels.items() if label.slides == (case_id,)]
+    cases = cases_by_pattern(files, root, pattern)
+    if ids and not cases.keys() & set(ids):
+        found = f"cases such as {next(iter(cases))!r}" if cases else "no case in any file name"
+        raise UserError(_KEY, f"{pattern!r} finds {found}, the labels have ids such as {ids[0]!r}",
+                        "its first group must be the id in the labels")
+    return {case_id: [relative_name(path, root) for path in cases[case_id]] for case_id in ids if case_id in cases}
 
 
 def cases_by_pattern(files: Mapping[str, list[str]], root: Path, pattern: str) -> dict[str, list[str]]:
@@ -61,33 +72,29 @@ def cases_by_pattern(files: Mapping[str, list[str]], root: Path, pattern: str) -
     return slides
 
 
-def _require_known(labels: Mapping[str, Label], slides: Mapping[str, list[str]], pattern: str) -> None:
-    if labels and not labels.keys() & slides.keys():
-        found = f"cases such as {next(iter(slides))!r}" if slides else "no case in any file name"
-        raise UserError(_KEY, f"{pattern!r} finds {found}, the labels have ids such as {next(iter(labels))!r}",
-                        "its first group must be the id in the labels")
-
-
 def _by_folder(labels: Mapping[str, Label], files: Mapping[str, list[str]], root: Path) -> dict[str, list[str]]:
     """{case id: relative names of its slides} of the labels whose slide is a folder of files and no file."""
-    folders: dict[str, list[str]] = defaultdict(list)
+    names_in: dict[str, list[str]] = defaultdict(list)
     for path in sorted(chain.from_iterable(files.values())):
         name = relative_name(path, root)
-        folders[os.path.dirname(name)].append(name)
-    by_name: dict[str, list[str]] = defaultdict(list)
-    for folder in filter(None, folders):
-        by_name[os.path.basename(folder)].append(folder)
+        names_in[os.path.dirname(name)].append(name)
+    folders: dict[str, list[str]] = defaultdict(list)  # by their last part
+    for folder in filter(None, names_in):
+        folders[os.path.basename(folder)].append(folder)
     found = {}
     for case_id, label in labels.items():
-        parts = path_parts(label.slides[0]) or [""]
-        if without_endings(parts[-1]) not in files:
-            folder = _best_folder(parts, by_name.get(parts[-1], []), root)
-            found |= {case_id: folders[folder]} if folder else {}
+        folder = _folder_of(label, folders, files, root)
+        if folder is not None:
+            found[case_id] = names_in[folder]
     return found
 
 
-def _best_folder(parts: list[str], folders: list[str], root: Path) -> str | None:
-    """The only folder that ends as a path does, None if several end alike."""
-    common = {folder: common_end(parts, path_parts(str(root / folder))) for folder in folders}
+def _folder_of(label: Label, folders: Mapping[str, list[str]], files: Mapping[str, list[str]], root: Path,
+               ) -> str | None:
+    """The folder that the only slide of a label names; None if it may be a file, or several folders end alike."""
+    parts = path_parts(label.slides[0]) or [""]
+    if len(label.slides) > 1 or without_endings(parts[-1]) in files:
+        return None
+    common = {folder: common_end(parts, path_parts(str(root / folder))) for folder in folders.get(parts[-1], [])}
     best = [folder for folder, count in common.items() if count == max(common.values())]
     return best[0] if len(best) == 1 else None

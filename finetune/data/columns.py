@@ -124,15 +124,17 @@ def find_columns(columns: Sequence[str], path: Path, named: ColumnNames | None =
 def _column_of(role: str, columns: Sequence[str], path: Path, named: str | None) -> str | None:
     if named is not None:
         return _named_column(role, columns, path, named)
+    best = _best_ranked(role, columns)
+    if len(best) > 1:
+        raise UserError(path, f"{' and '.join(map(repr, best))} may both be the {role}",
+                        f"say which with data.{role}_column (on command lines --{role}_column)")
+    return best[0] if best else None
+
+
+def _best_ranked(role: str, columns: Sequence[str]) -> list[str]:
     rank_of = {column: _RANK_OF[role].get(simple_name(column), _UNKNOWN) for column in columns}
     best_rank = min(rank_of.values(), default=_UNKNOWN)
-    if best_rank == _UNKNOWN:
-        return None
-    best = [column for column, rank in rank_of.items() if rank == best_rank]
-    if len(best) == 1:
-        return best[0]
-    raise UserError(path, f"{' and '.join(map(repr, best))} may both be the {role}",
-                    f"say which with data.{role}_column (on command lines --{role}_column)")
+    return [column for column, rank in rank_of.items() if rank == best_rank != _UNKNOWN]
 
 
 def _named_column(role: str, columns: Sequence[str], path: Path, named: str) -> str:

@@ -165,19 +165,22 @@ def _unlabelled(files: Mapping[str, list[str]], matches: Matches, label_problems
 def _check_files(config: DataConfig, matches: Matches, header_cache: Path | None,
                  ) -> tuple[dict[str, SlideFile], dict[str, BadSlide]]:
     """({slide name: file} of the usable slides, {name, path or location: problem} of the others)."""
-    expected = config.h5_key, config.image_dim, config.wanted_encoder
-    cached = read_headers(header_cache, *expected)
     paths = list(dict.fromkeys(matches.paths.values()))
-    usable, problems = index_slides(paths, *expected, cached)
-    problems = matches.problems | problems
+    usable, problems = _check_paths(config, paths, header_cache)
+    files = {name: usable[path] for name, path in matches.paths.items() if path in usable}
+    return files, matches.problems | problems
+
+
+def _check_paths(config: DataConfig, paths: list[str], header_cache: Path | None,
+                 ) -> tuple[dict[str, SlideFile], dict[str, BadSlide]]:
+    """({path: file} of the usable files, {path or location: problem} of the others)."""
+    expected = config.h5_key, config.image_dim, config.wanted_encoder
+    usable, problems = index_slides(paths, *expected, read_headers(header_cache, *expected))
 
     # before the split: whether a slide is skipped must not depend on its side
     if contents_are_checked(config):
-        content_problems = bad_contents(usable, config.sha256_file)
-        problems |= content_problems
-        usable = [file for file in usable if file.location not in content_problems]
-    by_location = {file.location: file for file in usable}
-    return {name: by_location[path] for name, path in matches.paths.items() if path in by_location}, problems
+        problems |= bad_contents(usable, config.sha256_file)
+    return {file.location: file for file in usable if file.location not in problems}, problems
 
 
 def _warn(message: str, ids: list[str]) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from ..common.errors import BadSlide
 from ..common.log import logger
-from .slide_names import path_parts, slide_name, without_endings
+from .slide_names import base_name, path_parts, slide_name, without_endings
 
 _PANDAS_NUMBER = re.compile(r"(\d+)\.0+")  # what pandas makes of a whole number in a column with empty cells
 _EXCEL_NUMBER = re.compile(r"\d(\.\d+)?[eE]\+\d+")
@@ -136,19 +136,17 @@ class _Index:
 
     def _absent(self, name: str) -> BadSlide:
         """Why a name has no file, with the file that was probably meant."""
-        parts = path_parts(name)
-        key = without_endings(parts[-1]) if parts else name
+        key = base_name(name) or name
         if _EXCEL_NUMBER.fullmatch(key):
             return BadSlide("no H5 file of this name: Excel has rounded the number",
                             "format the column as text and enter the ids again")
-        alike = self._by_simple_name.get(_simplify(key))
         slides = self._beginning_with(key)
-        if alike is None and len(slides) > 1:
+        if len(slides) > 1 and _simplify(key) not in self._by_simple_name:
             return _several_slides(slides)
-        alike = alike or (slides[0] if slides else self._similar(key))
-        if alike is None:
+        meant = self._by_simple_name.get(_simplify(key)) or next(iter(slides), None) or self._similar(key)
+        if meant is None:
             return BadSlide("no H5 file of this name", "add the file or remove its label")
-        return BadSlide(f"no H5 file of this name, did you mean {alike!r}?",
+        return BadSlide(f"no H5 file of this name, did you mean {meant!r}?",
                         "correct the label's id or the file name")
 
     @cached_property

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 
-from ..common.errors import UserError
+from ..common.errors import BadSlide, UserError
 from ..common.files import expand
 from ..common.log import logger
 from ..data.case_slides import cases_by_pattern, join_cases
@@ -28,11 +29,11 @@ def select_slides(captioner: Captioner, options: InferenceOptions, labels: Mappi
     if options.embeddings_file is not None:
         path = expand(options.embeddings_file)
         return {path.stem: [[str(path)]]}
-    files, root = find_files(options.embeddings_dir or ""), expand(options.embeddings_dir or "")
-    pattern = captioner.config.data.case_pattern
+    root = expand(options.embeddings_dir or "")
+    files, pattern = find_files(root), captioner.config.data.case_pattern
     held_out = [] if options.split == "all" else _held_out(captioner, options)
     if labels is not None:
-        cases = _labelled_cases(files, root, labels, pattern)
+        cases = _labelled_cases(files, root, join_cases(labels, files, root, pattern))
     else:
         cases = _cases_of_files(files, root, pattern)
         cases |= _cases_of_ids([case_id for case_id in held_out if case_id not in cases], files, root)
@@ -44,21 +45,25 @@ def select_slides(captioner: Captioner, options: InferenceOptions, labels: Mappi
     return cases
 
 
-def _labelled_cases(files: _Files, root: Path, labels: Mapping[str, Label], pattern: str | None) -> Cases:
-    joined = join_cases(labels, files, root, pattern)
-    matches = match_slides(list(dict.fromkeys(name for label in joined.values() for name in label.slides)), files, root)
+def _labelled_cases(files: _Files, root: Path, labels: Mapping[str, Label]) -> Cases:
+    names = dict.fromkeys(chain.from_iterable(label.slides for label in labels.values()))
+    matches = match_slides(list(names), files, root)
 
     # several files of one name stay in the list: their case becomes a record with an error
     paths = {name: [path] for name, path in matches.paths.items()}
     paths |= {name: files[name] for name in matches.problems if name in files}
-    cases = {case_id: [paths[name] for name in label.slides] for case_id, label in joined.items()
+    cases = {case_id: [paths[name] for name in label.slides] for case_id, label in labels.items()
              if paths.keys() >= set(label.slides)}
-    absent = [name for name in matches.problems if name not in paths]
-    if absent:
-        problem = matches.problems[absent[0]]
-        logger.warning("%d of %d labels have no H5 file and are left out, such as %s: %s; %s", len(labels) - len(cases),
-                       len(labels), absent[0], problem.what, problem.fix)
+    _warn_of_absent({name: problem for name, problem in matches.problems.items() if name not in paths},
+                    len(labels) - len(cases), len(labels))
     return cases
+
+
+def _warn_of_absent(problems: Mapping[str, BadSlide], num_absent: int, num_labels: int) -> None:
+    if problems:
+        name, problem = next(iter(problems.items()))
+        logger.warning("%d of %d labels have no H5 file and are left out, such as %s: %s; %s", num_absent, num_labels,
+                       name, problem.what, problem.fix)
 
 
 def _cases_of_files(files: _Files, root: Path, pattern: str | None) -> Cases:
