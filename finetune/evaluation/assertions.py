@@ -14,7 +14,7 @@ from itertools import accumulate, zip_longest
 from .finding_terms import Kind, Mention
 from .report_cues import Cue, Mark, marks
 from .report_lists import Event, with_lists
-from .report_scope import ABSENT, PRESENT, UNCERTAIN, Scope, Statement, names_disease
+from .report_scope import ABSENT, PRESENT, UNCERTAIN, VERY_NEAR, Scope, Statement, names_disease
 
 _OWN_STATUS = {Kind.DENIAL: ABSENT, Kind.DOUBT: UNCERTAIN}
 _BACK = {Cue.DENIED: ABSENT, Cue.UNKNOWN: UNCERTAIN, Cue.ASSERTED: PRESENT, Cue.EITHER: PRESENT}
@@ -73,23 +73,23 @@ class _Reader:
         self.scope.take(statement)
 
     def _answer_before_label(self, mention: Mention) -> None:
-        """Let an answer end where the next label begins: `神经侵犯:未见脉管癌栓:未见`."""
+        """Let an answer end where the next label or question begins: `神经侵犯:未见脉管癌栓:未见`."""
         pending = self.scope.pending
-        if pending and pending.is_answer and self.text.startswith((":", " :"), mention.end):
+        if not pending or pending.names(mention.finding):
+            return
+        is_label = pending.is_answer and self.text.startswith((":", " :"), mention.end)
+        if is_label or mention.kind == Kind.QUESTION:
             self.scope.settle(self.text, mention.start)
-            self.scope.ahead = None
+            self.scope.ahead = None if is_label else self.scope.ahead
 
     def _first_status(self, mention: Mention) -> str | None:
         """What the mention itself and the text before it say."""
         own = _OWN_STATUS.get(mention.kind) or self._status_in_gaps(mention)
         if own:
             return own
-        scope = self.scope
         if mention.kind == Kind.QUESTION:
-            return scope.answer_before(self.text, mention)
-        if mention.start == scope.denied_at:
-            return ABSENT
-        return PRESENT if scope.is_out_of_reach or not scope.ahead else scope.ahead[1]
+            return self.scope.answer_before(self.text, mention)
+        return self.scope.status_at(mention.start)
 
     def _status_in_gaps(self, mention: Mention) -> str | None:
         """What a cue in place of `…` says; it may go on behind the gap, as in `切缘[未]见癌`."""
@@ -103,8 +103,6 @@ class _Reader:
     def _status_in_gap(self, mark: Mark, end: int) -> str | None:
         if mark.start >= end or (mark.cue == Cue.DENIES_NEXT and mark.end != end):
             return None
-        if mark.cue == Cue.NUMBER:
-            return ABSENT if self._number_status(mark) == ABSENT else None
         return _IN_GAPS.get(mark.cue)
 
     # Answers behind what they answer
@@ -113,44 +111,42 @@ class _Reader:
         scope, status = self.scope, _BACK[mark.cue]
         if mark.cue == Cue.ASSERTED and _ASKED.match(self.text, mark.end):
             return
-        if scope.group:
-            scope.answer(self.text, mark, self._qualified(mark, status))
-            if mark.start < scope.group_end():  # part of a name: `lymph nodes positive: 0`
-                return
-            scope.ahead = None
-        else:
-            self._answer_ahead(mark, status)
-        if mark.cue == Cue.ASSERTED and self.text.startswith(" for", mark.end):
-            scope.ahead = (mark, PRESENT)
-        scope.group, scope.is_linked, scope.in_place, scope.pending = [], False, False, None
+        ahead = None if scope.group else self._ahead_of_answer(mark, status)
+        self._answer_group(mark, status)
+        is_in_name = bool(scope.group) and mark.start < scope.group_end()
+        if not is_in_name:  # after `positive lymph nodes` may come 0/12
+            scope.end_answer(ahead)
 
-    def _qualified(self, mark: Mark, status: str) -> str | None:
-        """The status of an answer behind a cue: `可疑阳性` is doubtful, `no nodes are positive` denies, `no nodes
-        found` says nothing."""
-        pending, ahead = self.scope.pending, self.scope.ahead
-        if pending and pending.status == UNCERTAIN and mark.start - pending.mark.end <= 1:
-            return UNCERTAIN
-        if status != PRESENT or pending or not ahead or ahead[1] != ABSENT:
+    def _answer_group(self, mark: Mark, status: str) -> None:
+        pending = self.scope.pending
+        if pending and (status == PRESENT or pending.status == UNCERTAIN):
+            self.scope.settle(self.text, mark.start)  # `no tumour seen`, `可疑阳性`
+        else:
+            self.scope.answer(self.text, mark, self._unless_denied(mark, status))
+
+    def _unless_denied(self, mark: Mark, status: str) -> str | None:
+        """ABSENT for `no nodes are positive`, None for `no nodes are found`, and else the status."""
+        ahead = self.scope.ahead
+        if status != PRESENT or not ahead or ahead[1] != ABSENT:
             return status
         return ABSENT if _OF_DISEASE.match(self.text, mark.start) else None
 
-    def _answer_ahead(self, mark: Mark, status: str) -> None:
-        """Let an answer that nothing precedes speak of what follows: `cannot assess LVI`, `free margins`."""
-        is_label = mark.cue == Cue.DENIED and self.text.startswith((":", " :"), mark.end)
+    def _ahead_of_answer(self, mark: Mark, status: str) -> tuple[Mark, str] | None:
+        """What an answer that nothing precedes says of all that follows: `cannot assess LVI`, `absent: LVI`,
+        `positive for ER and PR`. Of a mention right behind it every answer speaks: `free margins`."""
         self.scope.before = (mark, status)
-        self.scope.ahead = (mark, status) if is_label or mark.cue == Cue.UNKNOWN else None
+        is_label = mark.cue == Cue.DENIED and self.text.startswith((":", " :"), mark.end)
+        is_for = mark.cue == Cue.ASSERTED and self.text.startswith(" for", mark.end)
+        return (mark, status) if is_label or is_for or mark.cue == Cue.UNKNOWN else None
 
     def _question_mark(self, mark: Mark) -> None:
-        group = self.scope.group
-        if group and mark.start - self.scope.group_end() <= 2:
-            self.scope.answer(self.text, mark, UNCERTAIN)
-            self.scope.group = []
+        self.scope.answer(self.text, mark, UNCERTAIN)
+        self.scope.group = []
 
     def _number(self, mark: Mark) -> None:
         scope, status = self.scope, self._number_status(mark)
-        if status and scope.group:
-            scope.answer(self.text, mark, status)
-        elif status:
+        scope.answer(self.text, mark, status)
+        if status and not scope.group:
             scope.before = (mark, status)
 
     def _number_status(self, mark: Mark) -> str | None:
@@ -170,20 +166,25 @@ class _Reader:
     def _dash(self, mark: Mark, following: Event | None) -> None:
         """A dash between blanks is a colon before an answer, a minus sign behind a test, and else ends a clause."""
         scope = self.scope
-        is_beside = bool(scope.group) and mark.start - scope.group_end() <= 1
-        if isinstance(following, Mark) and following.start - mark.end <= 1 and following.cue in _BEHIND_DASH:
+        touches = following is not None and following.start - mark.end <= 1
+        if touches and isinstance(following, Mark) and following.cue in _BEHIND_DASH:
             scope.label_end = mark.end
-        elif is_beside and scope.group[-1].is_question:
+        elif self._is_minus(mark) and (touches or not self.text[mark.end:mark.end + 2].strip()):
             scope.answer(self.text, mark, ABSENT)
             scope.group = []
         else:
             self._next_clause(mark.start)
 
+    def _is_minus(self, dash: Mark) -> bool:
+        """Whether a dash stands right behind the name of a test."""
+        group = self.scope.group
+        return bool(group) and group[-1].is_question and dash.start - self.scope.group_end() <= 1
+
     # Cues that reach ahead, and what limits them
 
     def _look_ahead(self, mark: Mark) -> None:
         scope, status = self.scope, _AHEAD[mark.cue]
-        if mark.cue == Cue.DOUBTED and self._is_denied_doubt(mark):
+        if self._is_denied_doubt(mark):
             return
         scope.settle(self.text, mark.start)
         is_answer = scope.is_label(self.text, mark.start) and self.text[scope.label_end - 1] in ":-"
@@ -194,9 +195,9 @@ class _Reader:
             scope.look_ahead(mark, status, is_answer)
 
     def _is_denied_doubt(self, mark: Mark) -> bool:
-        """Whether a doubt belongs to a denial, as in `no suspicious calcification`."""
+        """Whether a doubt, or one more denial, belongs to a denial, as in `no suspicious calcification`."""
         scope = self.scope
-        if scope.ahead is None or scope.has_mention or mark.start - scope.ahead[0].end > 16:
+        if scope.ahead is None or scope.has_mention or mark.start - scope.ahead[0].end > VERY_NEAR:
             return False
         return scope.ahead[1] == ABSENT
 
@@ -216,15 +217,13 @@ class _Reader:
     def _place(self, mark: Mark) -> None:
         scope = self.scope
         scope.in_place = True
-        is_inside = self.text.startswith(("in ", "within "), mark.start)
-        if is_inside and scope.ahead and mark.start - scope.ahead[0].end > 2:  # `no response in the carcinoma`
+        if self.text.startswith(("in ", "within "), mark.start):  # `no response in the carcinoma`
             scope.has_mention = True
 
     def _turn(self, mark: Mark) -> None:
         scope = self.scope
         scope.settle(self.text, mark.start)
-        scope.group = [statement for statement in scope.group if statement.is_question]
-        scope.ahead, scope.is_linked, scope.in_place = None, False, False
+        scope.group, scope.ahead, scope.is_linked, scope.in_place = [], None, False, False
 
     # Clauses and brackets
 
@@ -258,7 +257,7 @@ class _Reader:
     def _end_clause(self, at: int) -> None:
         scope = self.scope
         scope.settle(self.text, at)
-        if scope.is_label(self.text, at) and self.text[scope.label_end - 1] == ":":
+        if scope.is_label(self.text, at):
             for statement in filter(lambda statement: statement.is_name, scope.group):
                 statement.status = None  # a label without an answer says nothing
         self.scope, self.outer = Scope(), []

@@ -51,10 +51,7 @@ class Statement:
         """
         if self.is_question:
             self.status = self.status or status
-        if not self.is_name:
-            return
-        if status == PRESENT:
-            self.status = PRESENT if cue == Cue.EITHER else self.status
+        if not self.is_name or status == PRESENT:
             return
         has_own_sign = bool(_SIGNED.search(self.text))  # in `ER(+) PR(-)` the minus is not of ER
         if is_direct or cue in (Cue.NUMBER, Cue.ZERO) or not has_own_sign:
@@ -74,12 +71,14 @@ class Pending(NamedTuple):
     group: list[Statement]
     is_answer: bool
 
+    def names(self, finding: str) -> bool:
+        """Whether a mention before the cue is of a finding."""
+        return any(statement.mention.finding == finding for statement in self.group)
+
     def goes_on_at(self, statement: Statement) -> bool:
         """Whether a mention behind the cue is part of the answer to what stands before it: `margins: no carcinoma`."""
-        if any(other.mention.finding == statement.mention.finding for other in self.group):
+        if self.names(statement.mention.finding):
             return True
-        if statement.is_question:
-            return False
         return names_disease(statement.text) and all(other.is_question for other in self.group)
 
 
@@ -114,6 +113,14 @@ class Scope:
         """Whether what follows says where something is, or is not: `no necrosis in the DCIS`."""
         return self.in_place and self.has_mention
 
+    def status_at(self, place: int) -> str:
+        """What the text before a place says of a finding that is named there."""
+        if place == self.denied_at:
+            return ABSENT
+        if self.before and place - self.before[0].end <= 1:  # `absent LVI`
+            return self.before[1]
+        return PRESENT if self.is_out_of_reach or not self.ahead else self.ahead[1]
+
     def group_end(self) -> int:
         """Where the last mention of the group ends."""
         return self.group[-1].mention.end
@@ -127,6 +134,10 @@ class Scope:
         elif statement.is_question or not self.is_out_of_reach:
             self.group = [statement]
         self.is_linked, self.has_mention, self.label_end, self.before = False, True, -1, None
+
+    def end_answer(self, ahead: tuple[Mark, str] | None) -> None:
+        """Go past an answer and what it speaks of."""
+        self.group, self.is_linked, self.in_place, self.pending, self.ahead = [], False, False, None, ahead
 
     def join_bracket(self, inner: list[Statement]) -> None:
         """Go past a bracket that ends with a group: one that was answered in it, or `lymphovascular invasion (LVI)`."""

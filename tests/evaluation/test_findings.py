@@ -100,6 +100,14 @@ def test_a_custom_dictionary_extends_a_shipped_one(tmp_path):
     assert both.read("粉刺样，无痛性肿块，钙化") == {"necrosis": PRESENT, "no": PRESENT, "microcalcification": PRESENT}
 
 
+def test_a_term_keeps_its_own_words_and_a_name_of_ones_own_outweighs_what_is_ignored(tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("loss: {phrases: [MLH1…阴性]}\nnuclear_3: {phrases: [nuclear grade 3]}\nlong: {phrases: [grade 3 nuclear atypia]}\n",
+                    encoding="utf-8")
+    both = FindingDictionary.load(["breast", str(mine)])
+    assert both.read("MLH1蛋白阴性, nuclear grade 3; grade 3 nuclear atypia") == {"loss": PRESENT, "nuclear_3": PRESENT, "long": PRESENT}
+
+
 @pytest.mark.parametrize(("text", "word"), [("a: [b]", "'a'"), ("a: {phrases: []}", "'a'"), ("a: {words: [b]}", "'a'"),
                                             ("- a", "not a dictionary"), ("a: {phrases: [b]}\na: {phrases: [c]}", "appears twice"),
                                             ("a: {phrases: [{b: c}]}", "'a'"), ("a: &b {phrases: [b]}", "a")])
