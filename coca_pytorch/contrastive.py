@@ -34,6 +34,7 @@ class ContrastiveCaptioner(nn.Module):
         logit_bias: SigLIP's bias, (1,); None for CLIP.
         max_positions: Longest text in tokens; None = any.
         supports: Which of compile, grad_checkpointing and attention (`logits_and_attention`) a subclass has.
+        never_generated: Ids that captions must not contain, beside begin and padding.
     """
 
     text_to_latents: EmbedToLatents
@@ -42,6 +43,7 @@ class ContrastiveCaptioner(nn.Module):
     logit_bias: nn.Parameter | None
     max_positions: int | None = None
     supports: frozenset[str] = frozenset()
+    never_generated: tuple[int, ...] = ()
 
     def __init__(self, caption_loss_weight: float, contrastive_loss_weight: float, label_smoothing: float) -> None:
         """
@@ -72,6 +74,9 @@ class ContrastiveCaptioner(nn.Module):
         self.logit_bias = nn.Parameter(torch.tensor([_SIGLIP_BIAS]))
         with torch.no_grad():
             self.temperature.fill_(_SIGLIP_TEMPERATURE)
+
+    def cast_frozen(self, dtype: torch.dtype) -> None:
+        """Keep weights that do not train in `dtype`, where they are so large that it matters; here they are not."""
 
     def describe(self) -> dict[str, Any]:
         """What a checkpoint needs, beside the config, to rebuild the model and the weights that it does not hold."""

@@ -7,6 +7,7 @@ loading weights from disk does not need it.
 import logging
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import PrismWeightsError
@@ -23,24 +24,32 @@ _VOCABULARY, _VOCABULARY_COMMIT = "microsoft/biogpt", "eb0d815e95434dc9e3b78f464
 _log = logging.getLogger(__name__)
 
 
-def fetch(repo_id: str, revision: str | None) -> Path:
+def fetch(repo_id: str, revision: str | None, weights: Sequence[str] = WEIGHT_FILES,
+          others: Sequence[str] = ()) -> Path:
     """Folder with `config.json` (if the repository has one) and the weights; only these files are downloaded.
 
     What is in the hub's cache on this machine is used where the hub does not answer.
+
+    Args:
+        weights: Names of files of weights or of indices of shards, best first; the first that is there is taken.
+        others: Names of further files to take where they are there.
 
     Raises:
         PrismWeightsError: No access, no network, no such repository or revision, no weights in it.
     """
     failure = ask_hub(repo_id, revision)
+    cached_only = failure is not None
     try:
-        folder = _download(repo_id, revision, cached_only=failure is not None)
+        folder = _download(repo_id, revision, cached_only, weights)
+        for name in others if folder else ():
+            _get_file(repo_id, name, commit_of(folder) or revision, cached_only)
     except Exception as error:  # httpx, requests, OS and its own errors, by version; all mean: no file
         raise _explain(repo_id, revision, error) from error
     if folder is not None:
         return folder
     if failure is not None:
         raise _explain(repo_id, revision, failure) from failure
-    raise PrismWeightsError(f"{repo_id}: the repository holds none of {', '.join(WEIGHT_FILES)}")
+    raise PrismWeightsError(f"{repo_id}: the repository holds none of {', '.join(weights)}")
 
 
 def fetch_vocabulary(online: bool) -> Path | None:
@@ -82,12 +91,12 @@ def ask_hub(repo_id: str, revision: str | None) -> Exception | None:
     return answer[0] if answer else TimeoutError(f"no answer in {seconds:g} s; HF_HUB_ETAG_TIMEOUT=30 waits longer")
 
 
-def _download(repo_id: str, revision: str | None, cached_only: bool) -> Path | None:
+def _download(repo_id: str, revision: str | None, cached_only: bool, weights: Sequence[str]) -> Path | None:
     """Folder with the best weights that the repository has, all files of one commit; None if it has none."""
     config = _get_file(repo_id, "config.json", revision, cached_only)
     if config is not None:
         revision = commit_of(config.parent) or revision  # of one commit, also if the branch moves meanwhile
-    for name in WEIGHT_FILES:
+    for name in weights:
         path = _get_file(repo_id, name, revision, cached_only)
         if path is not None and _get_shards(repo_id, path, revision, cached_only):
             return path.parent

@@ -58,6 +58,10 @@ def _remove_private(content: Checkpoint) -> None:
     """Remove slide ids and local paths."""
     if not _is_public(content.prism.get("source")):
         content.config["prism"]["weights"] = content.prism["source"] = PrismConfig.weights
+    source = content.prism.get("text_source")
+    if source is not None and not _is_public(str(source).partition("@")[0]):
+        name = re.split(r"[/\\]", str(source).rstrip("/\\"))[-1]
+        content.config["model"]["decoder"], content.prism["text_source"] = f"hf:{name}", name
     content.data = {key: value for key, value in content.data.items() if key in ("fingerprint", "slides", "texts")}
 
 

@@ -15,6 +15,10 @@ derivatives of its weights: do not distribute this folder."""
 _NOT_DERIVED = """\
 This folder contains no weights of Prism; it needs them to run, under their own licence (CC BY-NC-ND 4.0: research, \
 not commercial use). What you may do with the weights here depends on your training data too."""
+_LANGUAGE_MODEL = """
+The texts are written by the language model {source}, licence: {licence}. {relation}"""
+_RELATIONS = {True: "It is needed to run this folder (`--language_model`, SHA-256 {sha256}) and is not in it.",
+              False: "**The weights in this folder are derived from it**: its licence holds for them."}
 
 
 def model_card(checkpoint: Checkpoint, name: str) -> str:
@@ -67,6 +71,7 @@ python train_with_config.py --config config.yaml --set data.embeddings_dir=H5_FO
 
 ## Licence
 {_DERIVED if is_derived else _NOT_DERIVED}
+{_language_model(checkpoint)}
 """
 
 
@@ -83,6 +88,16 @@ def _caveats(checkpoint: Checkpoint) -> str:
     """What takes away the meaning of the scores below, as a paragraph each."""
     found = caveats(checkpoint.prism.get("source"), checkpoint.data.get("texts"))
     return "".join(f"> **{english}**\n\n" for _, english in found)
+
+
+def _language_model(checkpoint: Checkpoint) -> str:
+    """What the licence of the language model means for this folder; empty without one."""
+    about = checkpoint.prism
+    if "text_source" not in about:
+        return ""
+    relation = _RELATIONS[checkpoint.config["model"]["freeze_decoder"]].format(sha256=about.get("text_sha256"))
+    licence = about.get("text_licence") or "not named in its folder, look it up before you pass anything on"
+    return _LANGUAGE_MODEL.format(source=about["text_source"], licence=licence, relation=relation)
 
 
 def _epoch_scores(checkpoint: Checkpoint) -> dict[str, Any]:

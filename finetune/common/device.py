@@ -23,6 +23,11 @@ class Precision:
     device: torch.device
     reason: str
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the products of the forward pass."""
+        return _DTYPES.get(self.name, torch.float32)
+
     def autocast(self) -> AbstractContextManager:
         """The autocast context of the forward pass; disabled for fp32."""
         dtype = _DTYPES.get(self.name)
@@ -76,15 +81,18 @@ def _parse_device(name: str) -> torch.device:
     return device
 
 
-def resolve_precision(name: str, device: torch.device) -> Precision:
+def resolve_precision(name: str, device: torch.device, *, wide_range: bool = False) -> Precision:
     """The number format on a device; a format it lacks is replaced, and `reason` says so.
 
     Args:
         name: fp16, bf16, fp32, or auto: fp16 on CUDA, bf16 on a CPU that has it, else fp32.
         device: As resolved.
+        wide_range: auto is bf16 in place of fp16: language models trained in bf16 overflow in fp16.
     """
     on_gpu = device.type == "cuda"
     default, why = ("fp16", "auto on CUDA") if on_gpu else _cpu_default()
+    if on_gpu and wide_range:
+        name = "bf16" if name == "auto" else name
     if name == "auto":
         return Precision(default, device, why)
     if name == "bf16" and on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):

@@ -26,6 +26,8 @@ _PROBE_TOKENS = 4
 _MIN_PREDICTABLE = 20  # tokens: probe tokens paid with 32 and more, and made it worse with 5, of texts of a template
 # Prism's own decoder has no sizes, and none of this was tried with it: its run stays as it was.
 _PRISM_DECODER = {"model.size": "large", "training.epochs": 50, "training.learning_rate": 1e-4, "data.views": 1}
+# Of a language model only the prefix has sizes, and they need not grow with the number of slides.
+_LANGUAGE_MODEL = {"model.size": "large", "model.num_img_queries": 32, "training.learning_rate": 5e-4}
 
 # null in a size key means: as in model.size
 AUTO_KEYS = ("model.size", *(f"model.{name}" for name in SIZE_KEYS), "training.epochs", "training.learning_rate",
@@ -60,6 +62,8 @@ def resolve(config: Config, num_training_slides: int, num_predictable: int = 0) 
     resolved = copy.deepcopy(config)
     if config.model.decoder == "prism":
         fill_open(resolved, _PRISM_DECODER)
+    elif config.model.language_model is not None:
+        fill_open(resolved, _LANGUAGE_MODEL)
     fill_open(resolved, {"model.size": _size(num_training_slides, config.model.dim)})
     sizes = SIZES[resolved.model.size]
     fill_open(resolved, {f"model.{name}": value for name, value in zip(SIZE_KEYS, sizes, strict=True)})
@@ -125,6 +129,9 @@ def describe(before: Config, after: Config, num_training_slides: int) -> str | N
 
 def _describe_size(before: Config, after: Config) -> str:
     model = after.model
+    if model.language_model is not None:
+        return (f"a prefix of {model.num_img_queries} vectors pooled by {model.heads} heads of {model.dim_head} (dim "
+                f"{model.dim}, dim_latents {model.dim_latents})")
     is_auto = " auto:" if before.model.size == "auto" else ""
     return (f"model.size{is_auto} {model.size} (dim {model.dim}, {model.unimodal_depth} + {model.multimodal_depth} "
             f"layers, {model.heads} heads of {model.dim_head}, {model.num_img_queries} queries, dim_latents "

@@ -112,7 +112,7 @@ class ModelConfig:
         "clip", "contrastive loss: clip (softmax over the batch) or siglip (sigmoid per pair)",
         choices=("clip", "siglip"))
     num_img_queries: int | None = setting(
-        None, "number of queries that pool the image tokens; null = as in model.size", 1, 65536)
+        None, "number of queries that pool the image tokens; null = as in model.size, 32 for hf", 1, 65536)
     heads: int | None = setting(None, "number of attention heads; null = as in model.size", 1, 1024)
     dim_head: int | None = setting(
         None, "dimension of an attention head, an even number; null = as in model.size", 2, 4096)
@@ -121,13 +121,23 @@ class ModelConfig:
         "random", "initialization of a coca decoder: random, or prism = the fitting weights of Prism's text decoder",
         choices=("random", "prism"))
     decoder: str = setting(
-        "coca", "coca: a CoCa of the sizes above; prism: Prism's own text decoder, fine-tuned",
-        choices=("coca", "prism"))
+        "coca", "coca: a CoCa of the sizes above; prism: Prism's own text decoder, fine-tuned; hf:NAME_OR_FOLDER: a "
+        "causal language model of Hugging Face behind a soft prefix (docs/language_model.md)",
+        choices=("coca", "prism", "hf:NAME_OR_FOLDER"))
     probe_tokens: int | str = setting(
         "auto", "tokens that tell the decoder what a linear probe of the frozen features says; auto: 4 where the probe "
         "can predict 20 tokens of the texts, else 0", 0, 64, choices=("auto",))
     lora_rank: int = setting(
-        0, "with decoder=prism: rank of the low-rank adapters (LoRA); 0 = fine-tune its upper half", 0, 4096)
+        0, "with decoder=prism or hf: rank of the low-rank adapters (LoRA); 0 = none: the upper half of prism trains, "
+        "and of hf what freeze_decoder says", 0, 4096)
+    freeze_decoder: bool = setting(
+        True, "with decoder=hf: keep the language model as it is, so that the prefix and, with lora_rank, the adapters "
+        "train; false = train all of it")
+
+    @property
+    def language_model(self) -> str | None:
+        """Name or folder of the language model; None for the other decoders."""
+        return self.decoder.removeprefix("hf:") if self.decoder.startswith("hf:") else None
 
 
 @dataclass(kw_only=True)
@@ -143,6 +153,9 @@ class TrainingConfig:
     learning_rate: float | str = setting(
         "auto", "peak learning rate; auto by model.dim: 1e-3 up to 128, 5e-4 up to 256, 1e-4 above", 0, open_low=True,
         choices=("auto",))
+    decoder_learning_rate: float | None = setting(
+        None, "with decoder=hf: peak learning rate of its adapters or weights, learning_rate being that of the prefix; "
+        "null = 2e-4 for adapters, 2e-5 for weights", 0, open_low=True)
     weight_decay: float = setting(0.01, "AdamW weight decay of weight matrices", 0)
     save_every: int = setting(5, "epochs between checkpoint_epoch_N.pth files; 0 = none", 0)
     save_every_steps: int = setting(
@@ -213,11 +226,12 @@ class Config:
         """Check what depends on more than one key, just before a run. Returns self; raises UserError naming `where`."""
         self._check_data(where)
         self._check_losses(where)
+        if self.model.language_model is not None:
+            self._check_language_model(where)
+        else:
+            self._check_no_language_model(where)
         if self.model.decoder == "prism":
             self._check_prism_decoder(where)
-        elif self.model.lora_rank:
-            raise UserError(where, "model.lora_rank is set, but model.decoder is coca, which takes no adapters",
-                            "use model.decoder=prism, or leave model.lora_rank at 0")
         if self.model.dim_head is not None and self.model.dim_head % 2:
             raise UserError(where, f"model.dim_head is {self.model.dim_head}", "rotary positions need an even number")
         return self
@@ -238,6 +252,27 @@ class Config:
         if contrastive and self.training.batch_size == 1 and batches_per_step == 1:
             raise UserError(where, "training.batch_size is 1, where the contrastive loss is always 0",
                             "use 2 or more, or model.contrastive_loss_weight=0")
+
+    def _check_language_model(self, where: str) -> None:
+        if self.data.tokenizer != "vocab":
+            raise UserError(where, "data.tokenizer is set, but a language model has its own tokenizer",
+                            "leave data.tokenizer out with model.decoder=hf")
+        if self.training.precision == "fp16":
+            raise UserError(where, "training.precision is fp16, in which many language models overflow",
+                            "use auto (bf16 where the device has it), bf16 or fp32")
+        if self.model.lora_rank and not self.model.freeze_decoder:
+            raise UserError(where, "model.lora_rank and model.freeze_decoder=false are both set",
+                            "train either adapters or the whole language model")
+
+    def _check_no_language_model(self, where: str) -> None:
+        if self.model.lora_rank and self.model.decoder == "coca":
+            raise UserError(where, "model.lora_rank is set, but model.decoder is coca, which takes no adapters",
+                            "use model.decoder=prism or hf:NAME, or leave model.lora_rank at 0")
+        for key, is_set in (("model.freeze_decoder", not self.model.freeze_decoder),
+                            ("training.decoder_learning_rate", self.training.decoder_learning_rate is not None)):
+            if is_set:
+                raise UserError(where, f"{key} is set, but model.decoder is {self.model.decoder}",
+                                "leave it out, or use model.decoder=hf:NAME_OR_FOLDER")
 
     def _check_prism_decoder(self, where: str) -> None:
         if self.prism.image_tokens != "latents":

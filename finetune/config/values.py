@@ -29,7 +29,8 @@ def setting(default: Any, help: str, low: float | None = None, high: float | Non
         low: Smallest allowed number.
         high: Largest allowed number.
         open_low: `low` itself is excluded.
-        choices: The allowed texts; in a field of type `int | str` they are allowed besides numbers.
+        choices: The allowed texts; in a field of type `int | str` they are allowed besides numbers. One such as
+            `hf:NAME` stands for all texts after `hf:`.
     """
     metadata = {"help": help, "low": low, "high": high, "open_low": open_low, "choices": choices}
     return dataclasses.field(default=default, metadata=metadata)
@@ -98,7 +99,9 @@ def _parse_list(key: str, text: str, choices: tuple[str, ...], where: str) -> tu
 
 
 def _check_choice(key: str, text: str, choices: tuple[str, ...], where: str) -> None:
-    if choices and text not in choices:
+    beginnings = tuple(choice[:choice.index(":") + 1] for choice in choices if ":" in choice)
+    is_named = text.startswith(beginnings) and text not in beginnings
+    if choices and text not in choices and not is_named:
         raise UserError(where, f"{key} is {text!r}", f"it must be one of {', '.join(choices)}")
 
 

@@ -14,6 +14,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from ..common.errors import UserError
@@ -27,6 +28,11 @@ _BETWEEN_CJK = re.compile(rf"(?<=[{_WIDE}]) | (?=[{_WIDE}])")
 _BPE_SIZE = 8000  # tokens, bytes included; texts with fewer repeated pairs give fewer
 _UNITS = {"mm": "mm|毫米", "cm": "cm|厘米|公分", "μm": "um|μm|微米"}
 _UNIT = re.compile(r"(?<=\d)\s*(?:" + "|".join(f"({forms})" for forms in _UNITS.values()) + r")(?![a-wyz])", re.I)
+# Turns and roles of a chat: in a base model the embeddings of these tokens are hardly trained, in a chat model they
+# mean the end of an answer. `<|endoftext|>`, `</s>` and their kin end a document in both.
+_CHAT = re.compile(r"im_(start|end|sep)|turn|role|eot|eom|inst\b|<\|end\|>|user|assistant|system|observation|call|tool",
+                   re.I)
+_DOCUMENT_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
 _TIMES = re.compile(r"(?<=\d)((?:[cmμ]m)?)\s*[x×*]\s*(?=\d)", re.I)
 
 
@@ -233,24 +239,53 @@ class FastTokenizer:
     @classmethod
     def from_hub(cls, name: str, normalize: bool) -> FastTokenizer:
         """The tokenizer that AutoTokenizer loads from a hub name or folder. Raises UserError."""
-        loaded = _load_from_hub(name)
-        backend = getattr(loaded, "backend_tokenizer", None)
-        if backend is None:
-            raise UserError("data.tokenizer", f"{name} has no tokenizer.json and none can be made of it",
-                            "choose a model with a fast tokenizer")
+        loaded = _load_from_hub(name, "data.tokenizer")
         end = _first_id(loaded, "eos", "sep")
         if end is None:
             raise UserError("data.tokenizer", f"{name} has no end token", "choose another tokenizer")
-        special = {"pad": _first_id(loaded, "pad", "eos", "sep"),
-                   "bos": _first_id(loaded, "bos", "cls", "eos", "sep"), "eos": end}
+        return cls._of_loaded(loaded, end, normalize)
+
+    @classmethod
+    def of_language_model(cls, folder: Path, normalize: bool, end_ids: Sequence[int]) -> FastTokenizer:
+        """The tokenizer in the folder of a language model, with a document's end as end token, never a chat marker.
+
+        Args:
+            end_ids: End tokens that the model's own configs name.
+
+        Raises:
+            UserError: It cannot be loaded, or has chat markers as its only end tokens.
+        """
+        loaded = _load_from_hub(str(folder), "model.decoder")
+        vocabulary = loaded.get_vocab()
+        named = [_first_id(loaded, "eos"), *end_ids, _first_id(loaded, "pad"), _first_id(loaded, "bos"),
+                 *(vocabulary.get(text) for text in _DOCUMENT_ENDS)]
+        for token_id in named:
+            text = None if token_id is None else loaded.convert_ids_to_tokens(token_id)
+            if text and not _CHAT.search(text):
+                return cls._of_loaded(loaded, token_id, normalize)
+        raise UserError("model.decoder", f"the tokenizer in {folder} has only chat markers to end a text with",
+                        "choose the base model (without Instruct or Chat in its name)")
+
+    @classmethod
+    def _of_loaded(cls, loaded: Any, end: int, normalize: bool) -> FastTokenizer:
+        """Of what AutoTokenizer has loaded. A missing begin or padding token is the end token."""
+        special = {"pad": _first_id(loaded, "pad"), "bos": _first_id(loaded, "bos", "cls"), "eos": end}
+        special = {name: end if token_id is None else token_id for name, token_id in special.items()}
         unknown = _first_id(loaded, "unk")
         special["unk"] = None if unknown in special.values() else unknown  # GPT-2 gives its end token
+        backend = loaded.backend_tokenizer
         backend.no_truncation()
         backend.no_padding()
         return cls("hf", backend.to_str(), special, normalize)
 
     def __len__(self) -> int:
         return 1 + max(*self._not_text, self.unk_id or 0, *self._tokenizer.get_vocab().values())
+
+    @property
+    def special_ids(self) -> set[int]:
+        """Ids of all special tokens of the library's tokenizer: roles and turns of chats among them."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return {token_id for token_id, token in added.items() if token.special} | self._not_text
 
     def __reduce__(self) -> tuple[Any, ...]:  # other processes of a run get it by pickle
         return tokenizer_from_dict, (self.to_dict(), "tokenizer")
@@ -283,24 +318,28 @@ class FastTokenizer:
         return tokenizer
 
 
-def _load_from_hub(name: str) -> Any:
-    """What AutoTokenizer makes of a hub name or a folder; no code from there runs."""
+def _load_from_hub(name: str, key: str) -> Any:
+    """What AutoTokenizer makes of a hub name or a folder; no code from there runs. Raises UserError naming `key`."""
     try:
         from transformers import AutoTokenizer
     except ImportError:
-        raise UserError("data.tokenizer", "hf: needs the package transformers",
+        raise UserError(key, "hf: needs the package transformers",
                         "pip install 'transformers>=5.3', or use vocab or bpe") from None
     from prism.hub import ask_hub
 
     is_folder = expand(name).is_dir()
     cached_only = is_folder or ask_hub(name, None) is not None  # transformers tries a hub that is down for 46 s
     try:
-        return AutoTokenizer.from_pretrained(str(expand(name)) if is_folder else name, trust_remote_code=False,
-                                             local_files_only=cached_only)
+        loaded = AutoTokenizer.from_pretrained(str(expand(name)) if is_folder else name, trust_remote_code=False,
+                                               local_files_only=cached_only)
     except Exception as error:  # any file there may be broken in any way
         reason = str(error).strip().splitlines()[0][:90]
-        raise UserError("data.tokenizer", f"{name} cannot be loaded ({reason})",
+        raise UserError(key, f"{name} cannot be loaded ({reason})",
                         "give a folder that holds a tokenizer, or see HF_ENDPOINT in the guide") from None
+    if getattr(loaded, "backend_tokenizer", None) is None:
+        raise UserError(key, f"{name} has no tokenizer.json and none can be made of it",
+                        "choose a model with a fast tokenizer")
+    return loaded
 
 
 def _first_id(tokenizer: Any, *names: str) -> int | None:

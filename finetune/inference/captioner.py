@@ -66,16 +66,18 @@ class Captioner:
         return caveats(self.checkpoint.prism.get("source"), self.checkpoint.data.get("texts"))
 
     @classmethod
-    def load(cls, checkpoint: str | Path, prism: str | None = None, device: str = "auto") -> Captioner:
-        """Rebuild a model from its checkpoint and Prism's weights.
+    def load(cls, checkpoint: str | Path, prism: str | None = None, device: str = "auto",
+             language_model: str | None = None) -> Captioner:
+        """Rebuild a model from its checkpoint, Prism's weights and, if it has one, its language model.
 
         Args:
             checkpoint: A .pth file of a run, the run's folder (its best_model.pth), or a folder of `finetune.export`.
             prism: Where Prism's weights are, if not where they were in training; they must be the same (SHA-256).
             device: auto, cpu, cuda or cuda:N.
+            language_model: Where the language model is, as `prism`.
 
         Raises:
-            UserError: An unusable checkpoint, or other Prism weights than in training.
+            UserError: An unusable checkpoint, or other weights of Prism or the language model than in training.
         """
         where = str(checkpoint)
         path = model_path(expand(where))
@@ -84,14 +86,17 @@ class Captioner:
         content = read_model(path)
         config = from_dict(content.config, where)
         config.prism.weights = prism or config.prism.weights
+        _move_language_model(config, language_model)
         tokenizer = tokenizer_from_dict(content.tokenizer, where)
         trained_prism = None if config.prism.freeze else content.prism.get("architecture")
         check_architecture(config, tokenizer, content.prism, content.model, where)
         model = build_model(config, tokenizer, trained_prism, num_predicted_in(content.model))
-        _check_same_prism(model, config, content.prism, where)
+        _check_same_weights(model, config, content.prism, where)
         model.load_saved_state(content.model, where)
         target = resolve_device(device)
-        return cls(model.to(target).eval(), tokenizer, config, resolve_precision("auto", target),
+        precision = resolve_precision("auto", target, wide_range=config.model.language_model is not None)
+        model.decoder.cast_frozen(precision.dtype)
+        return cls(model.to(target).eval(), tokenizer, config, precision,
                    {"val": _ids(content.data, "validation_ids"), "test": _ids(content.data, "test_ids")},
                    temperature_of(content), replace(content, model={}, optimizer={}, random_states={}))
 
@@ -112,7 +117,7 @@ class Captioner:
         if options.prism_only:
             captioner = cls.of_prism(options.prism, options.device)
         else:
-            captioner = cls.load(options.checkpoint, options.prism, options.device)
+            captioner = cls.load(options.checkpoint, options.prism, options.device, options.language_model)
         for _, english in captioner.caveats:
             logger.warning("%s", english)
         positions = captioner.model.decoder.max_positions
@@ -221,17 +226,31 @@ class Captioner:
         return self.model.decoder.logit_scale.float().cpu()
 
 
-def _check_same_prism(model: SlideCaptioner, config: Config, trained_with: dict[str, Any], checkpoint: str) -> None:
-    """Raise UserError if a frozen part of Prism has other weights than in training."""
+def _move_language_model(config: Config, source: str | None) -> None:
+    """Put the language model of a config where it is now. Raises UserError if the config has none."""
+    if source is None:
+        return
+    if config.model.language_model is None:
+        raise UserError("--language_model", f"the checkpoint has model.decoder={config.model.decoder}", "leave it out")
+    config.model.decoder = f"hf:{source}"
+
+
+def _check_same_weights(model: SlideCaptioner, config: Config, trained_with: dict[str, Any], checkpoint: str) -> None:
+    """Raise UserError if a frozen part of Prism, or the language model, has other weights than in training."""
     loaded = {"text_sha256": model.decoder.describe().get("text_sha256")}
     if config.prism.freeze:
         loaded["sha256"] = model.prism.sha256
     for key, digest in loaded.items():
         expected = trained_with.get(key)
-        if expected != digest:
-            raise UserError(checkpoint, f"was trained with other Prism weights ({trained_with.get('source')}, "
-                            f"{key} {str(expected)[:12]}; {config.prism.weights} has {str(digest)[:12]})",
-                            "give the same weights with --prism")
+        if expected == digest:
+            continue
+        if key == "text_sha256" and config.model.language_model is not None:
+            what, before, now = "another language model", trained_with.get("text_source"), config.model.language_model
+        else:
+            what, before, now = "other Prism weights", trained_with.get("source"), config.prism.weights
+        flag = "--language_model" if now == config.model.language_model else "--prism"
+        raise UserError(checkpoint, f"was trained with {what} ({before}, {key} {str(expected)[:12]}; {now} has "
+                        f"{str(digest)[:12]})", f"give the same weights with {flag}")
 
 
 def _ids(data: dict[str, Any], key: str) -> list[str]:

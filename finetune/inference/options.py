@@ -41,6 +41,8 @@ class InferenceOptions:
     prism_only: bool = setting(False, "without a checkpoint: captions by Prism itself, in English")
     prism: str | None = setting(
         None, "Prism's weights, if moved since training; with --prism_only default paige-ai/Prism")
+    language_model: str | None = setting(
+        None, "folder or hub name of the language model of a checkpoint with model.decoder=hf, if moved since training")
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
 
     embeddings_file: str | None = setting(None, "H5 tile embeddings of one slide")
@@ -119,6 +121,7 @@ class InferenceOptions:
             self._check_used(name, modes)
         if self.explain is not None and self.embeddings_file is None:
             raise UserError("--explain", "is for one slide", "give it with --embeddings_file")
+        self._check_needed("language_model", "checkpoint")
         for name in ("findings", *_OF_LABELS):
             self._check_needed(name, "labels_file")
         self._check_needed("classes_file", "prompts")

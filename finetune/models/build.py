@@ -24,14 +24,17 @@ from ..config.schema import Config
 from ..data.tokenizer import Tokenizer
 from .captioner import SAVED_AS, CaptionDecoder, SlideCaptioner, trained_state
 from .coca_decoder import build_coca, start_from_prism
+from .language_model import LanguageModel, build_language_model, language_model_tokenizer
 from .prism_decoder import PrismDecoder, build_prism_decoder
 from .probe_tokens import ProbeTokens
 
-# Value of `model.decoder` -> its build function, (config, tokenizer, whole Prism or None) -> decoder. It may raise
-# UserError. A new decoder: its module, a line here, a choice in config/schema.py.
-DECODERS: dict[str, Callable[[Config, Tokenizer, Prism | None], CaptionDecoder]] = {
+# Value of `model.decoder`, up to a colon -> its build function, (config, tokenizer, pretrained) -> decoder. It may
+# raise UserError. A new decoder: its module, a line here, a choice in config/schema.py. `pretrained` is what it is made
+# of: for `prism` a whole Prism, for `hf` a language model, else None.
+DECODERS: dict[str, Callable[[Config, Tokenizer, Any], CaptionDecoder]] = {
     "coca": build_coca,
     "prism": build_prism_decoder,
+    "hf": build_language_model,
 }
 _FROM_WHOLE_PRISM = {"prism"}  # decoders that are Prism's text side: it is loaded for them, and its tokenizer is used
 _MOST_LAYERS = 4096  # of a Prism in a checkpoint; the published one has 8 x 6
@@ -49,6 +52,8 @@ def build_model(config: Config, tokenizer: Tokenizer, trained_prism: dict[str, A
         UserError: The weights are not available; or they, the tokenizer or the decoder do not match the config.
     """
     whole = whole_prism(config) if config.model.decoder in _FROM_WHOLE_PRISM else None
+    source = config.model.language_model
+    language_model = None if source is None else LanguageModel.load(source)
     if whole:
         prism = whole.slide_encoder()
     elif trained_prism:
@@ -63,7 +68,7 @@ def build_model(config: Config, tokenizer: Tokenizer, trained_prism: dict[str, A
         prism.unfreeze()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
-        decoder = _make_decoder(config, tokenizer, whole, num_predicted)
+        decoder = _make_decoder(config, tokenizer, whole or language_model, num_predicted)
     _check_features(config, decoder)
     return SlideCaptioner(prism, decoder, config.prism.image_tokens)
 
@@ -82,6 +87,8 @@ def initialise(model: SlideCaptioner, config: Config, tokenizer: Tokenizer) -> N
 
 def decoder_tokenizer(config: Config) -> Tokenizer | None:
     """The tokenizer that the decoder brings along; None if it takes any. Raises UserError if its files are missing."""
+    if config.model.language_model is not None:
+        return language_model_tokenizer(config.model.language_model, config.data.normalize)
     if config.model.decoder not in _FROM_WHOLE_PRISM:
         return None
     return _usable(_load(load_tokenizer, config), config)
@@ -133,11 +140,13 @@ def _declared_shapes(config: Config, tokenizer: Tokenizer, about_prism: dict[str
     """Shape of every weight that a checkpoint should hold, by its name there."""
     encoder, text = about_prism["architecture"], dict(about_prism.get("text_architecture") or {})
     _check_depth(encoder, text)
-    perceiver, whole = PerceiverConfig(**encoder), None
+    perceiver, pretrained = PerceiverConfig(**encoder), None
     if config.model.decoder in _FROM_WHOLE_PRISM:
         dim_latents = text.pop("dim_latents")
-        whole = Prism(PrismConfig(perceiver, BioGptConfig(**text), perceiver.latent_dim, dim_latents))
-    parts = {"decoder": _make_decoder(config, tokenizer, whole, num_predicted)}
+        pretrained = Prism(PrismConfig(perceiver, BioGptConfig(**text), perceiver.latent_dim, dim_latents))
+    elif config.model.language_model is not None:
+        pretrained = LanguageModel.empty(config.model.language_model)
+    parts = {"decoder": _make_decoder(config, tokenizer, pretrained, num_predicted)}
     if not config.prism.freeze:
         parts["prism"] = PrismSlideEncoder(perceiver)
     shapes = {}
@@ -154,8 +163,9 @@ def _check_depth(encoder: dict[str, Any], text: dict[str, Any]) -> None:
         raise ValueError("too many layers")
 
 
-def _make_decoder(config: Config, tokenizer: Tokenizer, whole: Prism | None, num_predicted: int) -> CaptionDecoder:
-    decoder = DECODERS[config.model.decoder](config, tokenizer, whole)
+def _make_decoder(config: Config, tokenizer: Tokenizer, pretrained: Prism | LanguageModel | None,
+                  num_predicted: int) -> CaptionDecoder:
+    decoder = DECODERS[config.model.decoder.partition(":")[0]](config, tokenizer, pretrained)
     if num_predicted:
         _require(decoder, "model.probe_tokens", "probe_tokens", config, "0")
         decoder.img_context = ProbeTokens(config.model.probe_tokens, config.model.dim, config.model.image_dim,

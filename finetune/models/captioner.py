@@ -36,6 +36,7 @@ class CaptionDecoder(Protocol):
         supports: Which of these optional features it has: `compile` (a method of that name), `grad_checkpointing` (an
             attribute to be set), `attention` (a method `logits_and_attention`, as `coca_pytorch.CoCa` has it),
             `probe_tokens` (an attribute `img_context` to be set, as `coca_pytorch.CoCa` describes it).
+        never_generated: Ids that captions must not contain, beside begin and padding.
         dtype, device: Of its weights.
         dim_latents: Dimension of the contrastive space.
         logit_scale: float32 scalar that cosines are multiplied with.
@@ -47,6 +48,7 @@ class CaptionDecoder(Protocol):
     contrastive_loss_weight: float
     max_positions: int | None
     supports: frozenset[str]
+    never_generated: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
     dim_latents: int
@@ -87,6 +89,9 @@ class CaptionDecoder(Protocol):
 
     def decode_step(self, token_ids: Tensor, cache: Any) -> Tensor:
         """token ids (B, T) after those in the cache, which gets them -> next-token logits (B, vocabulary)."""
+
+    def cast_frozen(self, dtype: torch.dtype) -> None:
+        """Keep large weights that do not train in `dtype`, the type of the forward pass."""
 
     def describe(self) -> dict[str, Any]:
         """Architecture, and fingerprints of weights that a checkpoint does not hold, for its metadata."""

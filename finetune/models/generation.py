@@ -27,7 +27,7 @@ def generate(decoder: CaptionDecoder, image_tokens: torch.Tensor, options: Gener
     """
     _, context = decoder.embed_image(image_tokens=image_tokens)
     prompt = torch.full((len(context), 1), bos_id, device=context.device)
-    banned = tuple({bos_id, pad_id} - {eos_id})  # in some tokenizers two of these ids are equal
+    banned = tuple({bos_id, pad_id, *decoder.never_generated} - {eos_id})  # some of these ids may be equal
     return search(decoder.decode_step, decoder.start_decoding(context), prompt, options, eos_id=eos_id, pad_id=pad_id,
                   banned=banned, names=names)
 

@@ -87,7 +87,7 @@ def train_step(parts: Parts, micro_batches: list[Batch], lr: float, state: Train
         UserError: The loss or the gradient is not finite (raised before the weights change), or memory is insufficient.
     """
     for group in parts.optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_factor", 1.0)
     with oom_as_user_error(f"epoch {state.epoch + 1}, step {state.step + 1}", micro_batches):
         losses = parts.objective.backward(micro_batches, parts.scaler)
         report = step_report(losses, parts.model)

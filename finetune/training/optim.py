@@ -14,27 +14,52 @@ from functools import partial
 import torch
 from torch import nn
 
-from ..config.schema import TrainingConfig
+from ..config.schema import Config, TrainingConfig
 
+_ADAPTER_RATE, _WHOLE_MODEL_RATE = 2e-4, 2e-5  # usual for LoRA, and for fine-tuning all of a language model
 _BETAS = (0.9, 0.98)  # CLIP's for contrastive training (arXiv 2103.00020, table 19)
 
 
-def build_optimizer(named_parameters: Iterable[tuple[str, nn.Parameter]], learning_rate: float,
-                    weight_decay: float) -> torch.optim.AdamW:
+def build_optimizer(named_parameters: Iterable[tuple[str, nn.Parameter]], learning_rate: float, weight_decay: float,
+                    pretrained_factor: float = 1.0) -> torch.optim.AdamW:
     """AdamW over the parameters that require gradients.
 
     Weight decay is for matrices only, not for norms, biases and the temperature, which all have less than 2 dimensions.
 
     Args:
         named_parameters: With the names that a checkpoint saves beside their moments.
+        pretrained_factor: The learning rate of a language model's adapters or weights, as a multiple of that of the
+            rest; the groups of these parameters have it under "lr_factor".
     """
-    matrices, vectors = [], []
+    groups: dict[tuple[bool, bool], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in named_parameters:
         if parameter.requires_grad:
-            (matrices if parameter.ndim >= 2 else vectors).append((name, parameter))
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    groups = [group for group in groups if group["params"]]  # adapters are all matrices
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=_BETAS, fused=True)
+            kind = is_of_language_model(name), parameter.ndim < 2
+            groups.setdefault(kind, []).append((name, parameter))
+    described = []
+    for is_pretrained, is_vector in sorted(groups):
+        group = {"params": groups[is_pretrained, is_vector], "weight_decay": 0.0 if is_vector else weight_decay}
+        described.append(group | {"lr_factor": pretrained_factor} if is_pretrained else group)
+    return torch.optim.AdamW(described, lr=learning_rate, betas=_BETAS, fused=True)
+
+
+def configured_optimizer(config: Config, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.AdamW:
+    """`build_optimizer` with what `training` says."""
+    training = config.training
+    return build_optimizer(named_parameters, training.learning_rate, training.weight_decay, pretrained_factor(config))
+
+
+def pretrained_factor(config: Config) -> float:
+    """The learning rate of what trains of a language model as a multiple of `training.learning_rate`; 1 without one."""
+    if config.model.language_model is None:
+        return 1.0
+    default = _ADAPTER_RATE if config.model.lora_rank else _WHOLE_MODEL_RATE
+    return (config.training.decoder_learning_rate or default) / config.training.learning_rate
+
+
+def is_of_language_model(name: str) -> bool:
+    """Whether a parameter, by its name in a checkpoint, is of a pretrained language model or its adapters."""
+    return name.startswith("coca.lm.")
 
 
 def learning_rate_schedule(training: TrainingConfig, total_steps: int) -> Callable[[int], float]:

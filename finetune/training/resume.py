@@ -161,21 +161,36 @@ def check_same_run(checkpoint: Checkpoint, run: RunDescription) -> None:
                         f"{_short(checkpoint.path)} in another --output_dir")
     for key in ("sha256", "text_sha256"):
         if checkpoint.prism.get(key) != run.prism.get(key):
-            raise UserError(where, f"was trained with other Prism weights ({checkpoint.prism.get('source')})",
-                            "give the same weights with prism.weights")
+            raise _other_weights(checkpoint, key)
     if checkpoint.format_version == 1 and run.config["training"]["accum_freq"] > 1:
         raise UserError(where, "is of an older version, where accum_freq did not enlarge the contrastive batch",
                         "start over in another --output_dir, or resume with that version")
     _warn_of_other_versions(checkpoint.versions, run.versions)
 
 
+def _other_weights(checkpoint: Checkpoint, key: str) -> UserError:
+    """The error for a run whose weights differ from those that a checkpoint was trained with."""
+    if key == "text_sha256" and "text_source" in checkpoint.prism:
+        return UserError(str(checkpoint.path), f"was trained with another language model "
+                         f"({checkpoint.prism['text_source']})", "give the same one with model.decoder")
+    return UserError(str(checkpoint.path), f"was trained with other Prism weights ({checkpoint.prism.get('source')})",
+                     "give the same weights with prism.weights")
+
+
 def _check_same_settings(before: dict[str, Any], now: dict[str, Any], where: str) -> None:
     for section, settings in now.items():
         for key, value in settings.items():
-            if before[section][key] != value and f"{section}.{key}" not in _MAY_CHANGE:
+            if not _may_differ(f"{section}.{key}", before[section][key], value):
                 raise UserError(where, f"was trained with {section}.{key}={before[section][key]}, this run has {value}",
                                 "use the same value, or start over in another --output_dir (training.init_from takes "
                                 "the weights along)")
+
+
+def _may_differ(key: str, before: Any, now: Any) -> bool:
+    """Whether a run may be resumed with `now` in place of `before`."""
+    if before == now or key in _MAY_CHANGE:
+        return True
+    return key == "model.decoder" and before.startswith("hf:") and now.startswith("hf:")  # its SHA-256 is compared
 
 
 def _warn_of_other_versions(before: dict[str, Any], now: dict[str, Any]) -> None:

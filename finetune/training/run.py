@@ -26,7 +26,7 @@ from .custom_loss import LossFunction, load_loss, try_loss
 from .init_from import init_from_of, open_starting_point
 from .loop import Parts, fit
 from .objective import Objective
-from .optim import build_optimizer, learning_rate_schedule
+from .optim import configured_optimizer, learning_rate_schedule
 from .random_states import seed_all
 from .resume import check_same_run, open_checkpoint, restore, saved_state
 from .run_files import describe_sizes, open_run_folder
@@ -82,9 +82,9 @@ def _train(config: Config, resume: str | None, folder: Path, buffered: MemoryHan
 
     seed_all(training.seed + world.rank)
     keep_freed_memory(device)
-    precision = resolve_precision(training.precision, device)
+    precision = resolve_precision(training.precision, device, wide_range=config.model.language_model is not None)
     precision.use_tf32()
-    model = make_model(config, data, device, world, fresh=checkpoint is None, start=start)
+    model = make_model(config, data, precision, world, fresh=checkpoint is None, start=start)
     description = describe_run(config, data, model, precision, world, init_from_of(checkpoint, start))
     state = TrainState()
     if checkpoint:
@@ -96,7 +96,7 @@ def _train(config: Config, resume: str | None, folder: Path, buffered: MemoryHan
     set_batch_size(state, config, objective, data, cache, checkpoint)
     loaders = LoaderFactory(config, data, cache, world, state)
     batches = loaders.training()
-    optimizer = build_optimizer(model.named_trained_parameters(), training.learning_rate, training.weight_decay)
+    optimizer = configured_optimizer(config, model.named_trained_parameters())
     scaler = precision.scaler()
     learning_rate = learning_rate_schedule(training, sum(batches.count(epoch) for epoch in range(training.epochs)))
     validator = make_validator(config, data, objective, loaders, folder)

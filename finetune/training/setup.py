@@ -90,7 +90,7 @@ def resolve_settings(config: Config, data: Data, checkpoint: Checkpoint | None, 
     return resolved
 
 
-def make_model(config: Config, data: Data, device: torch.device, world: World, *, fresh: bool,
+def make_model(config: Config, data: Data, precision: Precision, world: World, *, fresh: bool,
                start: StartingPoint | None = None) -> SlideCaptioner:
     """The model on its device. Raises UserError.
 
@@ -107,7 +107,8 @@ def make_model(config: Config, data: Data, device: torch.device, world: World, *
                      len(data.tokenizer))
     elif fresh:
         initialise(model, config, data.tokenizer)
-    model = model.to(device)
+    model.decoder.cast_frozen(precision.dtype)
+    model = model.to(precision.device)
     world.broadcast_parameters(model.trained_parameters())  # equal on all ranks, even where their generators differ
     if config.training.grad_checkpointing:
         model.decoder.grad_checkpointing = True

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
+import shutil
+import tempfile
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -17,6 +23,7 @@ from finetune.training.calibration import calibrate
 from prism import GenerationOptions
 from tests.helpers.decoders import LETTERS, SPECIAL, batch_of, train_steps
 from tests.helpers.files import refused
+from tests.helpers.language_models import make_language_model
 
 TEXTS = ["invasive", "benign", "no tumor"]
 MEMBERS = {name for name in {*vars(CaptionDecoder), *CaptionDecoder.__annotations__} if not name.startswith("_")}
@@ -42,11 +49,28 @@ class OnlyTheProtocol(nn.Module):
         return self.inner(*args, **options)
 
 
+@functools.cache
+def language_model() -> str:
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    return f"hf:{make_language_model(folder)}"
+
+
+def name_of(model: SlideCaptioner) -> str:
+    """The decoder's name in the table."""
+    about = model.decoder.describe()
+    return "hf" if "text_source" in about else "prism" if about else "coca"
+
+
 def config_of(decoder: str) -> Config:
     config = Config()
-    for pair in (f"model.decoder={decoder}", "prism.weights=random-tiny", "model.dim=32", "model.unimodal_depth=1",
+    for pair in (f"model.decoder={language_model() if decoder == 'hf' else decoder}", "prism.weights=random-tiny", "model.dim=32", "model.unimodal_depth=1",
                  "model.multimodal_depth=1", "model.dim_latents=16", "model.num_img_queries=3", "model.heads=2",
+<<<<<<< HEAD
                  "model.dim_head=16", "model.probe_tokens=2"):
+=======
+                 "model.dim_head=16", f"model.lora_rank={4 * (decoder == 'hf')}"):
+>>>>>>> 1e9fa15 (A pretrained language model as decoder (model.decoder: hf:NAME_OR_FOLDER): soft prefix, LoRA or frozen or whole)
         config.set(*pair.split("="), "test")
     return config
 
@@ -62,7 +86,7 @@ def model(request) -> SlideCaptioner:
 
 
 def test_the_protocol_has_what_the_table_offers():
-    assert {"outputs", "embed_text", "dtype", "dim_latents", "supports"} <= MEMBERS and len(MEMBERS) == 19
+    assert {"outputs", "embed_text", "dtype", "dim_latents", "supports"} <= MEMBERS and len(MEMBERS) == 21
     for name in build.DECODERS:
         decoder = build.build_model(config_of(name), LETTERS).decoder
         assert not [member for member in MEMBERS if not hasattr(decoder, member)]
@@ -121,9 +145,14 @@ def test_slides_can_be_left_out_of_the_cache(model, beams):
 
 
 def test_what_a_decoder_says_of_itself_rebuilds_it(model):
+<<<<<<< HEAD
     name = "prism" if model.decoder.describe() else "coca"
     plain = build.build_model(config_of(name), LETTERS, num_predicted=PREDICTED if model.probe_tokens else 0)
     assert build.num_predicted_in(plain.saved_state()) == (PREDICTED if model.probe_tokens else 0)
+=======
+    name = name_of(model)
+    plain = build.build_model(config_of(name), LETTERS)
+>>>>>>> 1e9fa15 (A pretrained language model as decoder (model.decoder: hf:NAME_OR_FOLDER): soft prefix, LoRA or frozen or whole)
     build.check_architecture(config_of(name), LETTERS, build.describe_prism(model), plain.saved_state(), "c.pth")
 
 
@@ -139,7 +168,7 @@ def test_a_decoder_explains_and_is_made_cheaper_only_if_it_says_so(model):
     else:
         assert not hasattr(model.decoder, "logits_and_attention")
     for feature in ("compile", "grad_checkpointing"):
-        config = config_of("coca" if "attention" in model.decoder.supports else "prism")
+        config = config_of(name_of(model))
         setattr(config.training, feature, True)
         if feature in model.decoder.supports:
             build.build_model(config, LETTERS)
