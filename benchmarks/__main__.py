@@ -3,8 +3,8 @@
     python -m benchmarks [PART ...] [--captions FILE.csv] [--small]
 
 Parts: encoder step decode epochs reading indexing startup scaling threads padding (default: these), full_size (apart:
-it prints lines of its own), learning (apart: `python -m benchmarks learning --help`). Takes about 20 minutes on two
-cores; the peers are installed on first use (see peers.py).
+it prints lines of its own), learning and language_model (apart: `python -m benchmarks learning --help`). Takes about
+20 minutes on two cores; the peers are installed on first use (see peers.py).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from . import captioner, encoder, epochs, files, learning, scaling, threads
+from . import captioner, encoder, epochs, files, language_model, learning, scaling, threads
 from .common import HEADINGS, ROOT, Row
 from .peers import install
 
@@ -29,16 +29,18 @@ RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 TABLE = {"encoder": encoder.rows, "step": captioner.step, "decode": captioner.decode, "epochs": epochs.rows,
          "reading": files.reading, "indexing": files.indexing, "startup": files.startup,
          "scaling": scaling.rows, "threads": threads.rows}
+OWN_FLAGS = {"learning": learning.table, "language_model": language_model.table}  # these need no peers
 PARTS = (*TABLE, "padding", "full_size")
 _WITH_PEERS = {"encoder", "step", "decode", "epochs", "scaling"}
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["learning"]:  # has flags of its own and needs no peers
-        section, is_kept = learning.table(sys.argv[2:])
+    own = OWN_FLAGS.get(sys.argv[1]) if len(sys.argv) > 1 else None
+    if own:
+        section, is_kept = own(sys.argv[2:])
         print(f"\n{section}")
         if is_kept:
-            _keep("learning", section)
+            _keep(sys.argv[1], section)
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {' '.join(PARTS)}")

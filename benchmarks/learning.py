@@ -96,7 +96,7 @@ def _shown(arguments: Sequence[str]) -> list[str]:
 
 def _judge(task: Task, args: argparse.Namespace) -> dict[str, Any]:
     """Scores (T, 2) of every method on one task, clusters of the test slides, seconds, and numbers of slides."""
-    run = _train_and_caption(task, args)
+    run = train_and_caption(task, args.small)
     train, test = task.ids("train"), task.ids("test")
     texts, truth = [task.texts[i] for i in train], [task.texts[i] for i in test]
     slide, mean = _features(task)
@@ -109,22 +109,29 @@ def _judge(task: Task, args: argparse.Namespace) -> dict[str, Any]:
         probe.answers(_rows_of(mean, test)),
         probe.best_texts(_rows_of(mean, test))), strict=True))
     scores = {name: score(given, truth) for name, given in answers.items()}
-    if args.curve and _run_folder(task).exists():
+    if args.curve and run_folder(task).exists():
         beaten = _time_to_beat(task, scores["nearest text, Prism's space"][:, 0].mean())
         run["beats"] = beaten and beaten - run["started_at"]
-        _run_folder(task).with_suffix(".json").write_text(json.dumps(run, ensure_ascii=False), encoding="utf-8")
-    shutil.rmtree(_run_folder(task), ignore_errors=True)  # its checkpoints are large
+        run_folder(task).with_suffix(".json").write_text(json.dumps(run, ensure_ascii=False), encoding="utf-8")
+    shutil.rmtree(run_folder(task), ignore_errors=True)  # its checkpoints are large
     return {"scores": scores, "clusters": [task.cluster or f"{task.name} {i}" for i in test], "train": len(train),
             "run": run, "seen": np.mean([text in set(texts) for text in truth])}
 
 
-def _run_folder(task: Task) -> Path:
+def run_folder(task: Task) -> Path:
+    """Where a task trains."""
     return task.folder / task.name
 
 
-def _train_and_caption(task: Task, args: argparse.Namespace) -> dict[str, Any]:
-    """Run both scripts, or read what an earlier call of them said."""
-    folder = _run_folder(task)
+def train_and_caption(task: Task, small: bool, settings: Sequence[str] = (),
+                      inference: Sequence[str] = ("--nearest", "1")) -> dict[str, Any]:
+    """Run both scripts, or read what an earlier call of them said.
+
+    Args:
+        settings: Further `section.key=value` of the training.
+        inference: Further flags of inference.py.
+    """
+    folder = run_folder(task)
     done = folder.with_suffix(".json")
     if done.exists():
         return json.loads(done.read_text(encoding="utf-8"))
@@ -134,23 +141,23 @@ def _train_and_caption(task: Task, args: argparse.Namespace) -> dict[str, Any]:
     kept = {i: task.texts[i] for i in task.sides}
     (inputs / "labels.json").write_text(json.dumps(kept, ensure_ascii=False), encoding="utf-8")
     (inputs / "split.json").write_text(json.dumps(task.sides), encoding="utf-8")
-    settings = [f"data.split_file={inputs / 'split.json'}", f"training.seed={task.seed}", *_SMALL * args.small]
+    settings = [f"data.split_file={inputs / 'split.json'}", f"training.seed={task.seed}", *_SMALL * small, *settings]
     start, started_at = time.perf_counter(), time.time()
     _script(task, "train_finetune.py", "--embeddings_dir", task.embeddings, "--labels_file", inputs / "labels.json",
             "--output_dir", folder, "--prism", "random-tiny", "--set", *settings)
     seconds = time.perf_counter() - start
-    records = _captions(task, "best_model.pth", "--nearest", "1")
+    records = _captions(task, "best_model.pth", *inference)
     run = {"seconds": seconds, "started_at": started_at, "commit": _commit(),
            "captions": {r["id"]: r["caption"] or "" for r in records},
-           "nearest": {r["id"]: r["nearest"][0]["texts"][0] for r in records}}
+           "nearest": {r["id"]: r["nearest"][0]["texts"][0] for r in records if "nearest" in r}}
     done.write_text(json.dumps(run, ensure_ascii=False), encoding="utf-8")
     return run
 
 
 def _captions(task: Task, checkpoint: str, *more: str) -> list[dict[str, Any]]:
     """Records of the test slides."""
-    inputs, output = task.folder / f"{task.name}-inputs", _run_folder(task) / "test.jsonl"
-    _script(task, "inference.py", "--checkpoint", _run_folder(task) / checkpoint, "--embeddings_dir", task.embeddings,
+    inputs, output = task.folder / f"{task.name}-inputs", run_folder(task) / "test.jsonl"
+    _script(task, "inference.py", "--checkpoint", run_folder(task) / checkpoint, "--embeddings_dir", task.embeddings,
             "--labels_file", inputs / "labels.json", "--split", "test", "--output", output, *more)
     return [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
 
@@ -167,8 +174,8 @@ def _time_to_beat(task: Task, wanted: float) -> float | None:
 
     Captions of an early epoch are those of a run that was to go on: its learning rate is still high.
     """
-    kept = sorted(_run_folder(task).glob("checkpoint_epoch_*.pth"), key=lambda p: p.stat().st_mtime)
-    for path in [*kept, _run_folder(task) / "last_model.pth"]:
+    kept = sorted(run_folder(task).glob("checkpoint_epoch_*.pth"), key=lambda p: p.stat().st_mtime)
+    for path in [*kept, run_folder(task) / "last_model.pth"]:
         records = _captions(task, path.name)
         scores = score([Answer.of(r["caption"] or "") for r in records], [task.texts[r["id"]] for r in records])
         if scores[:, 0].mean() > wanted:

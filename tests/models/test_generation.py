@@ -18,6 +18,8 @@ NEVER = float("-inf")
 class TableModel:
     """Stands in for CoCa: the logits after a prefix of a slide are fixed random numbers."""
 
+    never_generated = ()
+
     def embed_image(self, image_tokens):
         return None, image_tokens  # (B, 1, 1): the slide's number
 
