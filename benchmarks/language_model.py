@@ -113,9 +113,9 @@ def _pretrained(task: Task, steps: int) -> tuple[Path, str]:
         about = _pretrain(folder, texts, validation, steps)
         note.write_text(json.dumps(about), encoding="utf-8")
     about = json.loads(note.read_text(encoding="utf-8"))
-    return folder, (f"language model of {about['parameters'] / 1e6:.1f} M parameters, {about['words']} tokens, trained on "
-                    f"{about['texts']} training texts for {about['seconds'] / 60:.1f} min; loss per token without a slide "
-                    f"{about['train_loss']:.2f} on them, {about['loss']:.2f} on the validation texts")
+    return folder, (f"language model of {about['parameters'] / 1e6:.1f} M parameters, {about['words']} tokens, trained "
+                    f"on {about['texts']} training texts for {about['seconds'] / 60:.1f} min; loss per token without a "
+                    f"slide {about['train_loss']:.2f} on them, {about['loss']:.2f} on the validation texts")
 
 
 def _pretrain(folder: Path, texts: list[str], validation: list[str], steps: int) -> dict[str, Any]:
