@@ -108,14 +108,16 @@ class LanguageModelDecoder(ContrastiveCaptioner):
         lm: The language model as transformers has it.
         end_input, end_output: (w,), the end token as an input and as a row of the head.
         never_generated: Ids that captions must not contain: chat markers and rows without a token.
+        img_context: None, or what makes further tokens of the pooled ones, as in `coca_pytorch.CoCa`.
     """
 
-    supports = frozenset({"grad_checkpointing", "attention"})
+    supports = frozenset({"grad_checkpointing", "attention", "probe_tokens"})
 
     def __init__(self, language_model: LanguageModel, tokenizer: Tokenizer, config: Config) -> None:
         model = config.model
         super().__init__(model.caption_loss_weight, model.contrastive_loss_weight, config.training.label_smoothing)
         self.lm, self._folder, self._sha256 = language_model.model, language_model.folder, language_model.sha256
+        self.img_context: nn.Module | None = None
         self._grad_checkpointing = False
         self.end_id = tokenizer.eos_id
         table, head = self.lm.get_input_embeddings(), self.lm.get_output_embeddings()
@@ -132,8 +134,6 @@ class LanguageModelDecoder(ContrastiveCaptioner):
         self.img_to_latents = EmbedToLatents(model.dim, model.dim_latents)
         self.text_to_latents = EmbedToLatents(width, model.dim_latents)
         self.init_temperature(model.contrastive)
-        positions = getattr(self.lm.config.get_text_config(), "max_position_embeddings", None)
-        self.max_positions = positions - model.num_img_queries if positions else None
         self._choose_trained(model)
 
     def _choose_trained(self, model: ModelConfig) -> None:
@@ -144,6 +144,15 @@ class LanguageModelDecoder(ContrastiveCaptioner):
         for parameter in self.lm.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
+
+    @property
+    def max_positions(self) -> int | None:
+        """Longest text in tokens: what the prefix leaves of the model's positions."""
+        positions = getattr(self.lm.config.get_text_config(), "max_position_embeddings", None)
+        if positions is None:
+            return None
+        further = self.img_context.count if self.img_context else 0
+        return positions - (len(self.prefix.queries) - 1) - further
 
     @property
     def grad_checkpointing(self) -> bool:
@@ -176,7 +185,10 @@ class LanguageModelDecoder(ContrastiveCaptioner):
 
     def embed_image(self, *, image_tokens: Tensor) -> tuple[Tensor, Tensor]:
         """image tokens (b, n, D) -> image embeddings (b, d) and the prefix (b, q, w)."""
-        return self.prefix(image_tokens)
+        embeds, pooled = self.prefix.pool_image(image_tokens)
+        if self.img_context is not None:
+            pooled = self.img_context(image_tokens, pooled)
+        return embeds, self.prefix(pooled)
 
     def embed_text(self, text: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
         """text, text_mask (b, t) -> text embeddings (b, w) and text tokens (b, t, w): the text without a prefix, and
@@ -225,7 +237,10 @@ class LanguageModelDecoder(ContrastiveCaptioner):
         with torch.no_grad():
             weights = torch.stack([layer.float().mean(1) for layer in out.attentions]).mean(0)  # (b, q + t, q + t)
             to_prefix = weights[:, count:, 1:count + 1]
-            attention = to_prefix / to_prefix.sum(-1, keepdim=True) @ self.prefix.attention(image_tokens).float()
+            to_image = self.prefix.attention(image_tokens).float()
+            if self.img_context is not None:
+                to_image = torch.cat([self.img_context.attention(image_tokens).float(), to_image], dim=1)
+            attention = to_prefix / to_prefix.sum(-1, keepdim=True) @ to_image
         return self._logits(out.last_hidden_state[:, count:]), attention
 
     # --- decoding

@@ -17,7 +17,7 @@ from coca_pytorch.layers import CrossAttention
 
 
 class SoftPrefix(nn.Module):
-    """Image tokens (b, n, image_dim) -> image embeddings (b, d) and a prefix (b, q, w).
+    """Image tokens (b, n, image_dim) -> image embeddings (b, d) and pooled tokens (b, q, d) -> a prefix (b, q, w).
 
     Attention pooling with learned queries as in CoCa, LayerNorm, a small MLP. Each vector of the prefix begins at the
     size of the language model's own token embeddings: others would drown in them or drown them.
@@ -35,11 +35,15 @@ class SoftPrefix(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(dim, width), nn.GELU(), nn.Linear(width, width))
         self.size = nn.Parameter(size.detach().float().reshape(1).clone())
 
-    def forward(self, image_tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """image_tokens: (b, n, image_dim)."""
+    def pool_image(self, image_tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """image tokens (b, n, image_dim) -> image embeddings (b, d) and pooled image tokens (b, q, d)."""
         pooled = self.norm(self.queries + self.pool(self.queries.unsqueeze(0), *self.pool.keys_values(image_tokens)))
-        prefix = self.mlp(pooled[:, 1:])
-        return pooled[:, 0], F.layer_norm(prefix.float(), prefix.shape[-1:]) * self.size
+        return pooled[:, 0], pooled[:, 1:]
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """(b, q, d) -> the prefix (b, q, w)."""
+        prefix = self.mlp(pooled)
+        return F.layer_norm(prefix.float(), prefix.shape[-1:]) * self.size
 
     def attention(self, image_tokens: Tensor) -> Tensor:
         """How much each vector of the prefix attends to each image token, the mean of the heads: (b, q, n)."""

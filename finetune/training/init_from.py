@@ -30,7 +30,7 @@ _PROBE = f"{SAVED_AS['decoder']}.img_context."
 _SIZES = ("model.size", *(f"model.{name}" for name in SIZE_KEYS))
 # What a decoder's weights depend on besides the vocabulary
 _MUST_MATCH = ("model.decoder", *_SIZES, "model.image_dim", "model.ff_mult", "model.contrastive", "model.lora_rank",
-               "prism.image_tokens", "data.image_dim", "data.normalize")
+               "model.freeze_decoder", "prism.image_tokens", "data.image_dim", "data.normalize")
 
 
 @dataclass(frozen=True)

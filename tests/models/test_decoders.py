@@ -66,16 +66,12 @@ def config_of(decoder: str) -> Config:
     config = Config()
     for pair in (f"model.decoder={language_model() if decoder == 'hf' else decoder}", "prism.weights=random-tiny", "model.dim=32", "model.unimodal_depth=1",
                  "model.multimodal_depth=1", "model.dim_latents=16", "model.num_img_queries=3", "model.heads=2",
-<<<<<<< HEAD
-                 "model.dim_head=16", "model.probe_tokens=2"):
-=======
-                 "model.dim_head=16", f"model.lora_rank={4 * (decoder == 'hf')}"):
->>>>>>> 1e9fa15 (A pretrained language model as decoder (model.decoder: hf:NAME_OR_FOLDER): soft prefix, LoRA or frozen or whole)
+                 "model.dim_head=16", "model.probe_tokens=2", f"model.lora_rank={4 * (decoder == 'hf')}"):
         config.set(*pair.split("="), "test")
     return config
 
 
-@pytest.fixture(params=[*sorted(build.DECODERS), "coca with probe tokens"])
+@pytest.fixture(params=[*sorted(build.DECODERS), "coca with probe tokens", "hf with probe tokens"])
 def model(request) -> SlideCaptioner:
     torch.manual_seed(0)
     name, _, with_probe = request.param.partition(" ")
@@ -145,14 +141,9 @@ def test_slides_can_be_left_out_of_the_cache(model, beams):
 
 
 def test_what_a_decoder_says_of_itself_rebuilds_it(model):
-<<<<<<< HEAD
-    name = "prism" if model.decoder.describe() else "coca"
+    name = name_of(model)
     plain = build.build_model(config_of(name), LETTERS, num_predicted=PREDICTED if model.probe_tokens else 0)
     assert build.num_predicted_in(plain.saved_state()) == (PREDICTED if model.probe_tokens else 0)
-=======
-    name = name_of(model)
-    plain = build.build_model(config_of(name), LETTERS)
->>>>>>> 1e9fa15 (A pretrained language model as decoder (model.decoder: hf:NAME_OR_FOLDER): soft prefix, LoRA or frozen or whole)
     build.check_architecture(config_of(name), LETTERS, build.describe_prism(model), plain.saved_state(), "c.pth")
 
 
