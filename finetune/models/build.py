@@ -132,7 +132,7 @@ def check_architecture(config: Config, tokenizer: Tokenizer, about_prism: dict[s
 def num_predicted_in(state: dict[str, torch.Tensor]) -> int:
     """How many text tokens the linear probe in the weights of a checkpoint predicts, 0 without one."""
     weight = state.get(f"{SAVED_AS['decoder']}.img_context.weight")
-    return 0 if weight is None else weight.shape[-1]
+    return 0 if weight is None or weight.ndim != 2 else weight.shape[1]
 
 
 def _declared_shapes(config: Config, tokenizer: Tokenizer, about_prism: dict[str, Any],

@@ -86,10 +86,15 @@ def test_checkpoints_from_before_there_were_probe_tokens_have_none():
     assert from_dict(values, "c.pth").model.probe_tokens == 0
 
 
-def test_a_checkpoint_that_declares_another_number_of_probe_tokens_is_refused(here):
+def test_a_checkpoint_whose_probe_tokens_are_not_those_it_declares_is_refused(here):
     train("training.epochs=1")
-    content = read_pth(Path("run/best_model.pth"))
-    content["config"]["model"]["probe_tokens"] = 3
-    torch.save(content, "changed.pth")
-    with refused("changed.pth", "not of the model it describes"):
-        Captioner.load("changed.pth", prism="tiny", device="cpu")
+    for change in ({"count": 3}, {"weight": torch.zeros(())}, {"weight": torch.zeros(16, 99)}, {"weight": None}):
+        content = read_pth(Path("run/best_model.pth"))
+        content["config"]["model"]["probe_tokens"] = change.get("count", 2)
+        if change.get("weight", ...) is None:
+            del content["model"][MODULE + "weight"]
+        elif "weight" in change:
+            content["model"][MODULE + "weight"] = change["weight"]
+        torch.save(content, "changed.pth")
+        with refused("changed.pth", "not of the model it describes"):
+            Captioner.load("changed.pth", prism="tiny", device="cpu")
