@@ -118,13 +118,17 @@ class Captioner:
             captioner = cls.of_prism(options.prism, options.device)
         else:
             captioner = cls.load(options.checkpoint, options.prism, options.device, options.language_model)
-        for _, english in captioner.caveats:
-            logger.warning("%s", english)
+        captioner.log_caveats()
         positions = captioner.model.decoder.max_positions
         if positions is not None and options.max_length is not None and options.max_length > positions:
             raise UserError("--max_length", f"{options.max_length}, the decoder has {positions} positions",
                             f"give {positions} or less")
         return captioner
+
+    def log_caveats(self) -> None:
+        """Warn of what takes away the meaning of what it says."""
+        for _, english in self.caveats:
+            logger.warning("%s", english)
 
     @property
     def trained_length(self) -> int:

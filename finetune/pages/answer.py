@@ -136,11 +136,13 @@ def _sentence(held_out: HeldOut, score: str, look_ups: dict[str, Cell]) -> Text:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
+    return f"{100 * share:.0f}\u00a0%"  # a no-break space
 
 
 def _verdict(cell: Cell) -> Text:
     """Of the captions against a look-up, by the paired interval of their difference."""
+    if cell.low == cell.high == 0:
+        return "等同于", "as good as"
     if cell.low > 0:
         return "优于", "better than"
     if cell.high < 0:

@@ -31,6 +31,7 @@ from .topics import (
 
 MAX_CHARACTERS = 1500  # of a text on the page
 _MAX_PACKED = 4_000_000  # characters: with charts and tables the page stays below 5 MB
+_SAMPLE = 500  # rows that tell how well the others can be deflated
 _DIGITS = 3
 
 
@@ -89,8 +90,7 @@ def caption_table(records: Iterable[Record]) -> CaptionTable | None:
     rows.sort(key=lambda row: row.order)
     fields = Fields.of([row.references[0] for row in rows])
     findings = finding_names([row.statuses for row in rows])
-    said = [fields.values(row.caption) for row in rows]
-    true = [fields.values(row.references[0]) for row in rows]
+    said, true = _field_values(fields, rows)
     topics = [*fields.names, *map(finding_label, findings)]
     text, num_rows = _packed_rows(rows, topics, _wrong_topics(rows, said, true, findings))
     return CaptionTable(
@@ -131,6 +131,13 @@ def _scores(scores: Any) -> dict[str, float]:
     return {canonical_name(name): finite_or_nan(value) for name, value in scores.items()}
 
 
+def _field_values(fields: Fields, rows: Sequence[_Row]) -> tuple[list[list[str]], list[list[str]]]:
+    """The values of the fields in the captions, and in the first references."""
+    said = [fields.values(row.caption) for row in rows]
+    true = [fields.values(row.references[0]) for row in rows]
+    return said, true
+
+
 def _finding_rows(rows: Sequence[_Row], names: Sequence[str]) -> list[FindingRow]:
     statuses = [row.statuses for row in rows]
     return [finding_row(name, statuses) for name in names]
@@ -168,34 +175,44 @@ def _confusions(fields: Fields, said: Sequence[Sequence[str]], true: Sequence[Se
 
 def _packed_rows(rows: Sequence[_Row], topics: Sequence[Text], wrong: Sequence[list[int]]) -> tuple[str, int]:
     """The rows for the page, as many as fit into it, and how many they are."""
-    count = len(rows)
-    while True:
-        content = _content(rows[:count])
-        text = packed(content | {"topics": topics, "wrong": wrong[:count]})
-        if len(text) <= _MAX_PACKED:
-            return text, count
+    count = min(len(rows), _SAMPLE)
+    text = _pack(rows[:count], topics, wrong)
+    if count < len(rows):  # a guess, a little high: more rows share more of their texts
+        count = min(len(rows), int(1.2 * count * _MAX_PACKED / len(text)))
+        text = _pack(rows[:count], topics, wrong)
+    while len(text) > _MAX_PACKED:
         count = int(count * 0.95 * _MAX_PACKED / len(text))
+        text = _pack(rows[:count], topics, wrong)
+    return text, count
+
+
+def _pack(rows: Sequence[_Row], topics: Sequence[Text], wrong: Sequence[list[int]]) -> str:
+    return packed(_content(rows) | {"topics": topics, "wrong": wrong[:len(rows)]})
 
 
 def _content(rows: Sequence[_Row]) -> dict[str, Any]:
-    """The columns of the table; texts by their numbers."""
-    numbers: dict[str, int] = {}  # text -> its place in `texts`
-
-    def number(text: str) -> int:
-        return numbers.setdefault(_shortened(text), len(numbers))
-
+    """The columns of the table."""
     names = _score_names(rows)
-    return {
+    return _text_columns(rows) | {
         "ids": [row.slide_id for row in rows],
-        "captions": [number(row.caption) for row in rows],
-        "references": [list(map(number, row.references)) for row in rows],
         "confidence": [_rounded(row.confidence) for row in rows],
         "cut": [int(row.is_cut) for row in rows],
         "right": [int(row.is_right) for row in rows],
         "scores": [_score_column(name, rows) for name in names],
         "first": names.index("rouge_l") if "rouge_l" in names else 0,
-        "texts": list(numbers),
     }
+
+
+def _text_columns(rows: Sequence[_Row]) -> dict[str, Any]:
+    """Each different text once, and the numbers of those that belong to each row."""
+    numbers: dict[str, int] = {}  # text -> its place in `texts`
+
+    def number(text: str) -> int:
+        return numbers.setdefault(_shortened(text), len(numbers))
+
+    captions = [number(row.caption) for row in rows]
+    references = [list(map(number, row.references)) for row in rows]
+    return {"captions": captions, "references": references, "texts": list(numbers)}
 
 
 def _score_names(rows: Sequence[_Row]) -> list[str]:

@@ -138,6 +138,7 @@ ABOUT = {  # what a start says about a run
     "device": "设备",
     "processes": "进程",
 }
+ABOUT_VALUES = {" training": " 训练", " validation": " 验证", " in all": " 合计", "None": "–"}  # words in its values
 _SPLITS = {"training": "训练", "validation": "验证", "test": "测试"}
 _SPECIFIER = re.compile(r"%(?:%|[-+ #0]*\d*(?:\.\d+)?[a-z])")
 

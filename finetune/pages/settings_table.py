@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.schema import Config
-from .chinese import ABOUT
+from .chinese import ABOUT, ABOUT_VALUES
 from .held_out import Text
 from .run_state import without_folders
 
@@ -41,10 +41,13 @@ def _shown_value(key: str, value: Any) -> str:
     return value
 
 
-def about_rows(about: Mapping[str, Any]) -> list[tuple[Text, str]]:
+def about_rows(about: Mapping[str, Any]) -> list[tuple[Text, Text]]:
     """[(key, value)] of what the last start says; a key without a Chinese name keeps its own."""
     rows = []
     for key, value in about.items():
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        rows.append(((ABOUT.get(key, key), key), text))
+        english = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        chinese = english
+        for word, translation in ABOUT_VALUES.items():
+            chinese = chinese.replace(word, translation)
+        rows.append(((ABOUT.get(key, key), key), (chinese, english)))
     return rows

@@ -136,8 +136,7 @@ class CaptionScores:
         statistics = answers.statistics()
         if world.is_main:
             self._write_captions(records, answers, statistics)
-            columns = [texts.index(of_slide[0]) for of_slide in references[:MOST_RETRIEVED]]
-            self._write_similarity(similarity[:MOST_RETRIEVED, columns])
+            self._write_similarity(answers)
         all_rows = np.arange(len(records))
         return {VALIDATION + name: statistic(all_rows) for name, statistic in statistics.items()}
 
@@ -162,8 +161,10 @@ class CaptionScores:
         more = [{"confidence": round(record.confidence, 6), "finished": record.finished} for record in records]
         _write(self.folder / CAPTIONS, caption_lines(self._epoch, ids, answers, statistics, more))
 
-    def _write_similarity(self, similarity: np.ndarray) -> None:
+    def _write_similarity(self, answers: Answers) -> None:
         """Write retrieval.json: cosines of the first slides (rows) and the first text of each (columns)."""
+        columns = [answers.texts.index(text) for text in answers.first_references()[:MOST_RETRIEVED]]
+        similarity = answers.similarity[:MOST_RETRIEVED, columns]
         ids = [sample.slide.slide_id for sample in self.chosen[:MOST_RETRIEVED]]
         content = {"ids": ids, "slides": len(self.chosen), "similarity": similarity.round(4).tolist()}
         _write(self.folder / RETRIEVAL, json.dumps(content))

@@ -148,13 +148,13 @@ def test_the_retrieval_matrix_frames_the_highest_of_each_row(tmp_path):
 def test_the_page_says_first_how_the_captions_compare_with_looking_up(tmp_path):
     found = view(make_run(tmp_path / "run"))
     chinese, english = found["answer"].sentence
-    assert english == "On 40 held-out slides 50 % of the captions are right word for word: not clearly better than looking up a training text " \
-        "(at best 12 %, by linear probe)."
-    assert chinese.startswith("在 40 张留出的切片上，50 % 的描述与参考一字不差，看不出优于")
+    assert english == "On 40 held-out slides 50\u00a0% of the captions are right word for word: not clearly better than looking up a training text " \
+        "(at best 12\u00a0%, by linear probe)."
+    assert chinese.startswith("在 40 张留出的切片上，50\u00a0% 的描述与参考一字不差，看不出优于")
     assert [(f.heading[1], f.cell.value, f.cell.low) for f in found["answer"].figures[1:]] == [("linear probe", 0.125, -0.375)]
     page = Page(write_report(tmp_path / "run"))
     text = page.text
-    assert text.index("held-out slides 50 %") < text.index("曲线") < text.index("abc123")
+    assert text.index("held-out slides 50\u00a0%") < text.index("曲线") < text.index("abc123")
     assert "[-0.375, 0.500]" in text and any(attrs.get("id") == "held_out" for _, attrs in page.tags)
 
 
@@ -256,7 +256,7 @@ def test_an_epoch_writes_the_report_with_its_warnings(tmp_path):
     log_to_console()
     found = view(tmp_path)
     assert [w.english for w in found["state"].warnings] == ["before the files were open", "in the middle\\nof it"]
-    assert found["state"].status == "finished" and found["about"] == [(("切片（训练、验证）", "slides"), "4")]
+    assert found["state"].status == "finished" and found["about"] == [(("切片（训练、验证）", "slides"), ("4", "4"))]
     assert {"速度", "总损失"} <= {c.title[0] for c in all_charts(tmp_path)}
 
 

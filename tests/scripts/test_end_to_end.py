@@ -34,7 +34,7 @@ def test_a_run_folder_holds_what_the_guide_promises(trained):
     names = {p.name for p in (trained / "run").iterdir()}
     assert names == {"best_model.pth", "last_model.pth", "checkpoint_epoch_10.pth", "checkpoint_epoch_20.pth",
                      "checkpoint_epoch_30.pth", "config.yaml", "metrics.jsonl", "tokenizer.json", "nearest.pt", "report.html",
-                     "events.jsonl", "held_out.json"}
+                     "events.jsonl", "held_out.json", "held_out_captions.jsonl"}
     rows = [json.loads(line) for line in (trained / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [r["epoch"] for r in rows] == list(range(1, 31))
     assert rows[-1]["loss"] < 0.3 * rows[0]["loss"]
