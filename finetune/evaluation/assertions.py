@@ -75,7 +75,7 @@ class _Reader:
     def _answer_before_label(self, mention: Mention) -> None:
         """Let an answer end where the next label or question begins: `神经侵犯:未见脉管癌栓:未见`."""
         pending = self.scope.pending
-        if not pending or pending.names(mention.finding):
+        if not pending:
             return
         is_label = pending.is_answer and self.text.startswith((":", " :"), mention.end)
         if is_label or mention.kind == Kind.QUESTION:
@@ -84,9 +84,10 @@ class _Reader:
 
     def _first_status(self, mention: Mention) -> str | None:
         """What the mention itself and the text before it say."""
-        own = _OWN_STATUS.get(mention.kind) or self._status_in_gaps(mention)
+        in_gaps = self._status_in_gaps(mention)
+        own = _OWN_STATUS.get(mention.kind) or in_gaps
         if own:
-            return own
+            return in_gaps if in_gaps == UNCERTAIN else own  # `margins likely negative`
         if mention.kind == Kind.QUESTION:
             return self.scope.answer_before(self.text, mention)
         return self.scope.status_at(mention.start)
@@ -169,7 +170,7 @@ class _Reader:
         touches = following is not None and following.start - mark.end <= 1
         if touches and isinstance(following, Mark) and following.cue in _BEHIND_DASH:
             scope.label_end = mark.end
-        elif self._is_minus(mark) and (touches or not self.text[mark.end:mark.end + 2].strip()):
+        elif touches and self._is_minus(mark):
             scope.answer(self.text, mark, ABSENT)
             scope.group = []
         else:

@@ -131,9 +131,9 @@ _CUES: list[tuple[Cue, list[str], list[str]]] = [
 # A full stop ends no clause at a decimal point or after an initial (`H. pylori`)
 _SIGNS = [
     (Cue.OPEN, r"\("), (Cue.CLOSE, r"\)"), (Cue.QUESTION, r"\?"),
-    (Cue.END, r"[;。!\n]|(?<![^a-z0-9][b-hj-z])\.(?!\d)"), (Cue.COMMA, ","), (Cue.COLON, ":"),
+    (Cue.END, r"[;。!\n]|(?<![^a-z0-9][b-hj-z])\.(?![0-9])"), (Cue.COMMA, ","), (Cue.COLON, ":"),
     (Cue.DASH, r"(?<= )-+(?= )"),
-    (Cue.NUMBER, r"[<>≤≥]?(?<![a-z0-9.])\d+(?:\.\d+)?(?: ?/ ?\d+(?![0-9.])| ?%|(?: out)? of \d+)"),
+    (Cue.NUMBER, r"[<>≤≥]?(?<![a-z0-9.])[0-9]+(?:\.[0-9]+)?(?: ?/ ?[0-9]+(?![0-9.])| ?%|(?: out)? of [0-9]+)"),
     (Cue.ZERO, r"(?<![a-z0-9.])0(?![0-9./%+])"), (Cue.MINUS, r"-(?![a-z0-9一-龥])"), (Cue.PLUS, r"\++"),
 ]
 

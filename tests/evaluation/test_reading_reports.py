@@ -67,6 +67,9 @@ REPORTS = {
         脉管癌栓 否 = lvi-
         脉管癌栓：无 浸润性导管癌 = lvi- inv+
         Vessel status (LVI): absent = lvi-
+        DCIS: no necrosis = dcis+ necrosis-
+        Lymph nodes: no LVI = lvi-
+        Necrosis: no DCIS = necrosis+ dcis-
         Lymphovascular invasion: no vascular invasion = lvi-
         Lymphovascular invasion: no tumor emboli seen = lvi-
         Margins: no tumor identified = margin-
@@ -109,8 +112,9 @@ REPORTS = {
         坏死灶位于0区 = necrosis+
         ER: <10% = er+
         Positive lymph nodes 0/12 = node-
+        Lymph nodes positive 0/12 = node-
         Positive lymph nodes: none = node-
-        切缘未见癌 淋巴结3/12 = margin- node+
+        Margins no tumor lymph nodes 3/12 = margin- node+
         DCIS in lymph nodes: 0/3 = dcis+ node-
         ER: 90% = er+
         ER: <1% = er-
@@ -224,6 +228,10 @@ REPORTS = {
         No prior material is at hand and it is suspicious for DCIS = dcis?
         Margins suspicious for carcinoma = margin?
         切缘可疑阳性 = margin?
+        Margins likely negative = margin?
+        Margin likely free = margin?
+        Suspicious lymph nodes are positive = node+
+        Cannot assess for LVI = lvi?
         It is not without necrosis = necrosis+
         并非没有坏死 = necrosis+
         建议行FISH明确浸润性癌 = inv?
@@ -292,6 +300,17 @@ def test_a_form_is_read_line_by_line_whatever_the_order_and_the_signs(language):
 ])
 def test_other_organs(dictionary, text, said):
     assert dictionary.read(text) == said
+
+
+def test_any_text_is_read():
+    """Whatever its signs; and the same again if a sentence about something else stands before it."""
+    rng = random.Random(0)
+    pieces = ["脉管癌栓", "ER", "necrosis", "(", ")", "[", "】", ":", "：", ",", "，", "、", ";", "。", ".", "?", "-", " - ", "+", "0", "0/12", "3/12",
+              "<1%", "٣%", "½", "no ", "未见", "无", "not identified", "可疑", " ", "\n", "\r", "\0", "①", "\u202e", "or", "and", "见癌", "🙂", "(1)", "present"]
+    for _ in range(1500):
+        text = "".join(rng.choices(pieces, k=rng.randint(1, 25)))
+        said = FindingDictionary(BREAST.findings, BREAST.ignored).read(text)
+        assert BREAST.read("The specimen is a breast.\n\n;\n" + text) == said, text
 
 
 HOSTILE = ["  1", "x   ", "no necrosis, ", "no ", "，", "未见", "(", "脉管癌栓", "淋巴结(", "ER ", "a, ", "lymphovascular, ", "not ", ": ", "\n", "0/", "切缘见",
