@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 SIMILARITY_THRESHOLD = 0.8  # Jaccard similarity of two texts' character trigrams from which they differ in details only
 _MAX_CHARACTERS = 1000  # of a text that are compared
 _MAX_CANDIDATES = 50  # training texts that one text is compared with: with 100 000 of one template time is quadratic
+_SKETCH_BITS = 1 << 12
 _TABLE_SIZE = 1 << 20  # counters of how many texts have a trigram
 
 
@@ -36,6 +38,48 @@ def count_overlap(texts: Sequence[str], training_texts: Sequence[str]) -> tuple[
     return num_exact, num_near
 
 
+def near_duplicate_pairs(texts: Sequence[str]) -> list[tuple[int, int]]:
+    """Texts that are alike another, as in `count_overlap`.
+
+    Returns:
+        (number of a text, number of an earlier one) for each text that equals an earlier one but for width, case, white
+        space and punctuation, or is a near duplicate of one; of several earlier ones, the first that is found.
+    """
+    simple = list(map(_simplify, texts))
+    first: dict[str, int] = {}
+    for number, text in enumerate(simple):
+        first.setdefault(text, number)
+    first.pop("", None)
+    index, number_of = _TrigramIndex(list(first)), list(first.values())
+    place_of = {number: place for place, number in enumerate(number_of)}
+    pairs = []
+    for number, text in enumerate(simple):
+        if not text:
+            continue
+        earlier = first[text]
+        if earlier == number:
+            earlier = number_of[index.first_similar(place_of[number])]
+        if earlier < number:
+            pairs.append((number, earlier))
+    return pairs
+
+
+class _Sketch(NamedTuple):
+    """What is kept of the set of trigrams of a text: its size, the rarest of it, and a bit for each hash in it."""
+
+    size: int
+    rarest: np.ndarray
+    bits: int
+
+    def may_be_similar(self, other: _Sketch) -> bool:
+        """False if the two sets differ in more trigrams than near duplicates may.
+
+        Each bit that differs is a trigram of only one of the sets (bitmap filter, https://doi.org/10.1016/j.is.2019.101449).
+        """
+        most = (1 - SIMILARITY_THRESHOLD) / (1 + SIMILARITY_THRESHOLD) * (self.size + other.size)
+        return (self.bits ^ other.bits).bit_count() <= most + 1e-6  # rounding must not exclude a pair at the threshold
+
+
 class _TrigramIndex:
     """Texts by their rarest trigrams."""
 
@@ -44,27 +88,41 @@ class _TrigramIndex:
         self._frequency = np.zeros(_TABLE_SIZE, np.int64)
         for text in texts:
             self._frequency[_bucket(_trigrams(text))] += 1
+        self._sketches = list(map(self._sketch, texts))
         self._texts_with: dict[int, list[int]] = defaultdict(list)  # trigram -> numbers of texts
-        for number, text in enumerate(texts):
-            for trigram in self._rarest(_trigrams(text)):
+        for number, sketch in enumerate(self._sketches):
+            for trigram in sketch.rarest.tolist():
                 self._texts_with[trigram].append(number)
 
     def has_similar(self, text: str) -> bool:
         """Whether a text of the index is a near duplicate of `text`."""
-        trigrams = _trigrams(text)
-        candidates: dict[int, None] = {}  # in order, without repeats
-        for trigram in self._rarest(trigrams):
-            candidates.update(dict.fromkeys(self._texts_with.get(trigram, [])[:_MAX_CANDIDATES]))
-        for number in list(candidates)[:_MAX_CANDIDATES]:
-            if _jaccard(trigrams, _trigrams(self._texts[number])) >= SIMILARITY_THRESHOLD:
-                return True
-        return False
+        return next(self._similar(text, self._sketch(text)), None) is not None
 
-    def _rarest(self, trigrams: np.ndarray) -> list[int]:
-        """The trigrams of which two near duplicates must share one: the |x| - ceil(0.8 |x|) + 1 rarest of a set x."""
+    def first_similar(self, number: int) -> int:
+        """The number of an earlier text of the index that is a near duplicate of text `number`; else `number`."""
+        similar = self._similar(self._texts[number], self._sketches[number])
+        return next((other for other in similar if other < number), number)
+
+    def _similar(self, text: str, sketch: _Sketch) -> Iterator[int]:
+        candidates: dict[int, None] = {}  # in order, without repeats
+        for trigram in sketch.rarest.tolist():
+            candidates.update(dict.fromkeys(self._texts_with.get(trigram, [])[:_MAX_CANDIDATES]))
+        trigrams = None
+        for number in list(candidates)[:_MAX_CANDIDATES]:
+            if sketch.may_be_similar(self._sketches[number]):
+                trigrams = _trigrams(text) if trigrams is None else trigrams
+                if _jaccard(trigrams, _trigrams(self._texts[number])) >= SIMILARITY_THRESHOLD:
+                    yield number
+
+    def _sketch(self, text: str) -> _Sketch:
+        trigrams = _trigrams(text)
+        hashes = np.zeros(_SKETCH_BITS, np.uint8)
+        hashes[_bucket(trigrams) % _SKETCH_BITS] = 1
+        bits = int.from_bytes(np.packbits(hashes).tobytes(), "big")
+        # The trigrams of which two near duplicates must share one: the |x| - ceil(0.8 |x|) + 1 rarest of a set x
         count = len(trigrams) - int(np.ceil(SIMILARITY_THRESHOLD * len(trigrams))) + 1
         order = np.lexsort((trigrams, self._frequency[_bucket(trigrams)]))  # by frequency, then by value
-        return trigrams[order[:count]].tolist()
+        return _Sketch(len(trigrams), trigrams[order[:count]], bits)
 
 
 def _simplify(text: str) -> str:

@@ -1,0 +1,53 @@
+"""Which cases have feature files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..data.slide_names import base_name
+from ..data.slides import find_files
+from .dataset import Case, LeftOut
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Cases beside the files of a folder.
+
+    Attributes:
+        cases: Those of which every slide has its file.
+        left_out: The others.
+        unused: Names of the files that no case names.
+    """
+
+    cases: list[Case]
+    left_out: list[LeftOut]
+    unused: list[str]
+
+
+def join_features(cases: Sequence[Case], places: Sequence[str], embeddings_dir: str | Path) -> Joined:
+    """Keep the cases whose feature files are there.
+
+    Args:
+        cases: All cases.
+        places: Of each row of the table, for what is left out.
+        embeddings_dir: The folder, as `data.embeddings_dir`.
+
+    Raises:
+        UserError: There is no feature file.
+    """
+    files = find_files(embeddings_dir)
+    joined = Joined([], [], [])
+    used: set[str] = set()
+    for case in cases:
+        slides = [name if name in files else base_name(name) for name in case.slides or (case.case_id,)]
+        missing = sorted(set(slides) - files.keys())
+        if missing:
+            reason = f"no feature file: {', '.join(missing)}"
+            joined.left_out.append(LeftOut(case.case_id, places[case.rows[0]], reason))
+        else:
+            joined.cases.append(case)
+            used.update(slides)
+    joined.unused.extend(sorted(files.keys() - used))
+    return joined
