@@ -110,6 +110,11 @@ def _cpu_default() -> tuple[str, str]:
     return "fp32", "auto on a CPU without bf16 instructions"
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error means out of memory: torch's CPU allocator raises a plain RuntimeError, numpy MemoryError."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
+
+
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # mallopt(3), glibc's malloc.h
 _NEVER = 2**31 - 1
 

@@ -6,7 +6,9 @@ import contextlib
 import os
 import platform
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 _MACHINE = f"{zlib.crc32(platform.node().encode()):08x}"  # two machines may use the same process id
 
@@ -27,17 +29,28 @@ def write_atomically(path: Path, content: str | bytes, durable: bool = False) ->
     Raises:
         OSError: The existing file is then intact.
     """
+    with replacing(path, durable) as file:
+        file.write(content if isinstance(content, bytes) else content.encode("utf-8", "replace"))  # lone surrogates
+
+
+@contextlib.contextmanager
+def replacing(path: Path, durable: bool = False) -> Iterator[BinaryIO]:
+    """A new file to write to, which replaces `path` in one step when the block ends; as `write_atomically`.
+
+    If the block raises, the existing file stays as it is.
+    """
     temporary = path.with_name(f".{path.name}.{_MACHINE}.{os.getpid()}.tmp")
-    data = content if isinstance(content, bytes) else content.encode("utf-8", "replace")  # lone surrogates of JSON
+    is_complete = False
     try:
         temporary.unlink(missing_ok=True)  # left by a dead process with this id
         with open(temporary, "xb") as file:
-            file.write(data)
+            yield file
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
+        is_complete = True
+    finally:
+        if not is_complete:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)

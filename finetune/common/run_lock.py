@@ -1,4 +1,4 @@
-"""One run per folder: a second run in the same folder is refused."""
+"""One run per folder, and one job per output file: a second one is refused."""
 
 from __future__ import annotations
 
@@ -24,8 +24,14 @@ class RunLock:
         UserError: Another process uses the folder, or it is not writable.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, name: str = _NAME, flag: str = "--output_dir") -> None:
+        """
+        Args:
+            folder: Of the run.
+            name: Of the lock file.
+            flag: What chooses the folder, for messages.
+        """
+        self.folder, self._name, self._flag = folder, name, flag
         self._created: list[Path] = []  # innermost first
         self._file = -1
 
@@ -34,7 +40,8 @@ class RunLock:
             self._created = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
             self.folder.mkdir(parents=True, exist_ok=True)
             while True:
-                self._file = os.open(self.folder / _NAME, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+                flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+                self._file = os.open(self.folder / self._name, flags, 0o666)
                 self._lock()
                 if self._is_current():
                     break
@@ -44,16 +51,16 @@ class RunLock:
         except OSError as error:
             self._remove_created()
             raise UserError(self.folder, f"cannot be written ({error.strerror})",
-                            "choose another --output_dir") from None
+                            f"choose another {self._flag}") from None
         return self
 
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(OSError):
             if os.name == "nt":  # an open file cannot be removed there
                 os.close(self._file)
-                (self.folder / _NAME).unlink()
+                (self.folder / self._name).unlink()
             else:
-                (self.folder / _NAME).unlink()  # still locked, so it is no other process's file
+                (self.folder / self._name).unlink()  # still locked, so it is no other process's file
                 os.close(self._file)
         self._remove_created()
 
@@ -82,11 +89,11 @@ class RunLock:
             owner = os.pread(self._file, 20, 0).decode("ascii", "replace") if hasattr(os, "pread") else ""
             os.close(self._file)
             raise UserError(self.folder, f"is in use by another run (process {owner or '?'})",
-                            "wait for it, stop it, or choose another --output_dir") from None
+                            f"wait for it, stop it, or choose another {self._flag}") from None
 
     def _is_current(self) -> bool:
         """Whether the locked file is still the one in the folder."""
         try:
-            return os.path.samestat(os.fstat(self._file), os.stat(self.folder / _NAME))
+            return os.path.samestat(os.fstat(self._file), os.stat(self.folder / self._name))
         except FileNotFoundError:
             return False

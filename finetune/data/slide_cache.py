@@ -44,6 +44,11 @@ Encode = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # tiles (B, N, C)
 _Entry = tuple[Slide, View | None]  # what one file holds: a slide with all its tiles, or a view of it
 
 
+def token_type(precision: str) -> str:
+    """The numpy type that image tokens are kept in; the rounding of an encoder in half precision is no finer."""
+    return "float32" if precision == "fp32" else "float16"
+
+
 @dataclass(frozen=True)
 class SlideCache:
     """Image tokens (n, D) of slides: the slide embedding, then the image latents. A `Reader` for `BatchLoader`.
@@ -71,7 +76,7 @@ class SlideCache:
             tokens, width: shape (n, D) of an entry.
         """
         key = hashlib.sha256(f"{_FORMAT} {sha256} {precision} {tokens} {width}".encode()).hexdigest()[:16]
-        return cls(folder / key, key, tokens, width, "float32" if precision == "fp32" else "float16")
+        return cls(folder / key, key, tokens, width, token_type(precision))
 
     @property
     def slide_bytes(self) -> int:
@@ -109,7 +114,7 @@ class SlideCache:
         return tokens
 
     @property
-    def _name(self) -> str:
+    def short_name(self) -> str:
         """The folder as a log shows it: its parents may contain a user's name."""
         return "/".join(self.folder.parts[-2:])
 
@@ -149,10 +154,12 @@ class SlideCache:
         entries = list(itertools.chain.from_iterable(groups))
         missing = self._missing(entries)
         if missing:
-            self._check_disk(len(missing), _describe(entries))
+            need, free = self.check_disk(len(missing))
+            logger.info("slide cache %s: %d to encode (of %s), %.2f GB of %.0f GB free", self.short_name, len(missing),
+                        _describe(entries), need / 1e9, free / 1e9)
             self._encode(_groups_of_rank(groups, missing, world), encode, max(1, workers))
         else:
-            logger.info("slide cache %s: all %s are there", self._name, _describe(entries))
+            logger.info("slide cache %s: all %s are there", self.short_name, _describe(entries))
 
         # files of another rank may be visible here later than to it
         if world.any(bool(missing)):
@@ -168,7 +175,7 @@ class SlideCache:
             num_encoded = 0
             for group, tiles, mask in _read_ahead(pool, groups):
                 for entry, tokens in self._encode_group(group, tiles, mask, encode):
-                    writes.append(pool.submit(self._write, entry, tokens))
+                    writes.append(pool.submit(self.write, entry, tokens))
                 while writes and writes[0].done():
                     writes.popleft().result()  # raises at once if the disk is full
 
@@ -204,7 +211,8 @@ class SlideCache:
                                 "with several machines data.latents_cache must be on a disk that all of them share")
             time.sleep(0.5)
 
-    def _write(self, entry: _Entry, tokens: np.ndarray) -> None:
+    def write(self, entry: _Entry, tokens: np.ndarray) -> None:
+        """Put the tokens (n, D) of a slide or view into the cache. Raises UserError."""
         path = self.path(*entry)
         content = io.BytesIO()
         np.save(content, tokens, allow_pickle=False)
@@ -215,7 +223,11 @@ class SlideCache:
             raise UserError(path, f"cannot be written ({error.strerror})",
                             "free some space, or set data.latents_cache to another folder or null") from None
 
-    def _check_disk(self, missing: int, total: str) -> None:
+    def check_disk(self, missing: int) -> tuple[int, int]:
+        """Make the folder. Returns the bytes that so many encodings need, and those that are free.
+
+        Raises UserError if they do not fit on the disk.
+        """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(self.folder).free
@@ -223,11 +235,10 @@ class SlideCache:
             raise UserError(self.folder, f"cannot be written ({error.strerror})",
                             "set data.latents_cache to another folder or null") from None
         need = missing * self.slide_bytes
-        logger.info("slide cache %s: %d to encode (of %s), %.2f GB of %.0f GB free", self._name, missing, total,
-                    need / 1e9, free / 1e9)
         if need + _SPARE_BYTES > free:
             raise UserError(self.folder, f"the slide cache needs {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free",
                             "set data.latents_cache to a folder on a larger disk, or to null")
+        return need, free
 
     def _require_finite(self, group: list[_Entry], tokens: torch.Tensor) -> None:
         """NaN or infinity in one tile reaches all tokens of its slide, so the output is checked, not the input."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _EXACTLY_ONE = (("checkpoint", "prism_only"), ("embeddings_file", "embeddings_dir", "serve"))
 _OF_LABELS = ("id_column", "text_column", "slide_column", "split_column", "encoding")
 _CAPTION_ONLY = ("text", "labels_file", *_OF_LABELS, "rerank", "findings", "prompts", "classes_file", "abstain_below",
-                 "split", "output")
+                 "split", "output", "resume", "latents_cache")
 _MODES_OF = {  # flag -> the modes that use it; a flag that is not listed is used by all
     "port": ("serve",),
     "explain": ("explain",),
@@ -52,6 +52,12 @@ class InferenceOptions:
     split: str = setting("all", "val, test: only the slides that were in this split in training",
                          choices=("all", "val", "test"))
     output: str | None = setting(None, "write one record per slide: .jsonl, .json or .csv")
+
+    resume: bool = setting(False, "go on with the --output of the same command that was interrupted: slides that are "
+                           "there are kept, failed and changed ones are captioned again")
+    latents_cache: str | None = setting("auto", "folder that keeps the encoder's output for the slides of "
+                                        "--embeddings_dir; auto = the one of the training, prism_latents beside the "
+                                        "run folder; null = none")
 
     text: tuple[str, ...] = setting((), "texts to compare with each slide: cosine similarity, and the probability of "
                                     "each of several texts")
@@ -125,6 +131,7 @@ class InferenceOptions:
         for name in ("findings", *_OF_LABELS):
             self._check_needed(name, "labels_file")
         self._check_needed("classes_file", "prompts")
+        self._check_needed("resume", "output")
         if not all(text.strip() for text in self.text):
             raise UserError("--text", "is empty", "give a text, or leave --text out")
         if self.do_sample and self.num_beams > 1:

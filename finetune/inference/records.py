@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, BinaryIO, NotRequired, TypedDict
 
 from ..common.errors import UserError, printable, say
 from ..common.files import expand
@@ -29,6 +31,7 @@ class Record(TypedDict):
     probability: of each of several texts. confidence: mean token probability. error: why the slide failed, else None.
     finished: whether the caption came to its end token before --max_length cut it; None without a caption.
     from_training_text: true if captions are re-ranked and this one is a training text; left out otherwise.
+    made_from: hashes of model, options and slide, for --resume.
     """
 
     id: str
@@ -42,6 +45,10 @@ class Record(TypedDict):
     nearest: NotRequired[list[Nearest]]
     abstained: NotRequired[bool]
     from_training_text: NotRequired[bool]
+    made_from: NotRequired[str]
+
+
+Records = Callable[[], Iterator[Record]]  # each call begins with the first again
 
 
 def new_record(slide_id: str, caption: str | None = None, error: str | None = None,
@@ -63,20 +70,6 @@ def output_path(path: str | None) -> Path | None:
     if target.is_dir():
         raise UserError(target, "is a folder", "give the path of a file")
     return target
-
-
-def write_records(records: list[Record], path: Path) -> None:
-    """Write records as .jsonl, .json or .csv, by the suffix. Raises UserError if the file cannot be written."""
-    lines = [_json_line(record) for record in records]
-    try:
-        if path.suffix == ".csv":
-            _write_csv(records, path)
-        elif path.suffix == ".json":
-            path.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
-        else:
-            path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    except OSError as error:
-        raise UserError(path, f"cannot be written ({error.strerror})", "give another --output") from None
 
 
 def print_record(record: Record) -> None:
@@ -115,25 +108,37 @@ def print_scores(report: Report | None, abstained: int) -> None:
     say(f"summary: {json.dumps(report.to_dict() | {'abstained': abstained}, ensure_ascii=False)}")
 
 
-def _write_csv(records: list[Record], path: Path) -> None:
-    texts: dict[str, None] = {}  # an ordered set; a failed slide has no similarities
-    for record in records:
-        texts |= dict.fromkeys(record["similarity"])
-    with open(path, "w", newline="", encoding="utf-8-sig") as file:  # Excel needs the byte order mark to read UTF-8
-        writer = csv.writer(file)
-        writer.writerow(["id", "caption", "error", *(f"similarity: {text}" for text in texts), "confidence",
-                         "finished"])
-        for record in records:
-            cosines = [record["similarity"].get(text) for text in texts]
-            row = [record["id"], record["caption"], record["error"], *cosines, record["confidence"],
-                   {True: "true", False: "false"}.get(record["finished"])]
-            writer.writerow([_cell(value) for value in row])
-
-
-def _json_line(record: Record) -> str:
+def json_line(record: Record) -> str:
     """JSON on one line for every reader: what is not printable, such as U+2028, stays escaped."""
     text = json.dumps(record, ensure_ascii=False)
     return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
+
+
+def write_json(records: Records, file: BinaryIO) -> None:
+    """Write records as one JSON list, a line for each."""
+    file.write(b"[")
+    separator = b"\n"
+    for record in records():
+        file.write(separator + json_line(record).encode("utf-8", "replace"))
+        separator = b",\n"
+    file.write(b"\n]\n")
+
+
+def write_csv(records: Records, file: BinaryIO) -> None:
+    """Write records as CSV, a row for each, with a column for each text of any of them."""
+    texts: dict[str, None] = {}  # an ordered set; a failed slide has no similarities
+    for record in records():
+        texts |= dict.fromkeys(record["similarity"])
+    # Excel needs the byte order mark to read UTF-8
+    text_file = io.TextIOWrapper(file, encoding="utf-8-sig", errors="replace", newline="")
+    writer = csv.writer(text_file)
+    writer.writerow(["id", "caption", "error", *(f"similarity: {text}" for text in texts), "confidence", "finished"])
+    for record in records():
+        cosines = [record["similarity"].get(text) for text in texts]
+        finished = {True: "true", False: "false"}.get(record["finished"])
+        row = [record["id"], record["caption"], record["error"], *cosines, record["confidence"], finished]
+        writer.writerow([_cell(value) for value in row])
+    text_file.detach()  # flushes, and leaves the file open for its owner
 
 
 def _cell(value: Any) -> Any:

@@ -2,75 +2,99 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 
-from prism import GenerationOptions
-
 from ..common.errors import UserError
 from ..common.log import logger
-from ..common.progress import progress
 from ..data.batch import encode_text
-from ..data.slides import Slide, open_case
 from ..evaluation.scoring import Answers, Report, evaluate
 from ..models.training_texts import SlideVectors
 from .captioner import Captioner
-from .cases import Cases, select_slides
+from .cases import select_slides
+from .encoding import slide_cache
 from .ground_truth import GroundTruth
+from .interruption import Interrupted, StopSignals
+from .job import Job
 from .nearest import TrainingSlides, texts_to_rerank_with
 from .options import InferenceOptions
-from .records import Record, new_record, output_path, print_record, print_scores, write_records
+from .record_file import RecordFile
+from .records import Record, output_path, print_scores
+from .sources import slide_source, source_of
 
-_BATCH = 8  # slides decoded together
 
 
 def run_inference(options: InferenceOptions) -> int:
-    """Caption, print, write and score; returns 0.
+    """Caption, print, write and score.
+
+    Returns:
+        0, or 128 + its number if a signal ended the job.
 
     Raises:
         UserError: a bad option or file; or, once all is done, slides that failed.
     """
     output = output_path(options.output)
     truth = GroundTruth.load(options)
-    captioner = Captioner.from_options(options)
-    cases = select_slides(captioner, options, truth.labels)
-    texts = texts_to_score(options.text, captioner)
-    training = TrainingSlides.load(options.checkpoint, captioner, searchable=options.nearest > 0)
-    captioner.rerank_with = texts_to_rerank_with(options, captioner, training)
-    if options.abstain_below and captioner.temperature is None:
-        logger.warning("confidence is not calibrated: no validation slides in training, or not its best_model.pth")
-    generation = options.generation(captioner.trained_length)
-    records: list[Record] = []
-    vectors: dict[str, SlideVectors] = {}
-    try:
-        for record in caption_slides(captioner, cases, texts, generation, vectors):
-            if record["error"] is None:
-                embedding = vectors[record["id"]].contrastive[0]
-                complete_record(record, embedding, captioner, options, truth.prompts, training)
-            records.append(record)
-            print_record(record)
-    finally:  # Ctrl+C, or out of memory: the finished records are written
-        if output:
-            write_records(records, output)
-    _warn_of_cut_captions(records, captioner, generation.max_length)
-    if truth.can_score:
-        abstained = sum(record.get("abstained", False) for record in records)
-        answers = truth.answers(captioner, records, vectors, generation.max_length)
-        print_scores(_evaluate(answers, truth, records, vectors, training), abstained)
-    errors = [(record["id"], record["error"]) for record in records if record["error"] is not None]
-    if errors:
-        raise UserError(errors[0][0], f"{len(errors)} of {len(records)} slides failed", "their records say why",
-                        [error for _, error in errors[:20]])
+    with RecordFile(output) as file:
+        captioner = Captioner.from_options(options)
+        cases = select_slides(captioner, options, truth.labels)
+        texts = texts_to_score(options.text, captioner)
+        training = TrainingSlides.load(options.checkpoint, captioner, searchable=options.nearest > 0)
+        captioner.rerank_with = texts_to_rerank_with(options, captioner, training)
+        if options.abstain_below and captioner.temperature is None:
+            logger.warning("confidence is not calibrated: no validation slides in training, or not its best_model.pth")
+        generation = options.generation(captioner.trained_length)
+        source = source_of(captioner, options, generation, texts, truth.prompts, training)
+        slides = {case_id: slide_source(files) for case_id, files in cases.items()}
+        file.begin(source, slides, options.resume)
+        complete = partial(complete_record, captioner=captioner, options=options, prompts=truth.prompts,
+                           training=training)
+        job = Job(captioner, cases, texts, generation, slide_cache(captioner, options), file,
+                  {case_id: source.of_slide(files) for case_id, files in slides.items()}, complete,
+                  keep_vectors=truth.can_score)
+        exit_code = _caption_until_stopped(job)
+        if exit_code == 0:
+            _report(job, truth, training)
+        return exit_code
+
+
+def _caption_until_stopped(job: Job) -> int:
+    """Caption, and write what there is in any case. Returns 0, or 128 + the number of a signal."""
+    with StopSignals() as signals:
+        try:
+            job.run(signals)
+            with signals.writing():
+                job.file.finish(job.cases)
+        except Interrupted as interrupted:
+            job.file.finish(job.cases)
+            done = sum(case_id in job.file for case_id in job.cases)
+            logger.warning("%s: %d of %d slides are done%s", interrupted.name, done, len(job.cases),
+                           "; the same command with --resume goes on" if job.file.output else "")
+            return interrupted.exit_code
     return 0
 
 
-def _warn_of_cut_captions(records: list[Record], captioner: Captioner, max_length: int) -> None:
-    num_cut = sum(record["finished"] is False for record in records)
+def _report(job: Job, truth: GroundTruth, training: TrainingSlides | None) -> None:
+    """Warn of cut captions, print scores. Raises UserError if slides failed."""
+    num_cut = num_abstained = 0
+    errors: list[tuple[str, str]] = []
+    for record in job.file.records(job.cases):
+        num_cut += record["finished"] is False
+        num_abstained += record.get("abstained", False)
+        if record["error"] is not None:
+            errors.append((record["id"], record["error"]))
     if num_cut:
         logger.warning("%d of %d captions did not come to their end within %d tokens (finished: false); trained on "
-                       "texts of up to %d: give a larger --max_length, or train longer", num_cut, len(records),
-                       max_length, captioner.trained_length)
+                       "texts of up to %d: give a larger --max_length, or train longer", num_cut, len(job.cases),
+                       job.generation.max_length, job.captioner.trained_length)
+    if truth.can_score:
+        records = list(job.file.records(job.cases))
+        answers = truth.answers(job.captioner, records, job.vectors, job.generation.max_length)
+        print_scores(_evaluate(answers, truth, records, job.vectors, training), num_abstained)
+    if errors:
+        raise UserError(errors[0][0], f"{len(errors)} of {len(job.cases)} slides failed", "their records say why",
+                        [error for _, error in errors[:20]])
 
 
 def _evaluate(answers: Answers | None, truth: GroundTruth, records: list[Record], vectors: dict[str, SlideVectors],
@@ -93,36 +117,6 @@ def texts_to_score(texts: tuple[str, ...], captioner: Captioner) -> list[str]:
         if was_cut:
             logger.warning("--text %r is longer than data.max_seq_len and is cut", text)
     return unique
-
-
-def caption_slides(captioner: Captioner, cases: Cases, texts: list[str], options: GenerationOptions,
-                   vectors: dict[str, SlideVectors] | None = None) -> Iterator[Record]:
-    """The record of each case; `error` says why one cannot be used, the rest goes on. Arguments as in `describe`."""
-    batch: list[Slide] = []
-    data = captioner.config.data
-    for case_id, slides in progress(cases.items(), "captioning", len(cases), "slide"):
-        try:
-            batch.append(open_case(case_id, slides, data.h5_key, data.image_dim, data.wanted_encoder))
-        except UserError as error:
-            yield new_record(case_id, error=error.line())
-        if len(batch) == _BATCH:
-            yield from _caption_batch(captioner, batch, texts, options, vectors)
-            batch = []
-    if batch:
-        yield from _caption_batch(captioner, batch, texts, options, vectors)
-
-
-def _caption_batch(captioner: Captioner, batch: list[Slide], texts: list[str], options: GenerationOptions,
-                   vectors: dict[str, SlideVectors] | None) -> Iterator[Record]:
-    """Caption slides together; if one of them turns out to be unreadable, one by one."""
-    try:
-        yield from captioner.describe(batch, texts, options, vectors)
-    except UserError as error:
-        if len(batch) == 1:
-            yield new_record(batch[0].slide_id, error=error.line())
-            return
-        for slide in batch:
-            yield from _caption_batch(captioner, [slide], texts, options, vectors)
 
 
 def complete_record(record: Record, embedding: np.ndarray, captioner: Captioner, options: InferenceOptions,

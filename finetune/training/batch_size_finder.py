@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from ..common.device import is_out_of_memory
 from ..common.distributed import ALONE
 from ..common.log import logger
 from ..data.batch import Batch, Sample
 from .objective import Objective
-from .out_of_memory import is_out_of_memory
 
 # On a CPU allocation does not fail: the system swaps or kills the process. Nor is a larger batch any faster there.
 _PROBED = ("cuda",)

@@ -25,14 +25,13 @@ import torch
 
 from coca_pytorch import CoCaOutputs
 
-from ..common.device import Precision
+from ..common.device import Precision, is_out_of_memory
 from ..common.distributed import World
 from ..common.errors import UserError
 from ..common.log import logger
 from ..data.batch import Batch
 from ..models.captioner import SlideCaptioner, encoded
 from .custom_loss import LossFunction, LossInputs, parts_of
-from .out_of_memory import is_out_of_memory
 from .step_records import CachedForward, ContrastiveResult, MicroBatchResult, StepLosses, StepSizes
 
 _CHUNK = 1 << 24  # similarities computed at a time: 64 MB, and as much again for each step from them to the loss

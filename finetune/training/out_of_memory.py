@@ -5,15 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-import torch
-
+from ..common.device import is_out_of_memory
 from ..common.errors import UserError
 from ..data.batch import Batch
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error means out of memory: torch's CPU allocator raises a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 @contextlib.contextmanager

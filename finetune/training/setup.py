@@ -19,6 +19,7 @@ from ..common.distributed import ALONE, World, local_rank
 from ..common.errors import UserError
 from ..common.files import expand
 from ..common.log import logger
+from ..common.run_folder import SLIDE_CACHE
 from ..config.auto import describe, resolve
 from ..config.schema import Config
 from ..data.batch import Batch, Sample
@@ -188,7 +189,7 @@ def encode(model: SlideCaptioner, precision: Precision, tiles: torch.Tensor, mas
 def _cache_folder(config: Config) -> Path:
     setting = config.data.latents_cache
     if setting is None or setting == "auto":
-        return expand(config.training.output_dir).parent / "prism_latents"
+        return expand(config.training.output_dir).parent / SLIDE_CACHE
     return expand(setting)
 
 

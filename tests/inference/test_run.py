@@ -16,7 +16,7 @@ from finetune.inference.cases import select_slides
 from finetune.inference.ground_truth import GroundTruth, load_prompts, load_usable_labels
 from finetune.inference.nearest import TrainingSlides, texts_to_rerank_with
 from finetune.inference.options import InferenceOptions
-from finetune.inference.records import write_records
+from finetune.inference.records import write_csv
 from finetune.inference.run import complete_record
 from finetune.models.training_texts import SlideVectors, TrainingTexts
 from tests.helpers.files import refused, write_json
@@ -115,7 +115,8 @@ def test_a_failed_first_slide_takes_no_column_from_the_others(tmp_path):
     good = record(0.5) | {"id": "b", "error": None, "similarity": {"text": 0.25}}
     bad = {"id": "a", "caption": None, "similarity": {}, "probability": {}, "confidence": None, "finished": None,
            "error": "broken"}
-    write_records([bad, good], tmp_path / "o.csv")
+    with open(tmp_path / "o.csv", "wb") as file:
+        write_csv(lambda: iter([bad, good]), file)
     rows = list(csv.DictReader((tmp_path / "o.csv").read_text(encoding="utf-8-sig").splitlines()))
     assert [r["similarity: text"] for r in rows] == ["", "0.25"]
 

@@ -15,9 +15,9 @@ import torch
 
 from finetune.config.schema import Config
 from finetune.inference.captioner import Captioner
+from finetune.inference.explain import open_slide
 from finetune.inference.model_facts import ModelFacts
 from finetune.inference.options import InferenceOptions
-from finetune.inference.run import caption_slides
 from finetune.inference.serve import answer, load_training_slides, make_app, parse_suffix, parse_texts
 from prism import GenerationOptions
 from tests.helpers.files import ROOT, refused, write_h5
@@ -74,7 +74,7 @@ def test_a_slide_whose_numbers_overflow_is_one_line_and_the_nearest_texts_are_th
     with refused("its tiles make the model overflow"):
         answer(captioner, path, [], GenerationOptions(), training)
     path = run_with_coords / "embeddings" / "s5.h5"
-    records = list(caption_slides(captioner, {"s5": [[str(path)]]}, [], GenerationOptions(), vectors := {}))
+    records = captioner.describe([open_slide(captioner, path)], [], GenerationOptions(), vectors := {})
     index = torch.load(run_with_coords / "run" / "nearest.pt", weights_only=True)
     cosines = (index["embeddings"] @ torch.from_numpy(vectors["s5"].contrastive[0])).tolist()
     found = answer(captioner, path, [], GenerationOptions(), training)
