@@ -55,9 +55,8 @@ class InferenceOptions:
 
     resume: bool = setting(False, "go on with the --output of the same command that was interrupted: slides that are "
                            "there are kept, failed and changed ones are captioned again")
-    latents_cache: str | None = setting("auto", "folder that keeps the encoder's output for the slides of "
-                                        "--embeddings_dir; auto = the one of the training, prism_latents beside the "
-                                        "run folder; null = none")
+    latents_cache: str = setting("auto", "folder that keeps the encoder's output for the slides of --embeddings_dir; "
+                                 "auto = the one of the training, prism_latents beside the run folder; null = none")
 
     text: tuple[str, ...] = setting((), "texts to compare with each slide: cosine similarity, and the probability of "
                                     "each of several texts")
