@@ -24,7 +24,6 @@ from .records import Record, output_path, print_scores
 from .sources import slide_source, source_of
 
 
-
 def run_inference(options: InferenceOptions) -> int:
     """Caption, print, write and score.
 

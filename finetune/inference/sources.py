@@ -9,7 +9,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from prism import GenerationOptions, fingerprint
+import torch
+
+from prism import GenerationOptions
 
 from .captioner import Captioner
 from .nearest import TrainingSlides
@@ -23,10 +25,10 @@ _DATA = ("max_seq_len", "image_dim", "h5_key", "tile_encoder")
 def source_of(captioner: Captioner, options: InferenceOptions, generation: GenerationOptions, texts: list[str],
               prompts: dict[str, list[str]] | None, training: TrainingSlides | None) -> Source:
     """The model and the options of a job. Where the model lies, and as which kind of file, does not count."""
-    config, prism = captioner.config, captioner.model.prism
-    model = {
-        "decoder": fingerprint(captioner.model.decoder),
-        "prism": prism.sha256 if config.prism.freeze else fingerprint(prism),
+    config, model = captioner.config, captioner.model
+    about_model = {
+        "trained": _hash_weights(model.saved_state()),
+        "frozen": [model.prism.sha256 if config.prism.freeze else None, model.decoder.describe()],
         "image_tokens": config.prism.image_tokens,
         "data": {name: getattr(config.data, name) for name in _DATA},
         "tokenizer": captioner.tokenizer.to_dict(),
@@ -43,7 +45,7 @@ def source_of(captioner: Captioner, options: InferenceOptions, generation: Gener
         "training": [training.index.get(key) for key in ("fingerprint", "step")] if uses_training else None,
         "abstain_below": options.abstain_below,
     }
-    return Source(_hash(model), _hash(how))
+    return Source(_hash(about_model), _hash(how))
 
 
 def slide_source(files: list[list[str]]) -> str:
@@ -58,6 +60,15 @@ def slide_source(files: list[list[str]]) -> str:
         except OSError:
             found.append((Path(path).name, None, None))
     return _hash(found)
+
+
+def _hash_weights(state: dict[str, torch.Tensor]) -> str:
+    """Of the names and bytes of tensors on any device."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(state.items()):
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
+        digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _hash(value: Any) -> str:
