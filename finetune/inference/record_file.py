@@ -64,6 +64,7 @@ class RecordFile:
         self._path = output
         if output is not None and output.suffix != ".jsonl":
             self._path = output.with_name(f"{output.name}.jsonl")
+        self._mark = None if output is None else output.with_name(f".{output.name}.unfinished")
         self._lock = None if output is None else RunLock(output.parent, f".{output.name}.lock", "--output")
         self._file: BinaryIO | None = None
 
@@ -104,6 +105,7 @@ class RecordFile:
                 else:
                     self._require_no_part_of(source, slides)
             self._close()
+            self._mark.touch()
             if self._lines:
                 self._file = open(self._path, "r+b")  # noqa: SIM115, closed by _close
             else:
@@ -150,11 +152,11 @@ class RecordFile:
                     "captioned again", there, len(slides), self._path.name, len(failed), len(changed))
 
     def _require_no_part_of(self, source: Source, slides: Mapping[str, str]) -> None:
-        """Raise UserError rather than begin again over the captions of a job that was interrupted."""
+        """Raise UserError rather than begin again over the captions of a job that did not come to its end."""
         done = [name for name, files in slides.items()
                 if name in self._lines and self._lines[name].made_from == source.of_slide(files)]
         self._lines.clear()
-        if 0 < len(done) < len(slides):
+        if self._mark.exists() and 0 < len(done) < len(slides):
             raise UserError(self._path, f"holds {len(done)} of the {len(slides)} captions of this job",
                             "add --resume to keep them and go on, or delete it")
 
@@ -192,17 +194,21 @@ class RecordFile:
     def finish(self, ids: Iterable[str]) -> None:
         """Write the output with all records there are: those of other jobs, then those of `ids` in that order.
 
-        Raises UserError if it cannot be written; the growing file is then as it was.
+        A job is marked as finished once all of `ids` have a record. Raises UserError if the output cannot be written;
+        the growing file is then as it was.
         """
         if self.output is None:
             return
+        ids = list(ids)
         own = dict.fromkeys(name for name in ids if name in self._lines)
         names = [*(name for name in self._lines if name not in own), *own]
         if self.output.suffix == ".jsonl":
             self._rewrite(names)
-            return
-        write = {".json": write_json, ".csv": write_csv}[self.output.suffix]
-        self._write(self.output, lambda file: write(lambda: self.records(names), file))
+        else:
+            write = {".json": write_json, ".csv": write_csv}[self.output.suffix]
+            self._write(self.output, lambda file: write(lambda: self.records(names), file))
+        if len(own) == len(ids):
+            self._mark.unlink(missing_ok=True)
 
     def _close(self) -> None:
         if self._file:

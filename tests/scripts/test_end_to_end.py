@@ -57,7 +57,7 @@ def test_inference_captions_and_scores_a_slide_from_the_checkpoint_alone(data, t
     assert result.returncode == 0, result.stderr
     record = json.loads(output.read_text(encoding="utf-8"))
     assert set(record) == {"id", "caption", "similarity", "probability", "confidence", "finished",
-                           "error"} and record["error"] is None
+                           "error", "made_from"} and record["error"] is None
     assert record["caption"] == TEXTS[0] and record["caption"] in result.stdout
     assert max(record["similarity"], key=record["similarity"].get) == TEXTS[0]
     assert sum(record["probability"].values()) == pytest.approx(1, abs=1e-5)
