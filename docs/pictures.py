@@ -20,8 +20,9 @@ SLIDE = "slide_012"
 
 
 def save(png: bytes, name: str) -> None:
-    """Save with a palette of 96 colours, a third of the size."""
-    Image.open(io.BytesIO(png)).convert("RGB").quantize(96).save(ROOT / "docs" / name, optimize=True)
+    """Save with a palette of 160 colours, a third of the size; in an octree thin lines keep their hue."""
+    image = Image.open(io.BytesIO(png)).convert("RGB")
+    image.quantize(160, Image.Quantize.FASTOCTREE).save(ROOT / "docs" / name, optimize=True)
 
 
 def main() -> None:
@@ -33,7 +34,7 @@ def main() -> None:
         page = browser.new_page(viewport={"width": 1000, "height": 1180}, locale="en-GB")
         page.goto((DEMO / "run" / "report.html").as_uri())
         save(page.screenshot(), "report.png")
-        page = browser.new_page(viewport={"width": 700, "height": 800}, locale="en-GB")
+        page = browser.new_page(viewport={"width": 760, "height": 1180}, locale="en-GB")
         page.goto((DEMO / "explained" / "explanation.html").as_uri())
         page.locator("button.phrase").last.hover()
         save(page.screenshot(), "explanation.png")

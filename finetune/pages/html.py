@@ -33,7 +33,7 @@ def render(template: str, scripts: tuple[str, ...] = ("page.js",), connect: str 
         values: Variables of the template.
     """
     style, script = _read("page.css"), "\n".join(_read(name) for name in scripts)
-    policy = (f"default-src 'none'; img-src data: blob:; style-src {_hash(style)}; script-src {_hash(script)}; "
+    policy = (f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; "
               f"connect-src {connect}; base-uri 'none'; form-action 'none'")
     return _templates().get_template(template).render(style=Markup(style), script=Markup(script), policy=policy,
                                                       **values)

@@ -42,6 +42,7 @@ def test_identical_texts_score_one(texts):
     result = scores(texts, texts)
     assert all(v == pytest.approx(1) for k, v in result.items() if k not in ("cider", "distinct_share")), result
     assert texts is not REFERENCES or result["cider"] == pytest.approx(10)
+    assert all(max(scores([text], [text])[f"bleu_{n}"] for n in range(1, 5)) <= 1 for text in texts), "not 1.0000000000000004"
 
 
 @pytest.mark.parametrize("captions, references", [

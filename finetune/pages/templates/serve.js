@@ -36,7 +36,7 @@ function send(job, texts, onProgress) {
     request.setRequestHeader("x-suffix", suffixes.find(suffix => job.file.name.toLowerCase().endsWith(suffix)));
     // a header takes ASCII only
     request.setRequestHeader("x-texts", JSON.stringify(texts).replace(/[\u0080-\uffff]/g, c => "\\u" + c.charCodeAt(0).toString(16).padStart(4, "0")));
-    request.upload.addEventListener("progress", event => onProgress(event.loaded / event.total));
+    request.upload.addEventListener("progress", event => onProgress(event.loaded / Math.max(1, event.total)));
     request.addEventListener("load", () => request.response ? resolve(request.response) : failed("程序没有回答", "the program gave no answer"));
     request.addEventListener("error", () => failed("程序已停止？连接不上", "the program cannot be reached: has it ended?"));
     request.addEventListener("abort", () => failed("已停止", "stopped"));
@@ -48,6 +48,7 @@ function send(job, texts, onProgress) {
 async function run() {
   const texts = part("texts").value.split("\n");
   busy(true);
+  tell("正在处理", "working");
   for (const job of jobs) Object.assign(job, { answer: null, error: null });
   chosen = null;
   part("answer").hidden = true;
@@ -70,18 +71,20 @@ async function run() {
     if (!running) break;
   }
   const done = jobs.filter(job => job.answer).length, failed = jobs.filter(job => job.error).length;
-  tell(`完成 ${done} 个${failed ? `，${failed} 个不能用` : ""}`, `${done} done${failed ? `, ${failed} cannot be used` : ""}`, failed > 0);
   busy(false);
+  draw();
+  tell(`完成 ${done} 个${failed ? `，${failed} 个不能用` : ""}`, `${done} done${failed ? `, ${failed} cannot be used` : ""}`, failed > 0);
 }
 function progress(number, job, sent, seconds) {
   const what = sent < 1 ? [`上传 ${Math.round(100 * sent)} %`, `sending ${Math.round(100 * sent)} %`] : ["正在描述和解释", "captioning and explaining"];
-  tell(`${number + 1} / ${jobs.length} ${job.name}：${what[0]}，${seconds} 秒`, `${number + 1} / ${jobs.length} ${job.name}: ${what[1]}, ${seconds} s`);
+  part("working").replaceChildren(spoken(`${number + 1} / ${jobs.length} ${job.name}：${what[0]}，${seconds} 秒`,
+                                         `${number + 1} / ${jobs.length} ${job.name}: ${what[1]}, ${seconds} s`));
   part("progress").max = jobs.length;
   part("progress").value = number + sent / 2;
 }
 function busy(is) {
   running = is ? {} : null;
-  for (const id of ["stop", "progress"]) part(id).hidden = !is;
+  for (const id of ["stop", "progress", "working"]) part(id).hidden = !is;
   for (const id of ["run", "file"]) part(id).disabled = is;
   for (const id of ["save_csv", "save_jsonl"]) part(id).disabled = is || !jobs.some(job => job.answer);
 }
@@ -93,7 +96,10 @@ function draw() {
     if (job.answer) {
       const open = element("button", "link", job.name);
       open.type = "button";
-      open.addEventListener("click", () => select(job));
+      open.addEventListener("click", () => {
+        select(job);
+        document.querySelector("#slides .chosen button").focus(); // its row was drawn anew
+      });
       name.append(open);
       caption.textContent = job.answer.caption + (job.answer.finished ? "" : " ✂");
       confidence.textContent = percent(job.answer.confidence);
@@ -103,7 +109,7 @@ function draw() {
         caption.className = "alert";
         caption.append(spoken(...job.error));
       } else {
-        caption.append("…");
+        caption.append(running ? "…" : "");
       }
     }
     row.append(name, caption, confidence);
