@@ -1,9 +1,11 @@
 """One training step and one caption at the published sizes: seconds and peak memory on this machine.
 
-    python -m benchmarks.full_size [--decoder coca|prism] [--lora_rank 0] [--precision fp32|bf16|fp16] [--tiles 1000]
+    python -m benchmarks.full_size [--decoder coca|prism|qwen] [--lora_rank 0] [--precision fp32|bf16|fp16]
+                                   [--tiles 1000] [--grad_checkpointing] [--contrastive_loss_weight 1]
 
 Prism's 99 M encoder with 512 latents; CoCa of dim 1024, 6 + 6 layers, latents 5120, a vocabulary of 42384, or
-Prism's own decoder, of which the upper half or adapters train; random weights.
+Prism's own decoder, of which the upper half or adapters train, or a language model of the shape of Qwen2.5-0.5B behind
+a prefix of 32, frozen or with adapters; random weights.
 """
 
 from __future__ import annotations
@@ -12,15 +14,20 @@ import argparse
 import platform
 import resource
 import time
+from pathlib import Path
 
 import torch
 
 from coca_pytorch import CoCa
 from finetune.common.device import Precision, keep_freed_memory, resolve_device, resolve_precision
 from finetune.common.distributed import World
+from finetune.config.auto import resolve
+from finetune.config.schema import Config
 from finetune.data.batch import Batch
 from finetune.models.captioner import SlideCaptioner
 from finetune.models.generation import generate
+from finetune.models.language_model import LanguageModel, LanguageModelDecoder
+from finetune.models.language_model_folder import LanguageModelFolder
 from finetune.models.prism_decoder import PrismDecoder
 from finetune.training.objective import Objective
 from finetune.training.optim import build_optimizer
@@ -58,25 +65,56 @@ def train_step(model: SlideCaptioner, optimizer: torch.optim.Optimizer, batch: B
     optimizer.zero_grad(set_to_none=True)
 
 
+class _Special:
+    """In place of Qwen2.5's tokenizer: its number of tokens and its end token."""
+
+    eos_id = 151643
+
+    def __len__(self) -> int:
+        return 151665
+
+
+def qwen(lora_rank: int, contrastive_loss_weight: float, precision: Precision) -> LanguageModelDecoder:
+    """A decoder around a random model of the shape of Qwen2.5-0.5B (its config.json), in bfloat16 as published."""
+    from transformers import AutoModelForCausalLM, Qwen2Config
+
+    shape = Qwen2Config(vocab_size=151936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24,
+                        num_attention_heads=14, num_key_value_heads=2, max_position_embeddings=32768,
+                        tie_word_embeddings=True, rope_theta=1e6, rms_norm_eps=1e-6)
+    model = AutoModelForCausalLM.from_config(shape, dtype=torch.bfloat16)
+    config = Config()
+    config.model.decoder, config.model.lora_rank = "hf:Qwen2.5-0.5B", lora_rank
+    config.model.contrastive_loss_weight = contrastive_loss_weight
+    folder = LanguageModelFolder(Path(), "Qwen2.5-0.5B", None, {})
+    decoder = LanguageModelDecoder(LanguageModel(model, folder, None), _Special(), resolve(config, 1000))
+    decoder.cast_frozen(precision.dtype)
+    return decoder
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--precision", default="auto", choices=("auto", "fp16", "bf16", "fp32"))
     parser.add_argument("--tiles", type=int, default=1000, help="tiles per slide (default 1000)")
-    parser.add_argument("--decoder", default="coca", choices=("coca", "prism"))
-    parser.add_argument("--lora_rank", type=int, default=0, help="with --decoder prism: train adapters of this rank")
+    parser.add_argument("--decoder", default="coca", choices=("coca", "prism", "qwen"))
+    parser.add_argument("--lora_rank", type=int, default=0, help="not for coca: train adapters of this rank")
+    parser.add_argument("--grad_checkpointing", action="store_true", help="not for prism")
+    parser.add_argument("--contrastive_loss_weight", type=float, default=1.0, help="of qwen (default 1)")
     args = parser.parse_args()
     device = resolve_device("auto")
     keep_freed_memory(device)  # as a run does
-    precision = resolve_precision(args.precision, device)
+    precision = resolve_precision(args.precision, device, wide_range=args.decoder == "qwen")
     if args.decoder == "prism":
         seconds, whole = timed(lambda: Prism.from_pretrained("random"), device)
         print(f"make Prism: {seconds:.1f} s")
         prism, coca = whole.slide_encoder(), PrismDecoder(whole)
         coca.train_upper_half(args.lora_rank)
+    elif args.decoder == "qwen":
+        prism, coca = load_prism("random"), qwen(args.lora_rank, args.contrastive_loss_weight, precision)
     else:
         prism = load_prism("random")
         coca = CoCa(dim=1024, num_tokens=_WORDS, unimodal_depth=6, multimodal_depth=6, dim_latents=5120, image_dim=1280,
                     pad_id=_PAD)
+    coca.grad_checkpointing = args.grad_checkpointing
     model = SlideCaptioner(prism, coca, "latents").to(device)
     optimizer = build_optimizer(model.named_parameters(), 1e-4, 0.01)
     batch = random_batch(args.tiles).to(device)

@@ -35,6 +35,7 @@ from ..common.log import logger
 from ..common.progress import progress
 from ..data.slides import Slide, open_case
 from ..data.tile_reader import read_coords, read_tiles
+from ..data.tokenizer import Tokenizer
 from ..models.captioner import CaptionDecoder
 from ..pages.html import render
 from .captioner import Captioner
@@ -94,13 +95,34 @@ def token_attention(decoder: CaptionDecoder, image_tokens: Tensor, ids: list[int
     return log_probs, attention[0]
 
 
+def token_texts(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
+    """The text of each token, which together are the caption.
+
+    Where several byte-level tokens spell one character, the last of them gets it and the others nothing.
+    """
+    texts, done = [], ""
+    for end in range(1, len(ids) + 1):
+        text = tokenizer.decode(ids[:end])
+        if end < len(ids):
+            text = text.rstrip("\ufffd")  # bytes of a character that is not complete
+        texts.append(text[len(done):] if text.startswith(done) else "")
+        done = text if text.startswith(done) else done
+    return texts
+
+
 def phrases(pieces: list[str]) -> list[range]:
-    """The tokens of each phrase: up to a punctuation mark, which belongs to none. pieces: the text of each token."""
+    """The tokens of each phrase, up to a punctuation mark; a token that is nothing but a mark belongs to none.
+
+    Args:
+        pieces: The text of each token.
+    """
     spans, begin = [], 0
     for i, piece in enumerate([*pieces, "。"]):
-        if piece.strip(" ") in _ENDS_PHRASE:
-            if i > begin:
-                spans.append(range(begin, i))
+        is_mark = piece.strip(" ") in _ENDS_PHRASE
+        if is_mark or piece[-1:] in _ENDS_PHRASE:
+            end = i if is_mark else i + 1
+            if end > begin:
+                spans.append(range(begin, end))
             begin = i + 1
     return spans
 
@@ -187,7 +209,7 @@ def explain(captioner: Captioner, slide: Slide, caption: str) -> dict[str, Any]:
     if not token_ids:
         raise UserError(slide.slide_id, "its caption is empty", "there is nothing to explain; train longer")
     ids = [tokenizer.bos_id, *token_ids, tokenizer.eos_id]
-    pieces = [tokenizer.decode([i]) for i in token_ids]
+    pieces = token_texts(tokenizer, token_ids)
     spans = phrases(pieces)
     tiles = torch.from_numpy(np.array(read_tiles(slide))).to(captioner.precision.device)  # (N, C)
     attribution = attribute_tiles(captioner, tiles, ids)

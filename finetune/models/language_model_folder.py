@@ -118,7 +118,7 @@ def _from_hub(source: str) -> tuple[Path, str | None]:
     name, _, revision = source.partition("@")
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name):
         raise UserError(KEY, f"{source}: no such folder ({expand(source)})",
-                        "give hf: and the folder of a model, or its name on the hub")
+                        "give the folder of a model or its name on the hub (inference.py: --language_model)")
     try:
         path = fetch(name, revision or None, _WEIGHTS, _OTHERS)
     except PrismWeightsError as error:

@@ -18,7 +18,7 @@ from ..config.schema import Config
 from ..data.batch import Batch, Sample
 from ..data.prepare import Data
 from ..data.splits import patients
-from ..models.captioner import SlideCaptioner
+from ..models.captioner import SlideCaptioner, encoded
 from ..models.linear_probe import LinearProbe
 from ..models.training_texts import SlideVectors, TrainingTexts
 from .caption_validation import choose_samples
@@ -107,6 +107,14 @@ def _slide_embeddings(vectors: SlideVectors) -> torch.Tensor | None:
     return torch.from_numpy(vectors.embedding).clamp(-_HALF_MAX, _HALF_MAX).half()
 
 
+def _one_by_one(model: SlideCaptioner, precision: Precision, batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Encoded slides, one at a time: with the 152 000 words of some language models the logits of a text of 256 tokens
+    are 160 MB, and calibration holds them three times."""
+    for batch in batches:
+        with precision.autocast():
+            yield from encoded(model, batch.to(precision.device)).split(1)
+
+
 @torch.no_grad()
 def calibrate(model: SlideCaptioner, precision: Precision, batches: Iterable[Batch]) -> dict[str, float]:
     """The temperature at which the reference texts of the validation slides are most probable.
@@ -120,9 +128,8 @@ def calibrate(model: SlideCaptioner, precision: Precision, batches: Iterable[Bat
     likelihood = torch.zeros(len(_TEMPERATURES), dtype=torch.float64)  # sums over tokens, as is the next one
     confidence = torch.zeros(len(_TEMPERATURES), dtype=torch.float64)
     num_tokens = num_right = 0
-    for batch in batches:
+    for batch in _one_by_one(model, precision, batches):
         with precision.autocast():
-            batch = batch.to(precision.device)
             logits = model.decoder(batch.text, image_tokens=model.encode(batch), text_mask=batch.text_mask)
         logits = logits[batch.text_mask].float()  # (tokens, vocabulary)
         labels = batch.labels[batch.text_mask]

@@ -15,12 +15,14 @@ from PIL import Image
 
 from coca_pytorch import CoCa
 from finetune.data.h5_files import Coords
+from finetune.data.tokenizer import build_tokenizer
 from finetune.inference.explain import (
     attribute_tiles,
     deletion_test,
     log_probs_without,
     phrases,
     token_attention,
+    token_texts,
 )
 from finetune.inference.tile_maps import heatmap_png, lay_out, open_thumbnail, page_data
 from finetune.models.captioner import SlideCaptioner
@@ -137,6 +139,18 @@ def test_phrases_end_at_punctuation_of_both_languages():
     assert phrases(list("胃腺癌，高分化。")) == [range(3), range(4, 7)]
     assert phrases(["invasive", " carcinoma", ",", " grade", " 2"]) == [range(2), range(3, 5)]
     assert phrases(["。", "，"]) == []
+    assert phrases(["胃", "癌，", "", "分化。", "好"]) == [range(2), range(2, 4), range(4, 5)], "marks that end a longer token"
+
+
+@pytest.mark.parametrize("kind", ["vocab", "bpe"])
+def test_the_texts_of_the_tokens_are_the_caption_and_whole_characters(kind):
+    tokenizer = build_tokenizer(kind, ["胃腺癌，grade 2。"], False)
+    for text in ("胃腺癌，grade 2。", "肝癌 é🙂。"):
+        ids = tokenizer.encode(text)
+        texts = token_texts(tokenizer, ids)
+        assert len(texts) == len(ids) and "".join(texts) == tokenizer.decode(ids)
+        assert not any("\ufffd" in piece for piece in texts) or kind == "vocab"
+    assert kind == "vocab" or "" in texts, "bytes of one character"
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
