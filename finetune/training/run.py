@@ -19,6 +19,7 @@ from ..common.run_lock import RunLock
 from ..common.score_table import LAST_EPOCH
 from ..config.schema import Config
 from ..data.prepare import Data, contents_are_checked, scan_contents
+from ..models.build import decoder_tokenizer
 from ..pages.run_report import write_report
 from .calibration import calibrate_and_index, is_calibrated_and_indexed
 from .caption_validation import check_monitor, not_in_log_line
@@ -151,7 +152,9 @@ def check(config: Config) -> int:
 
 def _check(config: Config, user_loss: LossFunction | None) -> int:
     start = open_starting_point(config, None, ALONE)
-    data = read_data(config, None, start)
+    # a language model's own tokens are counted, and its folder is looked at; Prism's text side is not needed for this
+    tokenizer = decoder_tokenizer(config) if config.model.language_model is not None else None
+    data = read_data(config, tokenizer, start)
     config = resolve_settings(config, data, None, start)
     if user_loss:
         try_loss(user_loss, len(data.tokenizer), config.model.dim_latents, torch.device("cpu"))

@@ -25,7 +25,8 @@ from finetune.config.yaml_file import load_yaml
 from finetune.data import h5_files, labels
 from finetune.training import trackers
 from finetune.training.run import check
-from tests.helpers.files import ROOT, random_tiles, write_h5, write_json
+from tests.helpers.files import ROOT, random_tiles, refused, write_h5, write_json
+from tests.helpers.language_models import make_language_model
 from tests.helpers.scripts import run
 
 GUIDE, CONFIG_PAGE, ERRORS_PAGE = (ROOT / name for name in ("README_training.md", "docs/config.md", "docs/errors.md"))
@@ -227,6 +228,10 @@ def test_an_example_config_reads_and_its_data_is_checked(path, tmp_path, monkeyp
     for i in range(6):
         write_h5(tmp_path / "data" / "embeddings" / f"s{i}.h5", random_tiles(3, config.data.image_dim, i))
     monkeypatch.chdir(tmp_path)
+    if config.model.language_model is not None:
+        with refused("no such folder", config.model.language_model):
+            check(config)
+        make_language_model(tmp_path / config.model.language_model)
     assert check(config) == 0
 
 
