@@ -31,6 +31,7 @@ WARNINGS = {
     "out of memory: micro-batches are halved (%d times over all processes, %s slides here), the effective batch is "
     "unchanged": "内存不足：微批次减半（各进程共 {0} 次，这里是 {1} 张切片），等效批量不变",
     "training.precision is %s, used is %s: %s": "training.precision 为 {0}，实际用 {1}：{2}",
+    "resuming from %s: %s is replaced by it": "从 {0} 继续：{1} 换成它",
     "resuming from %s, after epoch %d of %d: later epochs go from metrics.jsonl and from the curves, %s is replaced by "
     "it, %s%s": "从 {0}（第 {1} 轮，共 {2} 轮）继续：之后各轮从 metrics.jsonl 和曲线里去掉，{3} 换成它，{4}{5}",
     "wandb: its run has epoch %d already and cannot take it back: the curves go on in a new one":

@@ -67,6 +67,24 @@ def test_what_is_wrong_with_a_file_is_said_in_words(tmp_path, make, chinese):
     assert fault_in_words(fault.value.what)[0] == chinese
 
 
+def faults() -> set[str]:
+    """What the readers of slide files say is wrong, with 7 for each value."""
+    found = set()
+    for name in ("h5_files", "pt_files"):
+        tree = ast.parse((ROOT / "finetune" / "data" / f"{name}.py").read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "BadSlide" and isinstance(node.args[0], (ast.Constant, ast.JoinedStr)):
+                pieces = node.args[0].values if isinstance(node.args[0], ast.JoinedStr) else [node.args[0]]
+                found.add("".join(piece.value if isinstance(piece, ast.Constant) else "7" for piece in pieces))
+    return found
+
+
+def test_what_can_be_wrong_with_a_file_is_known_in_chinese():
+    of_folders = {"is empty", "is the file of one slide"}
+    unknown = [fault for fault in sorted(faults() - of_folders) if fault_in_words(fault)[0].startswith("不能用")]
+    assert len(faults()) > 15 and len(unknown) < 0.1 * len(faults()), unknown
+
+
 def test_a_fault_that_is_not_known_is_passed_on():
     assert fault_in_words("odd") == ("不能用：odd", "odd")
 

@@ -44,6 +44,7 @@ function marked(words, isCommon, className) {
 function start(data) {
   const lower = data.texts.map(text => text.toLowerCase());
   const scoreOf = () => data.scores[Number(control("score").value)];
+  const scoreName = () => scoreOf()?.name ?? ["分数", "score"];
   const shown = value => value === null || value === undefined ? "–" : String(Number(value.toPrecision(3)));
 
   function matches(row, words, topic, which) {
@@ -74,8 +75,7 @@ function start(data) {
     control("following").disabled = view.page + 1 >= pages;
     document.querySelector(".pager").hidden = pages === 1;
     control("found").textContent = say(`${view.rows.length} / ${data.ids.length} 条`, `${view.rows.length} of ${data.ids.length}`);
-    const name = scoreOf()?.name ?? ["分数", "score"];
-    control("score_name").replaceChildren(spoken(...name));
+    control("score_name").replaceChildren(spoken(...scoreName()));
     for (const head of table.querySelectorAll("th button")) {
       const is = head.dataset.sort === view.sort;
       head.parentElement.setAttribute("aria-sort", is ? view.descending ? "descending" : "ascending" : "none");
@@ -110,9 +110,14 @@ function start(data) {
     });
     texts.append(more);
     if (view.open.has(row)) texts.append(details(row));
-    line.append(element("td", "id", data.ids[row]), texts, element("td", "value", shown(scoreOf()?.values[row])),
-                element("td", "value", shown(data.confidence[row])));
+    line.append(element("td", "id", data.ids[row]), texts, value(say(...scoreName()), scoreOf()?.values[row]),
+                value(say("置信度", "confidence"), data.confidence[row]));
     return line;
+  }
+  function value(name, number) {
+    const made = element("td", "value", shown(number));
+    made.dataset.name = name; // shown where the table has no columns, on a phone
+    return made;
   }
   function details(row) {
     const box = element("dl", "scores");
