@@ -2,9 +2,10 @@
 
     python -m benchmarks [PART ...] [--captions FILE.csv] [--small]
 
-Parts: encoder step decode epochs reading indexing startup scaling threads padding (default: these), full_size (apart:
-it prints lines of its own), learning and language_model (apart: `python -m benchmarks learning --help`). Takes about
-20 minutes on two cores; the peers are installed on first use (see peers.py).
+Parts: encoder step decode epochs reading indexing startup scaling threads loader padding (default: these), full_size
+(apart: it prints lines of its own), gpu (apart: all that only a machine with one shows, in under ten minutes), learning
+and language_model (apart: `python -m benchmarks learning --help`). Takes about 20 minutes on two cores; the peers are
+installed on first use (see peers.py).
 """
 
 from __future__ import annotations
@@ -21,16 +22,17 @@ from pathlib import Path
 
 import torch
 
-from . import captioner, encoder, epochs, files, language_model, learning, scaling, threads
+from . import captioner, encoder, epochs, files, gpu, language_model, learning, loader, scaling, threads
 from .common import HEADINGS, ROOT, Row
 from .peers import install
 
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 TABLE = {"encoder": encoder.rows, "step": captioner.step, "decode": captioner.decode, "epochs": epochs.rows,
          "reading": files.reading, "indexing": files.indexing, "startup": files.startup,
-         "scaling": scaling.rows, "threads": threads.rows}
+         "scaling": scaling.rows, "threads": threads.rows, "loader": loader.rows, "gpu": gpu.rows}
 OWN_FLAGS = {"learning": learning.table, "language_model": language_model.table}  # these need no peers
 PARTS = (*TABLE, "padding", "full_size")
+BY_DEFAULT = tuple(part for part in PARTS if part not in ("gpu", "full_size"))
 _WITH_PEERS = {"encoder", "step", "decode", "epochs", "scaling"}
 
 
@@ -49,18 +51,22 @@ def main() -> None:
     args = parser.parse_args()
     if unknown := [part for part in args.parts if part not in PARTS]:
         parser.error(f"unknown part {unknown[0]!r}; choose from {' '.join(PARTS)}")
-    parts = args.parts or PARTS[:-1]
+    parts = args.parts or BY_DEFAULT
     if "full_size" in parts:
         subprocess.run([sys.executable, "-m", "benchmarks.full_size"], cwd=ROOT, check=True)
     if _WITH_PEERS.intersection(parts):
         install()
+    shown: list[str] = []
     # --small is not about time: run two at once
     with ThreadPoolExecutor(2 if args.small else 1) as pool:
         tables = pool.map(partial(_measure, args), (part for part in parts if part != "full_size"))
         for part, table in tables:
+            shown.append(table)
             print(f"\n{table}", flush=True)
             if not args.small and (part != "padding" or args.captions):
                 _keep(part, table)
+    if any(gpu.FAILED in table for table in shown):
+        sys.exit(1)
 
 
 def _measure(args: argparse.Namespace, part: str) -> tuple[str, str]:

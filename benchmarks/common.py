@@ -115,15 +115,16 @@ def _status(field: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def in_process(module: str, *args: str, path: Path = ROOT) -> dict[str, Any]:
+def in_process(module: str, *args: str, path: Path = ROOT, timeout: float | None = None) -> dict[str, Any]:
     """What `python -m MODULE ARGS` printed as JSON on its last line; packages in `path` come first.
 
     Raises:
         RuntimeError: It failed; with the end of what it wrote.
+        subprocess.TimeoutExpired: It took longer than `timeout` seconds.
     """
     env = os.environ | {"PYTHONPATH": os.pathsep.join(dict.fromkeys((str(path), str(ROOT))))}
     done = subprocess.run([sys.executable, "-P", "-m", module, *args], env=env, cwd=ROOT, capture_output=True,
-                          text=True)
+                          text=True, timeout=timeout)
     if done.returncode:
         raise RuntimeError(f"{module} {' '.join(args)} failed: {done.stderr[-800:]}")
     return json.loads(done.stdout.splitlines()[-1])

@@ -163,7 +163,7 @@ def epochs(folder: str, prism: str, batch: int, tokens: int, vocabulary: int, mo
                               *captioner.image_tokens_shape)
         cache.fill(slides, lambda tiles, mask: encode_slides(captioner, resolved, tiles, mask))
         order = BatchOrder([(0, tokens)] * len(slides), batch, 0, shuffle=True)
-        batches = BatchLoader(samples, order, cache, 0, workers=2, encoded=True)
+        batches = BatchLoader(samples, order, cache, 0, workers=2, device=DEVICE)
         parts = Parts(Objective(captioner, resolved, World()), optimizer, resolved.scaler(), batches, lambda step: 1e-4,
                       None, RunLog(Path(folder)), lambda *_: None, lambda: False, epochs=2, grad_clip_norm=1.0)
         for group in batches.epoch(epoch):

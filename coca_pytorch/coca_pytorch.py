@@ -186,24 +186,28 @@ class CoCa(ContrastiveCaptioner):
             others: As in `compute_losses`, as are the errors.
         """
         text, labels, text_mask, label_mask = self._inputs_and_labels(text, labels, text_mask)
+        captions = caption and (self.caption_loss_weight or logits)
+        # first of all: here the host waits for the device, which then has nothing else to do
+        real = label_mask.flatten().nonzero().squeeze(1) if captions else None  # (real positions,)
         rotary, bias = self._positions(text_mask)
         text_embeds, text_tokens = self._unimodal(text, rotary, bias)
         image_embeds, pooled = self.embed_image(images, image_tokens, image_mask)
-        labels = labels[label_mask]  # (real positions,)
         text_latents = image_latents = None
         if self.contrastive_loss_weight or logits:
             if self.training:
                 self.limit_temperature()
             text_latents, image_latents = self.text_to_latents(text_embeds), self.img_to_latents(image_embeds)
         loss, all_logits = torch.zeros((), device=text.device), None
-        if caption and (self.caption_loss_weight or logits):
+        num_tokens = 0
+        if captions:
             norm, project = self.to_logits
             hidden = self._multimodal(text_tokens, pooled, rotary, bias)
-            loss = caption_loss(norm(hidden[label_mask]), project.weight, labels, self.smoothing)
+            hidden_of_labels, num_tokens = hidden.flatten(0, 1).index_select(0, real), len(real)
+            loss = caption_loss(norm(hidden_of_labels), project.weight, labels.flatten()[real], self.smoothing)
             if logits:
                 all_logits = project(norm(hidden))
         groups = equal_text_groups(text, text_mask)
-        return CoCaOutputs(text_latents, image_latents, groups, loss, len(labels), all_logits)
+        return CoCaOutputs(text_latents, image_latents, groups, loss, num_tokens, all_logits)
 
     def forward(
         self,

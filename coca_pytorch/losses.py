@@ -34,7 +34,7 @@ class CoCaOutputs:
         text_latents, image_latents: (b, dim_latents), L2-normalised; None if the contrastive loss has weight 0.
         text_groups: (b,), equal numbers for equal texts, in this and any other batch.
         caption_loss: Scalar, the sum over `num_tokens` tokens; 0 if it has weight 0 or was not requested.
-        num_tokens: Number of labels in the caption loss.
+        num_tokens: Number of labels in the caption loss; 0 if that is not computed.
         logits: (b, t, v), only if requested.
     """
 

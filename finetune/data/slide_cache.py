@@ -21,6 +21,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -79,6 +80,11 @@ class SlideCache:
         return cls(folder / key, key, tokens, width, token_type(precision))
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """(n, D) of an entry."""
+        return self.tokens, self.width
+
+    @property
     def slide_bytes(self) -> int:
         return self.tokens * self.width * np.dtype(self.dtype).itemsize
 
@@ -95,6 +101,10 @@ class SlideCache:
         """Tokens (n, D) of all tiles of a slide, the same in every epoch. Raises UserError."""
         return self.read(slide)
 
+    def into(self, row: np.ndarray, slide: Slide, epoch: int) -> None:
+        """As a call, into a row (n, D) of a batch."""
+        self.read_into(row, slide)
+
     def read(self, slide: Slide, view: View | None = None) -> np.ndarray:
         """Tokens (n, D) of all tiles of a slide, or of a view of it.
 
@@ -103,15 +113,27 @@ class SlideCache:
         Raises:
             UserError: the file is missing or damaged.
         """
+        tokens = np.empty(self.shape, self.dtype)
+        self.read_into(tokens, slide, view)
+        return tokens
+
+    def read_into(self, tokens: np.ndarray, slide: Slide, view: View | None = None) -> None:
+        """Read into `tokens` (n, D), a contiguous array of this cache's type such as a row of a batch: without a copy.
+
+        Raises UserError as `read`.
+        """
         path = self.path(slide, view)
         try:
-            tokens = np.load(path, allow_pickle=False)
+            with open(path, "rb") as file:
+                held = _npy_header(file)
+                is_complete = held != (self.shape, np.dtype(self.dtype)) or _fill(tokens, file)
+            if not is_complete:
+                raise EOFError("it is too short")
         except (OSError, ValueError, EOFError) as error:
             raise UserError(path, f"the cached slide {slide.slide_id} cannot be read ({error})",
                             "was it deleted or cut off? delete it and start again: it will be encoded again") from None
-        if tokens.shape != (self.tokens, self.width) or tokens.dtype != self.dtype:
-            raise UserError(path, f"holds {tokens.shape} {tokens.dtype}", "delete it and start again")
-        return tokens
+        if held != (self.shape, np.dtype(self.dtype)):
+            raise UserError(path, f"holds {held[0]} {held[1]}", "delete it and start again")
 
     @property
     def short_name(self) -> str:
@@ -262,9 +284,39 @@ class ViewReader:
     num_encodings: int
     seed: int
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n, D) of an entry."""
+        return self.cache.shape
+
+    @property
+    def dtype(self) -> str:
+        """float16 or float32."""
+        return self.cache.dtype
+
     def __call__(self, slide: Slide, epoch: int) -> np.ndarray:
         """Tokens (n, D) of a slide in an epoch. Raises UserError."""
         return self.cache.read(slide, view_of_epoch(slide, self.num_encodings, self.seed, epoch))
+
+    def into(self, row: np.ndarray, slide: Slide, epoch: int) -> None:
+        """As a call, into a row (n, D) of a batch."""
+        self.cache.read_into(row, slide, view_of_epoch(slide, self.num_encodings, self.seed, epoch))
+
+
+def _npy_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
+    """(shape, type) of a .npy file, read up to its numbers. Raises ValueError for what `np.save` does not write."""
+    version = np.lib.format.read_magic(file)
+    if version != (1, 0):
+        raise ValueError(f"version {version} of the npy format")
+    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+    if fortran_order:
+        raise ValueError("numbers in Fortran's order")
+    return shape, dtype
+
+
+def _fill(array: np.ndarray, file: BinaryIO) -> bool:
+    """Read the bytes of a contiguous array. Returns whether there were enough."""
+    return file.readinto(memoryview(array.reshape(-1).view(np.uint8))) == array.nbytes
 
 
 def _describe(entries: Sequence[_Entry]) -> str:

@@ -37,6 +37,8 @@ def largest_batch(objective: Objective, samples: Sequence[Sample], max_tiles: in
 
     def fits(size: int) -> bool:
         batch = _largest_possible(objective, samples, max_tiles, cached, size)
+        # the loader copies the next batch ahead
+        ahead = torch.empty_like(batch.image_tokens if cached else batch.tile_embeddings)
         try:
             local.backward([batch], scaler)
         except RuntimeError as error:
@@ -45,6 +47,7 @@ def largest_batch(objective: Objective, samples: Sequence[Sample], max_tiles: in
             tried.append(f"{size} does not fit")
             return False
         finally:
+            del ahead
             objective.model.zero_grad(set_to_none=True)
             if device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -90,5 +93,5 @@ def _largest_possible(objective: Objective, samples: Sequence[Sample], max_tiles
     if max_tiles:
         num_tiles = min(num_tiles, max_tiles)
     tiles = torch.randn(size, num_tiles, model.prism.tile_dim, device=device)
-    tile_mask = torch.ones(size, num_tiles, dtype=torch.bool, device=device)
+    tile_mask = torch.ones(size, num_tiles, dtype=torch.bool)
     return Batch(ids, tiles, tile_mask, text, text, text_mask)

@@ -206,13 +206,12 @@ class Objective:
                 leaf.grad = torch.zeros_like(leaf)
         rows = sizes.rows_of(self.world.rank)
         loss = self._contrastive_in_chunks(leaves, groups, rows)
-        _, repeats = groups.unique(return_counts=True)
-        negatives = len(text) - repeats.square().sum().item() / len(text)
+        num_equal = _count_equal_pairs(groups)
         if not torch.is_grad_enabled():
-            return ContrastiveResult(loss, negatives)
+            return ContrastiveResult(loss, num_equal)
         self.world.sum_(text.grad, image.grad)  # each rank's rows contribute to the gradient of every latent
         logit_gradients = [leaf.grad for leaf in logit_parameters]
-        return ContrastiveResult(loss, negatives, text.grad[rows], image.grad[rows], logit_gradients)
+        return ContrastiveResult(loss, num_equal, text.grad[rows], image.grad[rows], logit_gradients)
 
     def _contrastive_in_chunks(self, leaves: list[torch.Tensor], groups: torch.Tensor, rows: slice) -> torch.Tensor:
         """The share of `rows` in the contrastive loss. Adds its gradient to that of `leaves` if gradients are on."""
@@ -248,16 +247,20 @@ class Objective:
         zero = torch.zeros((), device=self.precision.device)
         caption_sum = sum((result.outputs.caption_loss for result in results), zero)
         contrastive_sum = contrastive.loss if contrastive else zero
-        local = torch.stack([caption_sum, contrastive_sum]).tolist()  # waits for the device once
-        caption_sum, contrastive_sum, halvings = self.world.sum([*local, self._halvings])
+        num_equal = contrastive.num_equal if contrastive else zero
+        of_custom = [part for result in results for part in result.custom.values()]
+        # the host waits for the device here: in float64, which holds all of them exactly
+        scalars = [value.double() for value in (caption_sum, contrastive_sum, num_equal, *of_custom)]
+        values = torch.stack(scalars).tolist()
+        caption_sum, contrastive_sum, halvings = self.world.sum([*values[:2], self._halvings])
         self._report_halvings(int(halvings))
-        custom = self._sum_custom_losses(results)
+        custom = self._sum_custom_losses(results, values[3:])
         bad_ids: list[str] = []
         if not math.isfinite(sum(custom.values(), caption_sum + contrastive_sum)):
             for result in results:
                 if not result.is_finite():
                     bad_ids += result.ids
-        negatives = contrastive.negatives if contrastive else 0.0
+        negatives = sizes.num_slides - values[2] / sizes.num_slides if contrastive else 0.0
         return StepLosses(float(sizes.num_tokens), float(sizes.num_slides), caption_sum / sizes.num_tokens,
                           contrastive_sum, negatives, bad_ids, custom)
 
@@ -268,17 +271,27 @@ class Objective:
                            "effective batch is unchanged", halvings, self.max_slides or "all")
             self._halvings = 0
 
-    def _sum_custom_losses(self, results: Sequence[MicroBatchResult]) -> dict[str, float]:
-        """The parts of the custom loss, over all micro-batches of all ranks."""
+    def _sum_custom_losses(self, results: Sequence[MicroBatchResult], values: Sequence[float]) -> dict[str, float]:
+        """The parts of the custom loss, over all micro-batches of all ranks. values: Those of this rank, in order."""
         if self.custom_loss is None:
             return {}
-        local = [result.custom for result in results]
+        remaining = iter(values)
+        local = [dict(zip(result.custom, remaining, strict=False)) for result in results]
         total: dict[str, float] = {}
         for of_rank in self.world.gather(local):
             for parts in of_rank:
                 for name, value in parts.items():
                     total[name] = total.get(name, 0.0) + value
         return total
+
+
+def _count_equal_pairs(groups: torch.Tensor) -> torch.Tensor:
+    """The number of pairs (i, j) with equal groups (M,), those with i = j among them: a scalar, left on the device.
+
+    `unique` would make the host wait for the device, as the size of its result depends on the values.
+    """
+    ordered = groups.sort().values
+    return (torch.searchsorted(ordered, groups, right=True) - torch.searchsorted(ordered, groups)).sum()
 
 
 def _split(micro_batches: Sequence[Batch], max_slides: int | None) -> list[Batch]:

@@ -95,7 +95,7 @@ def _train(config: Config, resume: str | None, folder: Path, buffered: MemoryHan
     objective = Objective(model, precision, world, user_loss)
     cache = open_slide_cache(config, data, model, precision)
     set_batch_size(state, config, objective, data, cache, checkpoint)
-    loaders = LoaderFactory(config, data, cache, world, state)
+    loaders = LoaderFactory(config, data, cache, world, state, device)
     batches = loaders.training()
     optimizer = configured_optimizer(config, model.named_trained_parameters())
     scaler = precision.scaler()

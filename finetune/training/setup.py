@@ -183,7 +183,7 @@ def _fill_slide_cache(config: Config, data: Data, model: SlideCaptioner, precisi
 def encode(model: SlideCaptioner, precision: Precision, tiles: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Image tokens (B, n, D) of tiles (B, N, C) and mask (B, N), as training computes them."""
     with precision.autocast():
-        return model.image_tokens(tiles.to(precision.device), mask.to(precision.device))
+        return model.image_tokens(tiles.to(precision.device), mask)  # the mask stays: it is read on the host
 
 
 def _cache_folder(config: Config) -> Path:
@@ -224,8 +224,10 @@ def _micro_batch_size(config: Config, objective: Objective, data: Data, cache: S
 class LoaderFactory:
     """Makes the batch loaders of a run."""
 
-    def __init__(self, config: Config, data: Data, cache: SlideCache | None, world: World, state: TrainState) -> None:
+    def __init__(self, config: Config, data: Data, cache: SlideCache | None, world: World, state: TrainState,
+                 device: torch.device) -> None:
         self.config, self.data, self.cache, self.world, self.state = config, data, cache, world, state
+        self.device = device
 
     def training(self) -> BatchLoader:
         """Shuffled. Raises UserError if an epoch would have no step."""
@@ -250,7 +252,8 @@ class LoaderFactory:
 
     def in_order(self, samples: list[Sample]) -> Iterator[Batch]:
         """The batches of `samples` in their order, all on this process: for what is done once after training."""
-        alone = LoaderFactory(self.config, self.data, self.cache, ALONE, replace(self.state, micro_batches=1))
+        alone = LoaderFactory(self.config, self.data, self.cache, ALONE, replace(self.state, micro_batches=1),
+                              self.device)
         return itertools.chain.from_iterable(alone._make(samples, self._read, shuffle=False).epoch(0))
 
     @property
@@ -264,7 +267,7 @@ class LoaderFactory:
         order = BatchOrder(sizes, self.state.batch_size, training.seed, shuffle=shuffle, drop_single=drop_single,
                            max_tokens=training.max_batch_tokens, micro_batches=self.state.micro_batches)
         return BatchLoader(samples, order, read, self.data.tokenizer.pad_id, workers=training.workers,
-                           encoded=self.cache is not None, rank=self.world.rank, world_size=self.world.size)
+                           rank=self.world.rank, world_size=self.world.size, device=self.device)
 
     def _tiles_read(self, sample: Sample) -> int:
         if self.cache:

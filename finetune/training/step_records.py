@@ -5,7 +5,6 @@ Shapes: D dim_latents.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -52,7 +51,7 @@ class StepSizes:
         """Count the micro-batches of this rank and add up over all of them (collective)."""
         sizes = [0.0] * (world.size + 1)
         sizes[world.rank] = float(sum(len(batch.ids) for batch in micro_batches))
-        sizes[-1] = float(sum(int(batch.text_mask.sum()) for batch in micro_batches))
+        sizes[-1] = float(sum(batch.num_tokens for batch in micro_batches))
         *slides_per_rank, num_tokens = map(int, world.sum(sizes))
         return cls(slides_per_rank, max(num_tokens, 1))
 
@@ -85,12 +84,13 @@ class ContrastiveResult:
     """This rank's share of the contrastive loss, and the gradient of the whole loss with respect to its latents.
 
     Attributes:
+        num_equal: Pairs of slides of the step with equal texts, each slide with itself among them: a scalar tensor.
         text_gradient, image_gradient: (slides of this rank, D); None without gradients.
         logit_gradients: Of the logit scale and bias, this rank's share.
     """
 
     loss: torch.Tensor
-    negatives: float
+    num_equal: torch.Tensor
     text_gradient: torch.Tensor | None = None
     image_gradient: torch.Tensor | None = None
     logit_gradients: Sequence[torch.Tensor] = ()
@@ -113,21 +113,18 @@ class ContrastiveResult:
 
 @dataclass(frozen=True)
 class MicroBatchResult:
-    """The result of a micro-batch: slide ids, outputs without their graph, parts of the custom loss."""
+    """The result of a micro-batch: slide ids; outputs and parts of the custom loss, without their graph."""
 
     ids: list[str]
     outputs: CoCaOutputs
-    custom: dict[str, float]
+    custom: dict[str, torch.Tensor]
 
     @classmethod
     def of(cls, batch: Batch, outputs: CoCaOutputs, custom: dict[str, torch.Tensor]) -> MicroBatchResult:
-        """Detach the outputs of a batch and convert its custom losses to floats."""
-        return cls(batch.ids, outputs.detach(), {name: part.item() for name, part in custom.items()})
+        """Detach the outputs and the custom losses of a batch. They stay on the device: nothing waits for it here."""
+        return cls(batch.ids, outputs.detach(), {name: part.detach() for name, part in custom.items()})
 
     def is_finite(self) -> bool:
         """Whether all losses and latents are finite."""
         tensors = (self.outputs.caption_loss, self.outputs.text_latents, self.outputs.image_latents)
-        for tensor in tensors:
-            if tensor is not None and not bool(tensor.isfinite().all()):
-                return False
-        return all(math.isfinite(value) for value in self.custom.values())
+        return all(tensor is None or bool(tensor.isfinite().all()) for tensor in (*tensors, *self.custom.values()))

@@ -49,8 +49,8 @@ def batches_of(samples: list[Sample], workers: int = 0, read=TileReader(6, 3)) -
 
 
 def same(left: Batch, right: Batch) -> bool:
-    pairs = [(getattr(left, k), getattr(right, k)) for k in vars(left) if k != "ids"]
-    return left.ids == right.ids and all(a is b is None or (a.dtype == b.dtype and torch.equal(a, b)) for a, b in pairs)
+    pairs = [(getattr(left, k), getattr(right, k)) for k in vars(left) if k not in ("ids", "lengths")]
+    return left.ids == right.ids and left.lengths == right.lengths and all(a is b is None or (a.dtype == b.dtype and torch.equal(a, b)) for a, b in pairs)
 
 
 def slide(count: int, slide_id: str = "s") -> SlideFile:
@@ -204,8 +204,9 @@ def test_a_batch_moves_with_all_its_tensors(samples):
     [batch] = next(batches_of(samples).epoch(0))
     assert same(batch.to(torch.device("cpu")), batch)
     moved = batch.to(torch.device("meta"))
+    assert moved.tile_mask.device.type == "cpu", "the encoder reads it on the host"
     assert moved.ids == batch.ids and all(
-        v.device.type == "meta" for k, v in vars(moved).items() if k not in ("ids", "image_tokens"))
+        v.device.type == "meta" for k, v in vars(moved).items() if k not in ("ids", "image_tokens", "lengths", "tile_mask"))
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -311,7 +312,7 @@ from tests.helpers.loader import hang
 if __name__ == "__main__":
     batches = BatchLoader([Sample(SlideFile("a", "a", "k", 1), [1, 2])] * 4, BatchOrder([(1, 1)] * 4, 2, 0, shuffle=False),
                       hang, 0, workers=1)
-    waiting = batches._request(batches.samples[0].slide, 0)
+    waiting = batches._request(hang, batches.samples[0].slide, 0)
     print(next(iter(batches._pool._processes)), flush=True)
     time.sleep(60)
 """

@@ -139,7 +139,7 @@ def test_K10_random_states_of_a_gpu_machine_load_without_a_gpu_and_stay_on_the_c
         set_random_states(loaded)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_K10_a_checkpoint_goes_from_cpu_to_gpu_and_back(saved, tmp_path):
     _, content = saved
     other = saver_of(tmp_path, tiny_model().cuda())

@@ -35,13 +35,13 @@ def train(*more: str) -> Checkpoint:
 def reads(monkeypatch) -> dict[str, list[int]]:
     """{slide id: number of each view read, 0 for all tiles}, in order."""
     numbers: dict[str, list[int]] = defaultdict(list)
-    read = SlideCache.read
+    read = SlideCache.read_into
 
-    def noted(self, slide, view=None):
+    def noted(self, tokens, slide, view=None):
         numbers[slide.slide_id].append(view.number if view else 0)
-        return read(self, slide, view)
+        return read(self, tokens, slide, view)
 
-    monkeypatch.setattr(SlideCache, "read", noted)
+    monkeypatch.setattr(SlideCache, "read_into", noted)
     return numbers
 
 
