@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from finetune.checkpoints.format import LAST, Checkpoint
 from finetune.demo import make_slides
 
 from . import encoder, epochs, loader
@@ -173,10 +174,9 @@ def _resume(small: bool) -> list[Row]:
         make_slides(folder, 12)
         _train(folder, "whole")
         (folder / "again").mkdir()
-        shutil.copy(folder / "whole" / "checkpoint_epoch_1.pth", folder / "again" / "last_model.pth")
+        shutil.copy(folder / "whole" / "checkpoint_epoch_1.pth", folder / "again" / LAST)
         _train(folder, "again", "--resume", "auto")
-        whole, again = (torch.load(folder / name / "last_model.pth", weights_only=True)["model"]
-                        for name in ("whole", "again"))
+        whole, again = (Checkpoint.load(folder / name / LAST).model for name in ("whole", "again"))
     far = max((weight.float() - again[name].float()).abs().max().item() for name, weight in whole.items())
     if far > 1e-3:
         raise RuntimeError(f"the weights of the resumed run differ by {far:.1e}")

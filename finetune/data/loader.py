@@ -80,6 +80,8 @@ class BatchLoader:
                 if pending and self._copies:
                     pending[0].copy_if_read(self._copies)
                 yield batches
+        except (BrokenProcessPool, TimeoutError) as error:
+            raise self._failed(error) from None
         finally:
             for step in pending:
                 step.cancel()
@@ -145,10 +147,7 @@ class BatchLoader:
             return lambda: read(*args)
         if self._pool is None:
             self._pool = self._start_pool()
-        try:
-            future = self._pool.submit(read, *args)
-        except BrokenProcessPool as error:
-            raise self._failed(error) from None
+        future = self._pool.submit(read, *args)
         return lambda: future.result(_READ_TIMEOUT)
 
     def _start_pool(self) -> Executor:
@@ -159,16 +158,10 @@ class BatchLoader:
     def _in_background(self, finish: Callable[[], Batch]) -> Future[Batch]:
         """The batch that `finish` gives, made in another thread; without workers when it is asked for."""
         if not self._workers:
-            return _Lazy(lambda: self._finished(finish))
+            return _Lazy(finish)
         if self._collator is None:
             self._collator = ThreadPoolExecutor(1)
-        return self._collator.submit(self._finished, finish)
-
-    def _finished(self, finish: Callable[[], Batch]) -> Batch:
-        try:
-            return finish()
-        except (BrokenProcessPool, TimeoutError) as error:
-            raise self._failed(error) from None
+        return self._collator.submit(finish)
 
     def _failed(self, error: Exception) -> UserError:
         self.close()

@@ -46,7 +46,7 @@ def tokens(fit) -> ProbeTokens:
 def batch_of(slides, epoch: int = 0, rows: range = range(SLIDES), seed: int = 3):
     image_tokens, texts = slides
     samples = [Sample(SlideFile(f"s{i}", f"s{i}.h5", "embeddings", 4), texts[i]).at(epoch, seed) for i in rows]
-    return Collate(PAD, encoded=True)([(s, image_tokens[i].numpy()) for s, i in zip(samples, rows, strict=True)])
+    return Collate(PAD).encoded(samples, image_tokens[list(rows)])
 
 
 def evidence_in(tokens: ProbeTokens, image_tokens: torch.Tensor, batch=None) -> tuple[np.ndarray, torch.Tensor]:
