@@ -223,12 +223,15 @@ def _check_sections(content: dict[str, Any], path: str | Path) -> None:
     wrong = [name for name in _JSON_SECTIONS if not is_json_like(content[name])]
     if not is_init_from(content.get("init_from")):
         wrong.append("init_from")
-    for name, weight in content["model"].items():
-        if type(name) is not str or type(weight) is not torch.Tensor:
-            wrong.append("model")
-            break
+    if not _are_weights(content["model"]):
+        wrong.append("model")
     if wrong:
         raise UserError(path, f"its {', '.join(wrong)} is not what a run writes", _FIX)
+
+
+def _are_weights(model: dict[Any, Any]) -> bool:
+    """Whether these are tensors by their names."""
+    return all(type(name) is str and type(weight) is torch.Tensor for name, weight in model.items())
 
 
 def _damage(path: Path) -> str | None:

@@ -89,16 +89,23 @@ def resolve_precision(name: str, device: torch.device, *, wide_range: bool = Fal
         device: As resolved.
         wide_range: auto is bf16 in place of fp16: language models trained in bf16 overflow in fp16.
     """
-    on_gpu = device.type == "cuda"
-    default, why = ("fp16", "auto on CUDA") if on_gpu else _cpu_default()
-    if on_gpu and wide_range:
-        name = "bf16" if name == "auto" else name
+    if device.type == "cuda":
+        return _gpu_precision(name, device, wide_range)
+    default, why = _cpu_default()
     if name == "auto":
         return Precision(default, device, why)
-    if name == "bf16" and on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
-        return Precision("fp32", device, "bf16 was asked for, this GPU lacks it")
-    if name == "fp16" and not on_gpu:
+    if name == "fp16":
         return Precision(default, device, "fp16 was asked for, it needs CUDA")
+    return Precision(name, device, "as configured")
+
+
+def _gpu_precision(name: str, device: torch.device, wide_range: bool) -> Precision:
+    if name == "auto" and not wide_range:
+        return Precision("fp16", device, "auto on CUDA")
+    if name == "auto":
+        name = "bf16"
+    if name == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return Precision("fp32", device, "bf16 was asked for, this GPU lacks it")
     return Precision(name, device, "as configured")
 
 

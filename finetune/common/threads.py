@@ -71,18 +71,19 @@ def cpu_quota(cgroups: Path = _CGROUPS, own: Path = _OWN_CGROUPS) -> float | Non
 def _folders(cgroups: Path, lines: list[str]) -> Iterator[Path]:
     """The folders of the groups of a process, each with those above it, from the lines of /proc/self/cgroup."""
     for line in lines:
-        number, _, rest = line.partition(":")
+        _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
-        if number == "0" and not controllers:  # version 2
-            roots = [cgroups, cgroups / "unified"]
-        elif "cpu" in controllers.split(","):
-            roots = [cgroups / controllers, cgroups / "cpu"]
-        else:
-            continue
         parts = [part for part in path.split("/") if part not in ("", "..")]
-        for root in roots:
+        for root in _roots(cgroups, controllers):
             # in a container the path is often that of the host, of which only the root is mounted
             yield from (root.joinpath(*parts[:depth]) for depth in range(len(parts) + 1))
+
+
+def _roots(cgroups: Path, controllers: str) -> list[Path]:
+    """Where the groups of these controllers are mounted, if they limit CPU time; version 2 names no controllers."""
+    if not controllers:
+        return [cgroups, cgroups / "unified"]
+    return [cgroups / controllers, cgroups / "cpu"] if "cpu" in controllers.split(",") else []
 
 
 def _quota(folder: Path) -> float | None:

@@ -31,7 +31,7 @@ def written(path: Path, text: str) -> Path:
     ("4:cpu:/x", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
     ("9:name=systemd:/\n3:cpuset:/", {"cpu.max": "100000 100000"}, None),
     ("4:cpu:/\n0::/", {"cpu/cpu.cfs_quota_us": "250000", "cpu/cpu.cfs_period_us": "100000"}, 2.5),
-    ("0::/", {"cpu.max": "nonsense"}, None), ("nonsense", {}, None), ("", {}, None)])
+    ("0::/", {"cpu.max": "nonsense"}, None), ("3:memory:/", {"cpu.max": "100000 100000"}, None), ("", {}, None)])
 def test_the_limit_of_a_container_is_read(tmp_path, groups, files, cores):
     for name, text in files.items():
         written(tmp_path / "cgroup" / name, text + "\n")
