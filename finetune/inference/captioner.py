@@ -34,6 +34,7 @@ from ..models.embeddings import embed_texts
 from ..models.generation import confidences, generate, has_ended
 from ..models.rerank import rerank
 from ..models.training_texts import SlideVectors, TrainingTexts
+from .memory import memory_errors
 from .options import InferenceOptions
 from .records import Record, new_record
 
@@ -147,10 +148,12 @@ class Captioner:
             slides: B opened slides.
 
         Raises:
-            UserError: An unreadable file, or tiles whose values overflow in the model.
+            UserError: An unreadable file, tiles whose values overflow in the model, or out of memory.
         """
-        tokens = np.stack([self.encode(read_tiles(slide)) for slide in slides])
-        return self.describe_encoded([slide.slide_id for slide in slides], tokens, texts, options, vectors)
+        ids = [slide.slide_id for slide in slides]
+        with memory_errors(ids[0], "while it is captioned"):
+            tokens = np.stack([self.encode(read_tiles(slide)) for slide in slides])
+            return self.describe_encoded(ids, tokens, texts, options, vectors)
 
     @torch.no_grad()
     def encode(self, tiles: np.ndarray) -> np.ndarray:

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 
 from ..checkpoints.hf_folder import model_path
-from ..common.device import is_out_of_memory
 from ..common.errors import UserError
 from ..common.files import expand
 from ..common.log import logger
@@ -30,6 +29,7 @@ from ..data.slide_cache import SlideCache
 from ..data.slides import Slide, open_case
 from ..data.tile_reader import read_tiles
 from .captioner import Captioner
+from .memory import memory_errors
 from .options import InferenceOptions
 
 _READERS = 2
@@ -127,19 +127,15 @@ class SlideEncoder:
             yield self._encode(*reads.popleft(), readers)
 
     def _encode(self, slide_id: str, read: Future[_ReadSlide], writers: ThreadPoolExecutor) -> EncodedSlide:
-        where = slide_id
         try:
-            found = read.result()
-            where = found.slide.path
+            with memory_errors(slide_id, "while its tiles are read"):
+                found = read.result()
             if found.tokens is not None:
                 return EncodedSlide(slide_id, found.tokens)
-            tokens = self._tokens(found)
+            with memory_errors(found.slide.path, "while its tiles are encoded"):
+                tokens = self._tokens(found)
         except UserError as error:
             return EncodedSlide(slide_id, error=error.line())
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            return EncodedSlide(slide_id, error=out_of_memory(where, "while its tiles are encoded").line())
         if self._can_store and not self._stopped:
             writers.submit(self._store, found.slide, tokens)
         return EncodedSlide(slide_id, tokens)
@@ -202,9 +198,3 @@ def _is_writable(cache: SlideCache, num_slides: int) -> bool:
     logger.info("slide cache %s: encodings are kept, up to %.2f GB of %.0f GB free (--latents_cache null: none)",
                 cache.short_name, need / 1e9, free / 1e9)
     return True
-
-
-def out_of_memory(where: str, when: str) -> UserError:
-    """The error of a slide that does not fit into memory."""
-    return UserError(where, f"out of memory {when}", "use a machine with more memory, or fewer tiles of it; "
-                     "the other slides are not affected")

@@ -39,6 +39,7 @@ from ..data.tokenizer import Tokenizer
 from ..models.captioner import CaptionDecoder
 from ..pages.html import render
 from .captioner import Captioner
+from .memory import memory_errors
 from .model_facts import ModelFacts
 from .options import InferenceOptions
 from .records import CUT
@@ -47,7 +48,8 @@ from .tile_maps import Layout, heatmap_png, lay_out, open_thumbnail, page_data
 _REMOVED_FRACTION = 0.1  # of the tiles, removed in the deletion test
 _DRAWS = 10  # random removals each phrase is compared with
 _ENDS_PHRASE = set("，。；、：！？,.;:!?\n")
-_BATCH = 8  # versions of a slide without some tiles, encoded together
+_TILES = 40_000  # of versions of a slide that are encoded together, 0.4 GB in float32; one version at least
+_VERSIONS = 8  # most versions
 
 
 @dataclass
@@ -142,7 +144,8 @@ def log_probs_without(captioner: Captioner, tiles: Tensor, kept: Tensor, ids: li
     """
     model, rows = captioner.model, []
     tiles = tiles.to(model.decoder.device, model.decoder.dtype)
-    for mask in progress(kept.split(_BATCH), "deletion test", math.ceil(len(kept) / _BATCH), "batch"):
+    versions = min(max(_TILES // len(tiles), 1), _VERSIONS)
+    for mask in progress(kept.split(versions), "deletion test", math.ceil(len(kept) / versions), "batch"):
         image_tokens = model.image_tokens(tiles.expand(len(mask), -1, -1), mask.to(tiles.device))
         for tokens in image_tokens:
             rows.append(token_attention(model.decoder, tokens, ids)[0][:-1])
@@ -296,7 +299,7 @@ def explain_slide(captioner: Captioner, slide: Slide, caption: str, thumbnail_si
         thumbnail_scale: Full-resolution slide pixels per thumbnail pixel.
 
     Raises:
-        UserError: A model with Prism's own decoder, or an empty caption.
+        UserError: A model with Prism's own decoder, an empty caption, or out of memory.
     """
     if "attention" not in captioner.model.decoder.supports:
         raise UserError("--explain", "the captions are of Prism's own text decoder",
@@ -305,7 +308,8 @@ def explain_slide(captioner: Captioner, slide: Slide, caption: str, thumbnail_si
     if coords is None:
         logger.warning("%s has no coordinates: its tiles are laid out as a square in file order", slide.slide_id)
     layout = lay_out(slide.num_tiles, coords, thumbnail_size, thumbnail_scale)
-    explanation = explain(captioner, slide, caption)
+    with memory_errors(slide.slide_id, f"while its {slide.num_tiles} tiles are explained"):
+        explanation = explain(captioner, slide, caption)
     explanation["unit"] = coords.unit if coords else None
     explanation["coordinates"] = coords.xy.tolist() if coords else None
     return explanation, layout

@@ -15,15 +15,15 @@ import numpy as np
 
 from prism import GenerationOptions
 
-from ..common.device import is_out_of_memory
 from ..common.errors import UserError
 from ..common.log import logger
 from ..common.progress import progress
 from ..data.slide_cache import SlideCache
 from ..models.training_texts import SlideVectors
 from .captioner import Captioner
-from .encoding import EncodedSlide, SlideEncoder, out_of_memory
+from .encoding import EncodedSlide, SlideEncoder
 from .interruption import StopSignals
+from .memory import memory_errors
 from .record_file import RecordFile
 from .records import Record, new_record, print_record
 
@@ -110,17 +110,15 @@ class Job:
         """The records of encoded slides. What does not fit into memory is halved, down to one slide."""
         if not slides:
             return
+        ids = [slide.slide_id for slide in slides]
         try:
-            tokens = np.stack([slide.tokens for slide in slides])
-            ids = [slide.slide_id for slide in slides]
-            yield from self.captioner.describe_encoded(ids, tokens, self.texts, self.generation, vectors)
+            with memory_errors(ids[0], "while it is captioned"):
+                tokens = np.stack([slide.tokens for slide in slides])
+                records = self.captioner.describe_encoded(ids, tokens, self.texts, self.generation, vectors)
+            yield from records
             return
         except UserError as error:
             why = error
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            why = out_of_memory(slides[0].slide_id, "while it is captioned")
         if len(slides) == 1:
             yield new_record(slides[0].slide_id, error=why.line())
             return

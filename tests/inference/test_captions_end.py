@@ -45,7 +45,7 @@ def test_the_length_is_the_one_of_the_training_in_every_kind_of_model(run_with_c
     assert prism.trained_length == prism.model.decoder.max_positions == prism.model.decoder.text_decoder.config.max_position_embeddings
 
 
-def test_whole_captions_are_finished_and_cut_ones_are_marked_in_every_output(run_with_coords, tmp_path, log_lines, capsys):
+def test_I07_whole_captions_are_finished_and_cut_ones_are_marked_in_every_output(run_with_coords, tmp_path, log_lines, capsys):
     whole = {}
     for name, flags in (("whole", []), ("cut", ["--max_length", 6])):
         cut = sum(len(caption) + 2 > 6 for caption in whole.values())  # characters are tokens; begin and end token

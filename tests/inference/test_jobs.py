@@ -82,7 +82,7 @@ def interrupted_after(count: int, error: BaseException):
 
 
 @pytest.mark.parametrize(("suffix", "count"), [("jsonl", 0), ("jsonl", 5), ("jsonl", 7), ("jsonl", 11), ("json", 4), ("csv", 7)])
-def test_a_job_that_is_interrupted_goes_on_to_the_same_bytes_and_scores(run_with_coords, tmp_path, small_batches, capsys,
+def test_I02_a_job_that_is_interrupted_goes_on_to_the_same_bytes_and_scores(run_with_coords, tmp_path, small_batches, capsys,
                                                                         suffix, count):
     scoring = ["--labels_file", run_with_coords / "labels.json", "--nearest", 1]
     assert infer(flags_of(run_with_coords, whole := tmp_path / f"whole.{suffix}", *scoring)) == 0
@@ -101,7 +101,7 @@ def test_a_job_that_is_interrupted_goes_on_to_the_same_bytes_and_scores(run_with
     assert output.read_bytes() == whole.read_bytes() and not list(tmp_path.glob(".*"))
 
 
-def test_a_file_torn_at_any_byte_is_repaired(run_with_coords, tmp_path, small_batches):
+def test_I01_a_file_torn_at_any_byte_is_repaired(run_with_coords, tmp_path, small_batches):
     infer(flags_of(run_with_coords, whole := tmp_path / "whole.jsonl"))
     content, output = whole.read_bytes(), tmp_path / "out.jsonl"
     cuts = [0, 1, len(content) - 1, len(content), *random.Random(0).sample(range(len(content)), 25)]
@@ -111,7 +111,7 @@ def test_a_file_torn_at_any_byte_is_repaired(run_with_coords, tmp_path, small_ba
         assert output.read_bytes() == content, cut
 
 
-def test_what_is_in_the_file_is_kept_only_if_it_would_be_the_same_again(run_with_coords, tmp_path, log_lines):
+def test_I03_what_is_in_the_file_is_kept_only_if_it_would_be_the_same_again(run_with_coords, tmp_path, log_lines):
     folder = tmp_path / "slides"
     shutil.copytree(run_with_coords / "embeddings", folder / "embeddings")
     (folder / "run").symlink_to(run_with_coords / "run")
@@ -135,7 +135,7 @@ def test_what_is_in_the_file_is_kept_only_if_it_would_be_the_same_again(run_with
     (["--max_length", 30], "other options"), (["--num_beams", 2], "other options"), (["--text", "another"], "other options"),
     (["--nearest", 1], "other options"), (["--abstain_below", 0.1], "other options"), (["--do_sample"], "other options"),
     (["--rerank", "true"], "other options"), (["--checkpoint", "other"], "another model")])
-def test_records_of_another_model_or_other_options_are_not_mixed(run_with_coords, tmp_path, more, words):
+def test_I03_records_of_another_model_or_other_options_are_not_mixed(run_with_coords, tmp_path, more, words):
     with interrupted_after(3, Interrupted(signal.SIGINT)):
         infer(flags_of(run_with_coords, output := tmp_path / "out.jsonl"))
     content = output.read_bytes()
@@ -166,7 +166,7 @@ def test_the_same_model_from_another_place_goes_on(run_with_coords, tmp_path):
         [(r["id"], r["caption"], r["made_from"]) for r in records(whole)]
 
 
-def test_beginning_again_over_a_part_of_the_same_job_is_refused_and_over_anything_else_is_as_ever(run_with_coords, tmp_path):
+def test_I06_beginning_again_over_a_part_of_the_same_job_is_refused_and_over_anything_else_is_as_ever(run_with_coords, tmp_path):
     with interrupted_after(3, Interrupted(signal.SIGINT)):
         infer(flags_of(run_with_coords, output := tmp_path / "out.jsonl"))
     with refused("out.jsonl", "holds 3 of the 12 captions of this job", "--resume"):
@@ -184,14 +184,14 @@ def test_beginning_again_over_a_part_of_the_same_job_is_refused_and_over_anythin
         infer(["--checkpoint", "c", "--embeddings_dir", "d", "--resume"])
 
 
-def test_two_jobs_do_not_write_one_file(run_with_coords, tmp_path):
+def test_I06_two_jobs_do_not_write_one_file(run_with_coords, tmp_path):
     output = tmp_path / "out.csv"
     with RecordFile(output), refused("is in use by another run", "--output"):
         infer(flags_of(run_with_coords, output))
     infer(flags_of(run_with_coords, output))
 
 
-def test_a_full_disk_loses_nothing(run_with_coords, tmp_path):
+def test_I04_a_full_disk_loses_nothing(run_with_coords, tmp_path):
     if not Path("/dev/full").exists():
         pytest.skip("Linux only")
     infer(flags_of(run_with_coords, whole := tmp_path / "whole.jsonl"))
@@ -211,7 +211,7 @@ def test_a_full_disk_loses_nothing(run_with_coords, tmp_path):
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(),
                                    RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate")])
-def test_out_of_memory_halves_the_batch_and_spares_the_other_slides(run_with_coords, tmp_path, monkeypatch, log_lines, error):
+def test_I05_out_of_memory_halves_the_batch_and_spares_the_other_slides(run_with_coords, tmp_path, monkeypatch, log_lines, error):
     infer(flags_of(run_with_coords, whole := tmp_path / "whole.jsonl", "--latents_cache", "null"))
     describe, encode, sizes = Captioner.describe_encoded, Captioner.encode, []
 
@@ -281,7 +281,7 @@ def test_encodings_are_kept_where_the_training_keeps_them(run_with_coords, tmp_p
     assert counted == [20, 20] and any("it is encoded again" in line for line in log_lines)
 
 
-def test_a_cache_that_cannot_be_written_is_no_reason_to_stop(run_with_coords, tmp_path, monkeypatch, log_lines):
+def test_I04_a_cache_that_cannot_be_written_is_no_reason_to_stop(run_with_coords, tmp_path, monkeypatch, log_lines):
     infer(flags_of(run_with_coords, whole := tmp_path / "whole.jsonl", "--latents_cache", "null"))
     (tmp_path / "file").write_bytes(b"")
     infer(flags_of(run_with_coords, output := tmp_path / "out.jsonl", "--latents_cache", tmp_path / "file"))
@@ -293,7 +293,7 @@ def test_a_cache_that_cannot_be_written_is_no_reason_to_stop(run_with_coords, tm
 
 
 @pytest.mark.parametrize("more", [[], ["--num_beams", "3"], ["--do_sample", "--seed", "3"]])
-def test_records_do_not_depend_on_the_batch(run_with_coords, tmp_path, monkeypatch, more):
+def test_I08_records_do_not_depend_on_the_batch(run_with_coords, tmp_path, monkeypatch, more):
     found = []
     for size in (1, 5, 16):
         monkeypatch.setattr(job, "_SLIDES", size)
@@ -324,7 +324,7 @@ def long_job(run_with_coords, tmp_path) -> Path:
 
 @pytest.mark.full
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_a_job_with_whole_lines(long_job, number):
+def test_I02_a_signal_ends_a_job_with_whole_lines(long_job, number):
     process = start(flags_of(long_job, output := long_job / "out.csv", "--latents_cache", "null"))
     while not process.stdout.readline().startswith("t"):
         assert process.poll() is None
@@ -339,7 +339,7 @@ def test_a_signal_ends_a_job_with_whole_lines(long_job, number):
 
 
 @pytest.mark.full
-def test_kills_at_random_moments_change_nothing(long_job):
+def test_I01_kills_at_random_moments_change_nothing(long_job):
     assert infer(flags_of(long_job, whole := long_job / "whole.jsonl", "--latents_cache", "null")) == 0
     moments, output, kills = random.Random(1), long_job / "out.jsonl", 0
     flags = flags_of(long_job, output, "--latents_cache", long_job / "cache", "--resume")
@@ -354,3 +354,23 @@ def test_kills_at_random_moments_change_nothing(long_job):
         kills += 1
     assert process.returncode == 0 and kills >= 2 and output.read_bytes() == whole.read_bytes()
     assert not list(long_job.glob("*.tmp"))
+
+
+def test_I05_an_explanation_that_does_not_fit_is_one_line(run_with_coords, tmp_path, monkeypatch):
+    from finetune.inference import explain
+    from finetune.inference.explain import explain_slide, open_slide
+
+    captioner = Captioner.load(run_with_coords / "run")
+    slide = open_slide(captioner, run_with_coords / "embeddings" / "s1.h5")
+    whole, _ = explain_slide(captioner, slide, "胃腺癌，高分化。")
+    monkeypatch.setattr(explain, "_TILES", 50)  # two versions of 20 tiles at a time
+    in_parts, _ = explain_slide(captioner, slide, "胃腺癌，高分化。")
+    for one, two in zip(whole["phrases"], in_parts["phrases"], strict=True):
+        assert two["deletion_test"] == pytest.approx(one["deletion_test"], rel=1e-4)
+
+    def no_memory(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(explain, "attribute_tiles", no_memory)
+    with refused("s1: out of memory while its 20 tiles are explained"):
+        explain_slide(captioner, slide, "胃腺癌，高分化。")
