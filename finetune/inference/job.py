@@ -86,25 +86,33 @@ class Job:
 
     def _caption(self, ids: list[str], slides: list[EncodedSlide], signals: StopSignals) -> None:
         """Write and print the records of a batch that are missing."""
-        usable = [slide for slide in slides if slide.error is None]
         if all(case_id in self.file for case_id in ids):
-            self._add_vectors(usable)
+            self._add_vectors([slide for slide in slides if slide.error is None])
             return
-        records = {slide.slide_id: new_record(slide.slide_id, error=slide.error) for slide in slides if slide.error}
         vectors: dict[str, SlideVectors] = {}
-        records |= {record["id"]: record for record in self._describe(usable, vectors)}
+        for record in self._records(slides, vectors):
+            if record["id"] not in self.file:
+                self._write(record, vectors.get(record["id"]), signals)
         if self.keep_vectors:
             self.vectors |= vectors
+
+    def _records(self, slides: list[EncodedSlide], vectors: dict[str, SlideVectors]) -> list[Record]:
+        """The records of a batch, in its order."""
+        usable = [slide for slide in slides if slide.error is None]
+        records = {record["id"]: record for record in self._describe(usable, vectors)}
         for slide in slides:
-            record = records[slide.slide_id]
-            if record["id"] in self.file:
-                continue
-            if record["error"] is None:
-                self.complete(record, vectors[record["id"]].contrastive[0])
-            record["made_from"] = self.made_from[record["id"]]
-            with signals.writing():
-                self.file.append(record)
-            print_record(record)
+            if slide.error is not None:
+                records[slide.slide_id] = new_record(slide.slide_id, error=slide.error)
+        return [records[slide.slide_id] for slide in slides]
+
+    def _write(self, record: Record, vectors: SlideVectors | None, signals: StopSignals) -> None:
+        """Complete a record, write it, print it. vectors: of its slide, None if that failed."""
+        if record["error"] is None:
+            self.complete(record, vectors.contrastive[0])
+        record["made_from"] = self.made_from[record["id"]]
+        with signals.writing():
+            self.file.append(record)
+        print_record(record)
 
     def _describe(self, slides: list[EncodedSlide], vectors: dict[str, SlideVectors]) -> Iterator[Record]:
         """The records of encoded slides. What does not fit into memory is halved, down to one slide."""

@@ -138,18 +138,14 @@ class RecordFile:
         """Leave only the records in the file that the job would write again, and those of other slides."""
         for line in self._lines.values():
             _require_same(self._path, line.made_from, source)
-        failed = [name for name in slides if name in self._lines and self._lines[name].has_failed]
-        self.failed_before = set(failed)
-        changed = []
-        for name, files in slides.items():
-            line = self._lines.get(name)
-            if line is not None and not line.has_failed and line.made_from != source.of_slide(files):
-                changed.append(name)
-        again = {*failed, *changed}
+        here = {name: self._lines[name] for name in slides if name in self._lines}
+        self.failed_before = {name for name, line in here.items() if line.has_failed}
+        changed = {name for name, line in here.items() if line.made_from != source.of_slide(slides[name])}
+        again = self.failed_before | changed
         self._rewrite([name for name in self._lines if name not in again])
-        there = sum(name in self._lines for name in slides)
         logger.info("--resume: %d of %d captions are in %s already; %d failed slides and %d whose file has changed are "
-                    "captioned again", there, len(slides), self._path.name, len(failed), len(changed))
+                    "captioned again", len(here) - len(again), len(slides), self._path.name, len(self.failed_before),
+                    len(changed - self.failed_before))
 
     def _require_no_part_of(self, source: Source, slides: Mapping[str, str]) -> None:
         """Raise UserError rather than begin again over the captions of a job that did not come to its end."""
@@ -199,16 +195,23 @@ class RecordFile:
         """
         if self.output is None:
             return
-        ids = list(ids)
-        own = dict.fromkeys(name for name in ids if name in self._lines)
-        names = [*(name for name in self._lines if name not in own), *own]
+        wanted = list(ids)
+        self._write_output(self._in_order(wanted))
+        if self._lines.keys() >= set(wanted):
+            self._mark.unlink(missing_ok=True)
+
+    def _in_order(self, ids: list[str]) -> list[str]:
+        """Those of other jobs as they are, then those of `ids`."""
+        own = set(ids)
+        others = [name for name in self._lines if name not in own]
+        return others + [name for name in ids if name in self._lines]
+
+    def _write_output(self, names: list[str]) -> None:
         if self.output.suffix == ".jsonl":
             self._rewrite(names)
-        else:
-            write = {".json": write_json, ".csv": write_csv}[self.output.suffix]
-            self._write(self.output, lambda file: write(lambda: self.records(names), file))
-        if len(own) == len(ids):
-            self._mark.unlink(missing_ok=True)
+            return
+        write = {".json": write_json, ".csv": write_csv}[self.output.suffix]
+        self._write(self.output, lambda file: write(lambda: self.records(names), file))
 
     def _close(self) -> None:
         if self._file:
