@@ -3,9 +3,9 @@
     python -m benchmarks [PART ...] [--captions FILE.csv] [--small]
 
 Parts: encoder step decode epochs reading indexing startup scaling threads loader inference padding (default: these),
-full_size (apart: it prints lines of its own), gpu (apart: all that only a machine with one shows, in under ten minutes), learning
-and language_model (apart: `python -m benchmarks learning --help`). Takes about 40 minutes on two cores; the peers are
-installed on first use (see peers.py).
+full_size (apart: it prints lines of its own), gpu (apart: all that only a machine with one shows, in under ten
+minutes), learning and language_model (apart: `python -m benchmarks learning --help`). Takes about 40 minutes on two
+cores; the peers are installed on first use (see peers.py).
 """
 
 from __future__ import annotations
