@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from ..evaluation.findings import SHIPPED, FindingDictionary
 from ..evaluation.scoring import Answers
 from ..evaluation.text_metrics import Statistic
 
+_TEXTS_KEPT = 1 << 16  # of 1 kB or so with their findings: captions change from epoch to epoch
 Statuses = Mapping[str, str]  # {finding: present, absent or uncertain} of those that a text mentions
 
 
@@ -60,4 +61,4 @@ def _both(in_caption: Statuses, in_references: Statuses) -> dict[str, list[str |
 def _finding_reader() -> Callable[[str], Statuses]:
     """Reads the findings of all shipped dictionaries in a text; references come again in each epoch."""
     dictionary = FindingDictionary.load(sorted(path.stem for path in SHIPPED.glob("*.yaml")))
-    return cache(dictionary.read)
+    return lru_cache(_TEXTS_KEPT)(dictionary.read)
