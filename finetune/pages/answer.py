@@ -102,7 +102,8 @@ def _progress(status: str, epochs: tuple[int, str]) -> Text:
     if not status:
         return (f"训练中（或被中断），已完成 {done} / {planned} 轮。",
                 f"Training runs (or was cut off): {done} of {planned} epochs are done.")
-    return (f"训练停在第 {done} / {planned} 轮（{status}）。",
+    reason = "被停止" if status == "stopped" else status
+    return (f"训练停在第 {done} / {planned} 轮（{reason}）。",
             f"Training stopped after {done} of {planned} epochs ({status}).")
 
 
