@@ -201,20 +201,24 @@ class LanguageModelDecoder(ContrastiveCaptioner):
     def outputs(self, text: Tensor, labels: Tensor, *, image_tokens: Tensor, text_mask: Tensor,
                 caption: bool = True, logits: bool = False) -> CoCaOutputs:
         """The parts of the losses of a batch, as `CoCa.outputs`. text, labels, text_mask: (b, t)."""
+        captions = caption and (self.caption_loss_weight or logits)
+        # first of all: here the host waits for the device, which then has nothing else to do
+        real = text_mask.flatten().nonzero().squeeze(1) if captions else None  # (m,)
         image_embeds, prefix = self.embed_image(image_tokens=image_tokens)
-        labels = labels[text_mask]  # (m,)
         text_latents = image_latents = None
         if self.contrastive_loss_weight or logits:
             text_latents = self.text_to_latents(self.embed_text(text, text_mask)[0])
             image_latents = self.img_to_latents(image_embeds)
         loss, all_logits = torch.zeros((), device=text.device), None
-        if caption and (self.caption_loss_weight or logits):
+        num_tokens = 0
+        if captions:
             hidden = self._after_prefix(text, prefix)
-            loss = self._caption_loss(hidden[text_mask], labels)
+            hidden_of_labels, num_tokens = hidden.flatten(0, 1).index_select(0, real), len(real)
+            loss = self._caption_loss(hidden_of_labels, labels.flatten()[real])
             if logits:
                 all_logits = self._logits(hidden)
         groups = equal_text_groups(text, text_mask)
-        return CoCaOutputs(text_latents, image_latents, groups, loss, len(labels), all_logits)
+        return CoCaOutputs(text_latents, image_latents, groups, loss, num_tokens, all_logits)
 
     def forward(self, text: Tensor, *, image_tokens: Tensor, text_mask: Tensor) -> Tensor:
         """Next-token logits (b, t, v), float32, after each token of text (b, t)."""
