@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..data.slide_names import base_name
+from ..common.files import expand
+from ..data.slide_matching import match_slides
 from ..data.slides import find_files
 from .dataset import Case, LeftOut
 
@@ -38,16 +39,23 @@ def join_features(cases: Sequence[Case], places: Sequence[str], embeddings_dir: 
         UserError: There is no feature file.
     """
     files = find_files(embeddings_dir)
+    names = dict.fromkeys(name for case in cases for name in _slides(case))
+    matches = match_slides(list(names), files, expand(str(embeddings_dir)))
     joined = Joined([], [], [])
     used: set[str] = set()
     for case in cases:
-        slides = [name if name in files else base_name(name) for name in case.slides or (case.case_id,)]
-        missing = sorted(set(slides) - files.keys())
+        missing = [name for name in _slides(case) if name not in matches.paths]
         if missing:
-            reason = f"no feature file: {', '.join(missing)}"
+            reason = f"no feature file: {missing[0]}: {matches.problems[missing[0]].what}"
             joined.left_out.append(LeftOut(case.case_id, places[case.rows[0]], reason))
         else:
             joined.cases.append(case)
-            used.update(slides)
-    joined.unused.extend(sorted(files.keys() - used))
+            used.update(matches.paths[name] for name in _slides(case))
+    for name, paths in files.items():
+        if not used.intersection(paths):
+            joined.unused.append(name)
     return joined
+
+
+def _slides(case: Case) -> tuple[str, ...]:
+    return case.slides or (case.case_id,)

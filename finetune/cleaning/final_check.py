@@ -40,7 +40,8 @@ _SHAPES = {kind: re.compile("|".join(shapes)) for kind, shapes in {
              r"\d{1,2}\s*月\s*\d{1,2}\s*[日号]",
              r"[一二][〇○零九八]{1,2}[〇○零一二三四五六七八九]{1,2}年",
              r"\d{1,2}/\d{1,2}/\d{2,4}",
-             r"(?i:\b(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]{0,6}\.?[ -]+\d{1,4}\b)",
+             r"(?i:\b(?:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?|"
+             r"oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)\.?[ -]+\d{1,4}\b)",
              r"\b\d{1,2}:\d\d(?::\d\d)?\b(?=\s*(?:AM|PM|am|pm|时|分|$))"],
     "label": [r"\s*".join(label) for label in _LABELS] + [
         r"(?i:\b(?:MRN|DOB|SSN|phone|telephone|address|accession|signed|dictated|surname|first name|last name)\b)"],
