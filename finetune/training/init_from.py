@@ -23,6 +23,7 @@ from ..common.log import logger
 from ..config.auto import SIZE_KEYS, fill_open, value_of
 from ..config.schema import Config, from_dict
 from ..data.tokenizer import Tokenizer, tokenizer_from_dict
+from ..models.build import describe_prism
 from ..models.captioner import SAVED_AS, SlideCaptioner
 
 _KEY = "training.init_from"
@@ -92,12 +93,17 @@ class StartingPoint:
         fill_open(config, {key: value_of(self.config, key) for key in _SIZES})
         for key in _MUST_MATCH:
             own, wanted = value_of(self.config, key), value_of(config, key)
-            if own != wanted:
+            if own != wanted and not _are_language_models(own, wanted):
                 raise UserError(_KEY, f"its model has {key}={own}, this run has {wanted}", f"set {key}={own}")
         if not self.config.prism.freeze and config.prism.freeze:
             raise UserError(_KEY, "its model was trained together with Prism (prism.freeze=false)",
                             "set prism.freeze=false")
         return config
+
+
+def _are_language_models(own: Any, wanted: Any) -> bool:
+    """Whether both are values of `model.decoder` such as hf:FOLDER, which differ by machine: weights are compared."""
+    return all(isinstance(value, str) and value.startswith("hf:") for value in (own, wanted))
 
 
 def open_starting_point(config: Config, resumed: Checkpoint | None, world: World) -> StartingPoint | None:
@@ -194,11 +200,16 @@ def _is_extended(weight: torch.Tensor, own: torch.Tensor, old: int, new: int) ->
 
 
 def _check_same_prism(model: SlideCaptioner, start: StartingPoint) -> None:
-    """Raises UserError if the decoder has learned to read the output of another Prism."""
+    """Raises UserError if the decoder has learned to read the output of another Prism, or to stand on other frozen
+    weights of a text side, which no checkpoint holds."""
     about = start.checkpoint.prism
     if about.get("sha256") != model.prism.sha256 and start.config.prism.freeze:
         raise UserError(_KEY, f"its model was trained on other Prism weights ({about.get('source')})",
                         "give the same weights with prism.weights")
+    if about.get("text_sha256") != describe_prism(model).get("text_sha256"):
+        source = about.get("text_source", about.get("source"))
+        raise UserError(_KEY, f"its model was trained on another text decoder ({source})",
+                        "give the same one with prism.weights or model.decoder")
 
 
 def _sha256(path: Path) -> str:

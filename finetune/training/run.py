@@ -87,6 +87,7 @@ def _train(config: Config, resume: str | None, folder: Path, buffered: MemoryHan
     precision.use_tf32()
     model = make_model(config, data, precision, world, fresh=checkpoint is None, start=start)
     description = describe_run(config, data, model, precision, world, init_from_of(checkpoint, start))
+    del start  # its weights are in the model now
     state = TrainState()
     if checkpoint:
         check_same_run(checkpoint, description)

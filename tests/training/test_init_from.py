@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -188,6 +189,10 @@ def test_other_prism_weights_are_refused(folder, monkeypatch):
     model.prism.sha256 = "1" * 64
     with refused("training.init_from", "other Prism weights", "prism.weights"):
         take_weights(model, point, 1, 1)
+    model.prism.sha256 = "0" * 64
+    point.checkpoint.prism["text_sha256"] = "2" * 64
+    with refused("training.init_from", "another text decoder", "model.decoder"):
+        take_weights(model, point, 1, 1)
 
 
 def test_a_model_trained_together_with_prism_wants_its_prism(folder):
@@ -195,6 +200,16 @@ def test_a_model_trained_together_with_prism_wants_its_prism(folder):
     point.config.prism.freeze = False
     with refused("trained together with Prism", "prism.freeze=false"):
         point.adopt_sizes(Config(data=point.config.data, model=point.config.model))
+
+
+def test_a_language_model_may_lie_in_another_folder_than_before(folder):
+    point = StartingPoint.load(str(folder.parent / "first" / "run"))
+    point.config.model.decoder, here = "hf:gpt", Config(data=point.config.data, model=copy.deepcopy(point.config.model))
+    here.model.decoder = "hf:/models/gpt"
+    assert point.adopt_sizes(here).model.decoder == "hf:/models/gpt"
+    here.model.decoder = "coca"
+    with refused("its model has model.decoder=hf:gpt"):
+        point.adopt_sizes(here)
 
 
 def test_resuming_a_run_that_started_from_nothing_with_init_from_is_explained(base, tmp_path, monkeypatch):
