@@ -1,4 +1,4 @@
-"""Mutated .h5, .json, .yaml and .pth files, and what reads them; for tests/scripts/test_fuzz.py.
+"""Mutated .h5, .npy, .npz, .json, .csv, .jsonl, .xlsx, .yaml and .pth files, and what reads them; for tests/scripts/test_fuzz.py.
 
 Inputs are read in a process of their own: a library in C that crashes, hangs or takes all memory on one of them must
 end the child, not the tests. The n-th input of a kind is always the same.
@@ -7,8 +7,10 @@ end the child, not the tests. The n-th input of a kind is always the same.
 from __future__ import annotations
 
 import copy
+import csv
 import functools
 import io
+import json
 import os
 import random
 import resource
@@ -21,6 +23,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import openpyxl
 import torch
 import torch._dynamo  # see kill_runs
 
@@ -29,8 +32,8 @@ from finetune.common.errors import BadSlide, UserError
 from finetune.config.schema import Config, from_dict
 from finetune.config.yaml_file import load_yaml
 from finetune.data.labels import load_labels
-from finetune.data.slides import inspect_slide
-from finetune.data.tile_reader import read_tiles
+from finetune.data.slides import find_files, inspect_slide
+from finetune.data.tile_reader import read_coords, read_tiles
 from finetune.inference.captioner import Captioner
 from finetune.models.captioner import SlideCaptioner
 from finetune.training.optim import build_optimizer
@@ -108,8 +111,94 @@ def json_input(rng: random.Random) -> bytes:
 
 
 def json_read(path: Path) -> None:
+    table_read(path)
+
+
+_HEADER = ["病理号", "病理诊断", "切片号", "split", "备注"]
+_CSV_WORDS = [b'"', b",", b";", b"\t", b"\r\n", b"\n\n", b'""', b"=\"", b"\x00", b"\xff\xfe", b"\xef\xbb\xbf", b"\xa1\xa1", b"sep=", b"," * 300,
+              b'"' * 301, b"../x", b"D:\\a\\", "癌".encode("gbk"), "癌".encode("utf-16-le"), b"1e999", b"text,text"]
+_XML_WORDS = [b"<c>", b"</c>", b"<v></v>", b"<f>1+1</f>", b'r="XFD1048576"', b'r="A99999999999"', b't="s"', b't="inlineStr"', b"&#0;", b"&a;", b"<is><t>",
+              b'<mergeCell ref="A1:XFD1048576"/>', b"999999999", b'"', b"<!DOCTYPE a [<!ENTITY a 'x'>]>", b"<!--", b"_x0000_"]
+
+
+def _table(rng: random.Random) -> list[list[str]]:
+    words = ["胃癌", "a.svs", "train", "x,y", 'q"q', "第一行\n第二行", "", "123.0", "D:\\w\\b.kfb", "é"]
+    return [_HEADER[: rng.randint(2, 5)], *([f"n{i}", *rng.choices(words, k=4)] for i in range(rng.randint(1, 9)))]
+
+
+def csv_input(rng: random.Random) -> bytes:
+    rows = _table(rng)
+    memory = io.StringIO()
+    csv.writer(memory, delimiter=rng.choice(",;\t|")).writerows(row[: len(rows[0])] for row in rows)
+    return mutate(memory.getvalue().encode(rng.choice(["utf-8", "gb18030", "utf-16", "utf-16-le"]), "replace"), rng, _CSV_WORDS)
+
+
+def jsonl_input(rng: random.Random) -> bytes:
+    header, *rows = _table(rng)
+    lines = [json.dumps({key: rng.choice([cell, [cell, cell], 5, None]) for key, cell in zip(header, row, strict=False)}, ensure_ascii=False) for row in rows]
+    return mutate("\n".join(lines).encode(), rng, _JSON_WORDS)
+
+
+def xlsx_input(rng: random.Random) -> bytes:
+    """A changed archive, or one whole in which the XML of a part is changed."""
+    book = openpyxl.Workbook()
+    header, *rows = _table(rng)
+    book.active.append(header)
+    for row in rows:
+        book.active.append([rng.choice([cell, i, i / 7, None]) for i, cell in enumerate(row)])
+    if rng.random() < 0.3:
+        book.active.merge_cells(rng.choice(["A1:C1", "A2:A4", "B2:C3"]))
+    memory, changed = io.BytesIO(), io.BytesIO()
+    book.save(memory)
+    if rng.random() < 0.3:
+        return mutate(memory.getvalue(), rng)
+    with zipfile.ZipFile(memory) as source, zipfile.ZipFile(changed, "w", zipfile.ZIP_DEFLATED) as target:
+        part = rng.choice([e.filename for e in source.infolist()] + ["xl/worksheets/sheet1.xml"] * 5)
+        for entry in source.infolist():
+            raw = source.read(entry)
+            target.writestr(entry.filename, mutate(raw, rng, _XML_WORDS) if entry.filename == part else raw)
+    return changed.getvalue()
+
+
+def table_read(path: Path) -> None:
     labels, _ = load_labels(path)
-    assert all(label.text.strip() and not any("/" in name for name in (i, *label.slides)) for i, label in labels.items())
+    assert all(label.text.strip() and not any(".." in name.split("/") for name in label.slides) for label in labels.values())
+
+
+def npy_input(rng: random.Random) -> bytes:
+    data, memory = np.random.default_rng(0).standard_normal((30, 8)), io.BytesIO()
+    np.save(memory, np.asarray(data.astype(rng.choice(["<f4", "<f2", ">f8"])), order=rng.choice("CF")))
+    return mutate(memory.getvalue(), rng, [b"}", b"'shape': (", b"9" * 30, b"\x93NUMPY", b"|O", b"<f4", b"True", b"(" * 500])
+
+
+def npz_input(rng: random.Random) -> bytes:
+    data, memory = np.random.default_rng(0).standard_normal((30, 8)).astype("f4"), io.BytesIO()
+    rng.choice([np.savez, np.savez_compressed])(memory, **rng.choice([{"features": data, "coords": data[:, :2]}, {"arr_0": data}]))
+    return mutate(memory.getvalue(), rng)
+
+
+@functools.cache
+def _groups() -> bytes:
+    memory = io.BytesIO()
+    with h5py.File(memory, "w") as file:
+        for i, name in enumerate("AB"):
+            file.create_dataset(f"{name}/features", data=np.random.default_rng(i).standard_normal((30, 8)).astype("f4"), chunks=(7, 8))
+            file[f"{name}/coords"] = np.zeros((30, 2), "i8")
+    return memory.getvalue()
+
+
+def groups_input(rng: random.Random) -> bytes:
+    return mutate(_groups(), rng)
+
+
+def groups_read(path: Path) -> None:
+    """One file with a group for each slide: each of them, and its coordinates."""
+    renamed = path.rename(path.with_suffix(".h5"))
+    for locations in find_files(renamed).values():
+        slide = inspect_slide(locations[0], None, 8)
+        tiles = read_tiles(slide)
+        assert tiles.shape == (slide.num_tiles, 8) and np.isfinite(tiles).all()
+        read_coords(slide)
 
 
 def yaml_input(rng: random.Random) -> bytes:
@@ -195,7 +284,9 @@ def pth_read(path: Path) -> None:
 
 
 KINDS: dict[str, tuple[Callable[[random.Random], bytes], Callable[[Path], None]]] = {
-    "h5": (h5_input, h5_read), "json": (json_input, json_read), "yaml": (yaml_input, yaml_read), "pth": (pth_input, pth_read)}
+    "h5": (h5_input, h5_read), "groups": (groups_input, groups_read), "npy": (npy_input, h5_read), "npz": (npz_input, h5_read),
+    "json": (json_input, json_read), "csv": (csv_input, table_read), "jsonl": (jsonl_input, table_read), "xlsx": (xlsx_input, table_read),
+    "yaml": (yaml_input, yaml_read), "pth": (pth_input, pth_read)}
 
 
 def work(kind: str, first: int, seconds: float, most: int, folder: str) -> None:

@@ -17,6 +17,7 @@ from .values import check_known
 _MAX_YAML_BYTES = 1_000_000
 _MAX_YAML_DEPTH = 4  # a config has 2; PyYAML takes 40 s for 50 kB of "["
 _COMPARE = "compare with config.yaml"
+_BACKSLASHES = r"in double quotes \ begins an escape: write a Windows path in single quotes, 'D:\data', or with /"
 
 
 def load_yaml(path: str | Path, config: Config) -> Config:
@@ -78,6 +79,8 @@ def _text_of(node: yaml.Node, key: str, takes_list: bool, where: str) -> str | N
         return ",".join(item.value for item in node.value)
     if not isinstance(node, yaml.ScalarNode):
         raise UserError(where, f"{key} is a {node.id}", "write a single value")
+    if node.style == '"' and not node.value.isprintable():  # `\n`, `\t`, `\L` and others are escapes
+        raise UserError(where, f"{key} holds a line break or another invisible character", _BACKSLASHES)
     return None if _is_null(node) else node.value
 
 
@@ -99,7 +102,7 @@ def _as_user_error(error: yaml.YAMLError, path: str | Path) -> UserError:
     mark = getattr(error, "problem_mark", None)
     where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else path
     problem = getattr(error, "problem", None) or "unreadable"
-    return UserError(where, f"not valid YAML ({problem})", _COMPARE)
+    return UserError(where, f"not valid YAML ({problem})", _BACKSLASHES if "escape" in problem else _COMPARE)
 
 
 def _read_text(path: str | Path) -> str:

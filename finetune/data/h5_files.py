@@ -7,17 +7,20 @@
 | STAMP | `feats` (N, D) float16 | attribute `extractor` of the file | (N, 2) micrometres, `tile_size_um` |
 | HistoGPT | `feats` (N, D); or one dataset a slide | dataset `model_name` | (N, 3) scene, x, y |
 | STAMP multiplex | `patch_embeddings` (N, D) | - | - |
+| AtlasPatch | `features/ENCODER` (N, D) | its name | (N, 5) level-0 pixels, `patch_size_level0` of the file |
+| one file for all slides | `SLIDE`, or any of these in a group `SLIDE` | as these | beside the features |
 A leading 1 in the shape is dropped. Slide-level files of TRIDENT and STAMP use the same names and are refused.
 
-To read another layout, add its dataset to KEYS, its encoder to `_encoder_name` and its coordinates to `read_coords`.
+To read another layout, add its dataset to KEYS, its encoder to `_encoder_name` and its coordinates to
+`tile_coords`.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,12 +28,16 @@ import h5py
 import numpy as np
 
 from ..common.errors import BadSlide
+from .tile_coords import Coords, coords_of
 
 KEYS = ("embeddings", "features", "feats", "patch_embeddings")
 ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError)  # what h5py raises for broken files
 _FILTER_FIX = "pip install hdf5plugin and set HDF5_PLUGIN_PATH to its plugins folder, or repack with gzip"
 _TILE_FOLDER = "give the folder of the tile features (TRIDENT: features_virchow; STAMP: what `preprocess` wrote)"
 _MAX_SLIDES = 10_000_000  # in one file
+_MAX_ENCODERS = 1000  # in one group
+# Columns of x and y: HistoGPT writes scene, x, y; AtlasPatch x, y, width, height, level.
+_XY = {2: slice(0, 2), 3: slice(1, 3), 5: slice(0, 2)}
 _MAX_COMPRESSION = 2000  # deflate shrinks nothing by more than 1032
 _MAX_FILTER_BYTES = 4096  # that a filter may add to a chunk it cannot shrink
 
@@ -52,32 +59,7 @@ class Header(NamedTuple):
     offset: int | None
 
 
-@dataclass(frozen=True)
-class Coords:
-    """Positions of the N tiles of one file; None for what the file does not say.
-
-    Attributes:
-        xy: (N, 2) float64, corners of the tiles in `unit`.
-        unit: `px`, pixels of the slide at full resolution (level 0), or `um`, micrometres.
-        tile_size: Side of a tile in `unit`.
-        mpp: Resolution the tiles were read at, in micrometres per pixel.
-        magnification: Objective power the tiles were read at.
-    """
-
-    xy: np.ndarray
-    unit: str = "px"
-    tile_size: float | None = None
-    mpp: float | None = None
-    magnification: float | None = None
-
-    @property
-    def step(self) -> float:
-        """Distance of neighbouring tiles: the smallest between two rows or columns of the grid; 1 for a single tile."""
-        gaps = [np.diff(np.unique(axis)) for axis in self.xy.T]
-        return float(min((gap.min() for gap in gaps if len(gap)), default=self.tile_size or 1.0))
-
-
-def inspect(path: Path, key: str | None, width: int, encoder: str | None) -> Header:
+def inspect(path: Path, key: str | None, width: int, encoder: str | None, slide: str | None = None) -> Header:
     """Check the header of the features in a file; reads no tile.
 
     Args:
@@ -85,12 +67,13 @@ def inspect(path: Path, key: str | None, width: int, encoder: str | None) -> Hea
         key: Name of the dataset; None looks for one of KEYS.
         width: D, the dimension its tiles must have.
         encoder: Tile encoder the features must come from, if the file names one; None accepts any.
+        slide: In a file of several slides, the dataset or group of the wanted one.
 
     Raises:
         BadSlide: The features cannot be used. One of ERRORS if the file is broken.
     """
     with h5py.File(path, "r") as file:
-        key, dataset, num_tiles = _find_features(file, key, width)
+        key, dataset, num_tiles = _find_features(file, _candidates(file, key, encoder, slide), width)
         name = _encoder_name(file, dataset)
         if encoder and name and not is_encoder(name, encoder):
             raise BadSlide(f"tiles of the encoder {name!r}, expected {encoder!r}",
@@ -105,58 +88,26 @@ def read(path: Path, key: str, file_size: int) -> np.ndarray:
         return file[key][()]
 
 
-def read_coords(path: Path, num_tiles: int) -> Coords | None:
-    """Coordinates of the tiles of a file, None if it has none that fit them."""
+def read_coords(path: Path, key: str, num_tiles: int) -> Coords | None:
+    """Coordinates of the tiles of a dataset, None if there are none that fit them.
+
+    Args:
+        path: The file.
+        key: The dataset of the features: coordinates are beside it, or beside the group of all encoders.
+        num_tiles: N.
+    """
     with h5py.File(path, "r") as file:
-        dataset = _inner_dataset(file, "coords")
+        groups = key.split("/")[:-1]
+        if groups and groups[-1] in KEYS:
+            groups.pop()
+        dataset = _inner_dataset(file, "/".join([*groups, "coords"]))
         if dataset is None or dataset.dtype.kind not in "iuf":
             return None
         shape = _without_leading_one(dataset.shape)
-        if shape not in ((num_tiles, 2), (num_tiles, 3)):
+        if len(shape) != 2 or shape[0] != num_tiles or shape[1] not in _XY:
             return None
-
-        xy = dataset[()].reshape(shape)[:, -2:].astype(np.float64)  # HistoGPT's first of three columns is the scene
-        if not np.isfinite(xy).all():
-            return None
-
-        # only STAMP writes a unit, and it writes micrometres
-        if file.attrs.get("unit") == "um":
-            return _stamp_coords(xy, file.attrs)
-        return _level0_coords(xy, dataset.attrs)
-
-
-def _stamp_coords(xy: np.ndarray, attributes: h5py.AttributeManager) -> Coords:
-    tile_size = _positive(attributes.get("tile_size_um"))
-    pixels = _positive(attributes.get("tile_size_px"))
-    mpp = tile_size / pixels if tile_size and pixels else None
-    return Coords(xy, "um", tile_size, mpp)
-
-
-def _level0_coords(xy: np.ndarray, attributes: h5py.AttributeManager) -> Coords:
-    """Coordinates of TRIDENT, CLAM and others: `patch_size` is in pixels of the level the tiles were read at."""
-    tile_size = _positive(attributes.get("patch_size_level0"))  # of TRIDENT
-    patch_size = _positive(attributes.get("patch_size"))
-    magnification = _positive(attributes.get("target_magnification"))
-    if tile_size is None and patch_size is not None:
-        tile_size = patch_size * _downsample(attributes, magnification)
-    return Coords(xy, "px", tile_size, magnification=magnification)
-
-
-def _downsample(attributes: h5py.AttributeManager, magnification: float | None) -> float:
-    """Pixels of level 0 per pixel that was read; 1 if the file does not say."""
-    full_magnification = _positive(attributes.get("level0_magnification"))
-    if magnification and full_magnification:
-        return full_magnification / magnification
-    return _positive(attributes.get("downsample")) or 1.0  # of CLAM's patch_level
-
-
-def _positive(value: object) -> float | None:
-    """An attribute, or the first number of one, if it is positive and finite."""
-    try:
-        number = float(np.asarray(value).reshape(-1)[0])
-    except (TypeError, ValueError, IndexError):  # TRIDENT writes what it does not know as the text 'None'
-        return None
-    return number if 0 < number < math.inf else None
+        xy = dataset[()].reshape(shape)[:, _XY[shape[1]]].astype(np.float64)
+        return coords_of(xy, dataset.parent.attrs, dataset.attrs) if np.isfinite(xy).all() else None
 
 
 def slides_in(path: Path) -> list[str]:
@@ -206,14 +157,38 @@ def _not_hdf5(path: Path) -> BadSlide:
     return BadSlide(f"not an HDF5 file (starts with {head[:24].decode('latin-1')!r})", fix)
 
 
-def _find_features(file: h5py.File, key: str | None, width: int) -> tuple[str, h5py.Dataset, int]:
-    """(key, dataset, number of tiles) of the only dataset that can be the features. Raises BadSlide."""
-    candidates = (key,) if key else KEYS
+def _candidates(file: h5py.File, key: str | None, encoder: str | None, slide: str | None) -> list[str]:
+    """Names of what may be the features: datasets of usual names, or those of such a group, one for each encoder."""
+    names = [key] if key else list(KEYS)
+    if slide is not None:
+        names = [f"{slide}/{name}" for name in names] if _is_group(file, slide) else [slide]
+    return list(chain.from_iterable(_members(file, name, encoder) if _is_group(file, name) else [name]
+                                    for name in names))
+
+
+def _members(file: h5py.File, group: str, encoder: str | None) -> list[str]:
+    """The datasets of a group, or the one that is named after the wanted encoder; the group if it is empty."""
+    names = [name for name in islice(file[group], _MAX_ENCODERS) if isinstance(name, str)]
+    named = [name for name in names if encoder and is_encoder(name, encoder)]
+    return [f"{group}/{name}" for name in named or names] or [group]
+
+
+def _is_group(file: h5py.File, name: str) -> bool:
+    """Whether a name leads to a group of the file itself."""
+    try:
+        _refuse_links(file, name)
+    except BadSlide:  # absent, or a link, which is refused later
+        return False
+    return isinstance(file[name], h5py.Group)
+
+
+def _find_features(file: h5py.File, candidates: list[str], width: int) -> tuple[str, h5py.Dataset, int]:
+    """(key, dataset, number of tiles) of the only candidate that can be the features. Raises BadSlide."""
     present = [name for name in candidates if file.get(name, getlink=True) is not None]
     if not present:
         raise _no_features(file, candidates)
-
-    _require_tile_level(file)
+    for owner in (file, file[present[0].rpartition("/")[0] or "/"]):
+        _require_tile_level(owner)
     matches = _matrices(file, present, width)
     if len(matches) > 1:
         names = " and ".join(name for name, _, _ in matches)
@@ -221,9 +196,9 @@ def _find_features(file: h5py.File, key: str | None, width: int) -> tuple[str, h
     return matches[0]
 
 
-def _require_tile_level(file: h5py.File) -> None:
+def _require_tile_level(owner: h5py.Group) -> None:
     """Raises BadSlide for slide-level features, which STAMP stores under the same name."""
-    level = _attribute(file, "feat_type")
+    level = _attribute(owner, "feat_type")
     if level in ("slide", "patient"):
         raise BadSlide(f"this is a {level}-level file of STAMP", _TILE_FOLDER)
 
@@ -244,12 +219,14 @@ def _matrices(file: h5py.File, names: list[str], width: int) -> list[tuple[str, 
     return matches
 
 
-def _no_features(file: h5py.File, candidates: tuple[str, ...]) -> BadSlide:
+def _no_features(file: h5py.File, candidates: Sequence[str]) -> BadSlide:
     names = ", ".join(str(name) for name in list(file)[:8])  # a name that is not UTF-8 comes as bytes
     fix = "name the dataset with data.h5_key"
     if len(file) and set(file) <= {"coords", "imgs"}:
         fix = ("this looks like a patch file (coordinates only); features are in another folder (CLAM: h5_files, "
                "TRIDENT: features_virchow)")
+    elif len(file) and all(_is_group(file, name) for name in islice(file, _MAX_ENCODERS)):
+        fix = "if each group is a slide, give this file as data.embeddings_dir"
     return BadSlide(f"no dataset {' / '.join(candidates)}; the file has: {names or 'nothing'}", fix)
 
 
@@ -341,18 +318,20 @@ def _inner_dataset(file: h5py.File, name: str) -> h5py.Dataset | None:
 
 
 def _encoder_name(file: h5py.File, dataset: h5py.Dataset) -> str | None:
-    """The tile encoder as TRIDENT, STAMP or HistoGPT names it."""
-    name = _attribute(dataset, "encoder") or _attribute(file, "extractor")
-    if name is None:
-        stored = _inner_dataset(file, "model_name")
-        if stored is not None and stored.size == 1:
-            name = np.asarray(stored[()]).reshape(-1)[0]
+    """The tile encoder as TRIDENT, STAMP, HistoGPT or AtlasPatch names it."""
+    group = dataset.parent
+    name = _attribute(dataset, "encoder") or _attribute(group, "extractor") or _attribute(file, "extractor")
+    if name is None and group.name.rpartition("/")[2] in KEYS:
+        name = dataset.name.rpartition("/")[2]
+    stored = _inner_dataset(file, "model_name") if name is None else None
+    if stored is not None and stored.size == 1:
+        name = np.asarray(stored[()]).reshape(-1)[0]
     if isinstance(name, bytes):
         return name.decode("utf-8", "replace")
     return name if isinstance(name, str) else None
 
 
-def _attribute(owner: h5py.File | h5py.Dataset, name: str) -> object:
+def _attribute(owner: h5py.Group | h5py.Dataset, name: str) -> object:
     """An attribute or None; where there is none, several times as fast as `attrs.get`."""
     return owner.attrs[name] if h5py.h5a.exists(owner.id, name.encode()) else None
 

@@ -35,7 +35,8 @@ def parse_json(text: str, path: Path, expected: str, first_line: int = 1) -> Any
     try:
         return json.loads(text, object_pairs_hook=unique)
     except json.JSONDecodeError as error:
+        fix = r"write the \ of a Windows path as \\ or /" if "escape" in error.msg else "correct the file there"
         raise UserError(f"{path}:{error.lineno + first_line - 1}:{error.colno}", f"not valid JSON ({error.msg})",
-                        "correct the file there") from None
+                        fix) from None
     except (RecursionError, ValueError):  # ValueError: a number of thousands of digits
         raise UserError(path, "not a labels file", expected) from None

@@ -175,12 +175,13 @@ def _check_paths(config: DataConfig, paths: list[str], header_cache: Path | None
                  ) -> tuple[dict[str, SlideFile], dict[str, BadSlide]]:
     """({path: file} of the usable files, {path or location: problem} of the others)."""
     expected = config.h5_key, config.image_dim, config.wanted_encoder
-    usable, problems = index_slides(paths, *expected, read_headers(header_cache, *expected))
+    files, problems = index_slides(paths, *expected, read_headers(header_cache, *expected))
+    usable = dict(zip((path for path in paths if path not in problems), files, strict=True))
 
     # before the split: whether a slide is skipped must not depend on its side
     if contents_are_checked(config):
-        problems |= bad_contents(usable, config.sha256_file)
-    return {file.location: file for file in usable if file.location not in problems}, problems
+        problems |= bad_contents(files, config.sha256_file)
+    return {path: file for path, file in usable.items() if file.location not in problems}, problems
 
 
 def _warn(message: str, ids: list[str]) -> None:

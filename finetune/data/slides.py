@@ -16,10 +16,14 @@ from typing import Any
 
 from ..common.errors import BadSlide, UserError
 from ..common.files import expand
+from ..common.log import logger
 from ..common.progress import progress
-from . import h5_files, pt_files
+from . import h5_files, npy_files, pt_files
 
-_H5, _PT = (".h5", ".hdf5"), ".pt"
+_H5 = (".h5", ".hdf5")
+_FORMATS = {".h5": h5_files, ".hdf5": h5_files, ".pt": pt_files, ".npy": npy_files, ".npz": npy_files}
+_ARRAYS = (".npy", ".npz")  # any array may be saved so: they count only where there is no other file
+_ZARR = ".zarr"
 _PARALLEL_FROM = 512  # files; for fewer, starting a process pool takes longer than reading the headers
 
 
@@ -28,7 +32,7 @@ class SlideFile:
     """The checked file of one slide.
 
     Attributes:
-        key: The dataset of its tiles, (N, D) or (1, N, D); '' if a `.pt` file holds a single tensor.
+        key: The dataset of its tiles, (N, D) or (1, N, D); '' if a `.pt` or `.npy` file holds a single array.
         num_tiles, width: N and D.
         dtype: Of the dataset, in numpy's notation.
         offset: Byte offset of its data in the file; None if chunked or compressed.
@@ -52,13 +56,13 @@ class SlideFile:
 
     @property
     def in_shared_file(self) -> bool:
-        """Whether the file holds one dataset per slide, named after it."""
-        return self.key == self.slide_id != Path(self.path).stem
+        """Whether the file holds a dataset or a group per slide, named after it."""
+        return self.slide_id != Path(self.path).stem
 
     @property
     def location(self) -> str:
         """The argument of `inspect_slide`: the file, or FILE.h5/ID."""
-        return f"{self.path}/{self.key}" if self.in_shared_file else self.path
+        return f"{self.path}/{self.slide_id}" if self.in_shared_file else self.path
 
     def is_unchanged(self, stat: os.stat_result) -> bool:
         """Whether a file of this state is the one that was checked."""
@@ -118,14 +122,14 @@ def open_case(case_id: str, slides: Sequence[Sequence[str]], h5_key: str | None,
 
 
 def find_files(embeddings_dir: str | Path) -> dict[str, list[str]]:
-    """Find the H5 and .pt files of slides below a folder, flat or nested.
+    """Find the files of slides below a folder, flat or nested.
 
     Args:
-        embeddings_dir: The folder, or one H5 file that has a dataset per slide.
+        embeddings_dir: The folder, or one H5 file that has a dataset or group per slide.
 
     Returns:
-        {slide id: paths}, sorted; a path is FILE.h5/ID for a dataset of a shared file. A .pt file only counts if there
-        is no H5 file of its name: CLAM writes both.
+        {slide id: paths}, sorted; a path is FILE.h5/ID for a slide of a shared file. A .pt file only counts if there is
+        no H5 file of its name: CLAM writes both. NumPy files only count if there are no others.
 
     Raises:
         UserError: There are none.
@@ -135,26 +139,43 @@ def find_files(embeddings_dir: str | Path) -> dict[str, list[str]]:
         return {name: [f"{root}/{name}"] for name in sorted(_slides_in(root))}
     if not root.is_dir():
         raise UserError(root, "no such folder", "give the folder of the H5 tile embeddings")
-    paths = _paths_by_name(root)
+    paths, zarr = _paths_by_name(root)
+    if not paths and zarr:
+        raise UserError(zarr, "is a Zarr store, as LazySlide writes them",
+                        'save its features as NumPy files: numpy.save("ID.npy", wsi["virchow_tiles"].X)')
     if not paths:
-        raise UserError(root, "no .h5 file in it", "give the folder of the tile embeddings (.h5, or tensors as .pt)")
+        raise UserError(root, "no .h5 file in it", "give the folder of the tile embeddings (.h5, .pt or .npy)")
     return {slide_id: sorted(paths[slide_id]) for slide_id in sorted(paths)}
 
 
-def _paths_by_name(root: Path) -> dict[str, list[str]]:
-    h5_paths: dict[str, list[str]] = defaultdict(list)
-    pt_paths: dict[str, list[str]] = defaultdict(list)
+def _paths_by_name(root: Path) -> tuple[dict[str, list[str]], str | None]:
+    """({slide id: paths}, a Zarr store that is there)."""
+    found: dict[str, dict[str, list[str]]] = {suffix: defaultdict(list) for suffix in _FORMATS}
+    zarr = None
     for path in _walk(root):
         stem, suffix = os.path.splitext(os.path.basename(path))
-        if suffix.lower() in _H5:
-            h5_paths[stem].append(path)
-        elif suffix.lower() == _PT:
-            pt_paths[stem].append(path)
-    return {**pt_paths, **h5_paths}
+        if suffix.lower() in found:
+            found[suffix.lower()][stem].append(path)
+        elif suffix == _ZARR:
+            zarr = path
+    if found[".h5"] or found[".hdf5"] or found[".pt"]:
+        _leave_out_arrays(found)
+    h5_paths = {stem: found[".h5"].get(stem, []) + found[".hdf5"].get(stem, [])
+                for stem in found[".h5"].keys() | found[".hdf5"].keys()}
+    return {**found[".npz"], **found[".npy"], **found[".pt"], **h5_paths}, zarr
+
+
+def _leave_out_arrays(found: dict[str, dict[str, list[str]]]) -> None:
+    names = [name for suffix in _ARRAYS for name in found[suffix]]
+    if names:
+        logger.info("%d NumPy files beside H5 or .pt files are not taken for slides: %s ...", len(names),
+                    ", ".join(names[:5]))
+    for suffix in _ARRAYS:
+        found[suffix].clear()
 
 
 def _walk(root: Path) -> Iterator[str]:
-    """The paths of all files below a folder, links followed."""
+    """The paths of all files and Zarr stores below a folder, links followed."""
     visited: set[str] = set()
     for folder, subfolders, names in os.walk(root, followlinks=True):
         real_path = os.path.realpath(folder)
@@ -162,11 +183,15 @@ def _walk(root: Path) -> Iterator[str]:
             subfolders.clear()
             continue
         visited.add(real_path)
-        for name in names:
+        stores = [name for name in subfolders if name.endswith(_ZARR)]  # folders of thousands of files
+        subfolders[:] = [name for name in subfolders if name not in stores]
+        for name in names + stores:
             yield os.path.join(folder, name)
 
 
 def _slides_in(path: Path) -> list[str]:
+    if path.suffix.lower() in (".pt", *_ARRAYS):
+        raise UserError(path, "is the file of one slide", "give the folder of the slides")
     try:
         return h5_files.slides_in(path)
     except (*h5_files.ERRORS, BadSlide) as error:
@@ -250,13 +275,16 @@ def inspect_slide(path: str | Path, h5_key: str | None, image_dim: int, encoder:
     Raises:
         BadSlide: The slide cannot be used.
     """
-    path, slide_id = Path(path), Path(path).stem
-    if path.parent.suffix.lower() in _H5 and path.parent.is_file():
-        path, slide_id, h5_key = path.parent, path.name, path.name
+    path = Path(path)
+    in_shared_file = path.parent.suffix.lower() in _H5 and path.parent.is_file()
+    slide_id = path.name if in_shared_file else path.stem
+    if in_shared_file:
+        path = path.parent
     file_format = format_of(path)
     try:
         stat = os.stat(path)  # before the header is read, so that a later change is certain to be noticed
-        header = file_format.inspect(path, h5_key, image_dim, encoder)
+        of_slide = (slide_id,) if in_shared_file else ()
+        header = file_format.inspect(path, h5_key, image_dim, encoder, *of_slide)
     except file_format.ERRORS as error:
         raise describe_error(path, error) from None
     return SlideFile(slide_id, str(path), *header, stat.st_size, stat.st_mtime_ns)
@@ -264,7 +292,7 @@ def inspect_slide(path: str | Path, h5_key: str | None, image_dim: int, encoder:
 
 def format_of(path: Path) -> ModuleType:
     """The module that reads files of this ending: it has ERRORS, `inspect`, `read` and `describe_error`."""
-    return pt_files if path.suffix.lower() == _PT else h5_files
+    return _FORMATS.get(path.suffix.lower(), h5_files)
 
 
 def describe_error(path: Path, error: Exception) -> BadSlide:

@@ -1,6 +1,6 @@
 """Reads the tile embeddings and coordinates of slides whose headers were checked, and chooses the tiles of an epoch.
 
-`h5_files` and `pt_files` know the file layouts. Contiguous data is memory-mapped, other data read in one
+`h5_files`, `pt_files` and `npy_files` know the file layouts. Contiguous data is memory-mapped, other data read in one
 pass. Handles are opened per read and never kept, so that any number of loader processes, forked or spawned, may read.
 Loader processes import this module and no torch: they start in a fraction of a second.
 """
@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from ..common.errors import BadSlide, UserError
-from . import h5_files, pt_files
+from . import h5_files
 from .slides import Slide, SlideFile, describe_error, format_of
+from .tile_coords import Coords
 
 _BLOCK = 1 << 19  # numbers checked at a time: 1 or 2 MB, so that the second pass over them reads from the CPU's cache
 
@@ -88,13 +89,13 @@ def _open(file: SlideFile) -> np.ndarray:
         raise UserError(file.path, bad.what, bad.fix) from None
 
 
-def read_coords(slide: SlideFile) -> h5_files.Coords | None:
+def read_coords(slide: SlideFile) -> Coords | None:
     """Coordinates of the tiles of a file, None if it has none. Raises UserError if they cannot be read."""
     path = Path(slide.path)
-    if format_of(path) is pt_files or slide.in_shared_file:
+    if format_of(path) is not h5_files or slide.key == slide.slide_id != path.stem:  # HistoGPT's dataset per slide
         return None
     try:
-        return h5_files.read_coords(path, slide.num_tiles)
+        return h5_files.read_coords(path, slide.key, slide.num_tiles)
     except h5_files.ERRORS as error:
         bad = describe_error(path, error)
         raise UserError(path, f"its coordinates: {bad.what}", bad.fix) from None

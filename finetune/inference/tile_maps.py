@@ -16,7 +16,7 @@ from PIL import Image
 
 from ..common.errors import UserError
 from ..common.log import logger
-from ..data.h5_files import Coords
+from ..data.tile_coords import Coords
 
 _LONGEST = 1024  # side of a heatmap in pixels
 _MOST_CELLS = 4096  # of the page: beyond, neighbouring tiles share one

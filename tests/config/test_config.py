@@ -242,6 +242,17 @@ def test_C06_the_infinities_of_yaml_are_refused(load, value):
         load(f"training: {{learning_rate: {value}}}")
 
 
+WINDOWS = [r"D:\data\labels.xlsx", r"D:\new\table.csv", r"C:\Users\me", r"D:\xray", r"D:\Lab", r"D:\Notes", r"D:\a\b", r"D:\_x", r"D:\0"]
+
+
+@pytest.mark.parametrize("path", WINDOWS)
+def test_a_windows_path_in_double_quotes_is_explained(load, path):
+    with refused(":2", "in double quotes \\ begins an escape", "single quotes", "or with /"):
+        load(f'data:\n  labels_file: "{path}"\n')
+    for written in (path, f"'{path}'", '"' + path.replace("\\", "\\\\") + '"', '"' + path.replace("\\", "/") + '"'):
+        assert load(f"data:\n  labels_file: {written}\n").data.labels_file in (path, path.replace("\\", "/"))
+
+
 @pytest.mark.parametrize(("pairs", "words"), [
     (["data.embeddings_dir="], ["--set", "data.embeddings_dir is empty"]),
     (["training.epochs"], ["--set", "'training.epochs' has no '='"]), (["=5"], ["--set", "unknown section"]),

@@ -74,6 +74,13 @@ def ours(file: h5py.File, tiles: np.ndarray) -> None:
     file["coords"].attrs.update({"patch_size": 96, "patch_size_level0": 192})
 
 
+def atlaspatch(file: h5py.File, tiles: np.ndarray, encoders: tuple[str, ...] = ("uni_v2", "virchow", "virchow2")) -> None:
+    for number, name in enumerate(encoders):
+        file.create_dataset(f"features/{name}", data=tiles.astype("f4") if name == "virchow" else random_tiles(N, D, number + 5))
+    file["coords"] = np.column_stack([GRID * 512, np.full((N, 2), 512), np.zeros(N)]).astype("i4")  # x, y, width, height, level
+    file.attrs.update({"patch_size": 256, "patch_size_level0": 512})
+
+
 def write(folder: Path, tool: Callable, *args: object, name: str = "s.h5", **changes: object) -> Path:
     with h5py.File(folder / name, "w") as file:
         tool(file, random_tiles(N, D), *args, **changes)
@@ -91,6 +98,7 @@ def inspect(path: Path, encoder: str | None = "virchow") -> SlideFile:
     pytest.param(stamp, "feats", True, "um", 256, (256.0, 256 / 224, None), id="STAMP"),
     pytest.param(stamp_multiplex, "patch_embeddings", True, None, None, None, id="STAMP multiplex"),
     pytest.param(histogpt, "feats", True, "px", 512, (None, None, None), id="HistoGPT"),
+    pytest.param(atlaspatch, "features/virchow", True, "px", 512, (512.0, None, None), id="AtlasPatch"),
 ])
 def test_the_features_and_coordinates_of_each_tool_are_found(tmp_path, tool, key, mapped, unit, spacing, known):
     slide = inspect(write(tmp_path, tool))
@@ -114,6 +122,7 @@ def test_the_features_and_coordinates_of_each_tool_are_found(tmp_path, tool, key
     pytest.param(stamp, {"extractor": "virchow2-3f2a9c1b"}, ["'virchow2-3f2a9c1b'", "2560"], id="STAMP Virchow2"),
     pytest.param(histogpt, {"model": "ctranspath"}, ["'ctranspath'", "any"], id="HistoGPT CTransPath"),
     pytest.param(histogpt, {"model": [b"uni"]}, ["'uni'"], id="HistoGPT, bytes in an array"),
+    pytest.param(atlaspatch, {"encoders": ("uni_v2",)}, ["'uni_v2', expected 'virchow'"], id="AtlasPatch without Virchow"),
 ])
 def test_what_is_not_the_wanted_tiles_is_refused_with_what_is_wanted(tmp_path, tool, changes, words):
     with pytest.raises(BadSlide) as caught:
@@ -191,3 +200,61 @@ def test_one_file_with_a_dataset_for_each_slide_as_histogpt_trains_from(tmp_path
         assert inspect_slide(slide.location, None, D) == slide and read_coords(slide) is None
     with refused("s.h5", "is the file of one slide", "give the folder"):
         find_files(write(tmp_path, stamp))
+
+
+def test_of_several_encoders_of_atlaspatch_one_is_named_by_key_if_any_is_accepted(tmp_path):
+    path = write(tmp_path, atlaspatch)
+    with pytest.raises(BadSlide, match="several matrices of features: features/uni_v2 and features/virchow and"):
+        inspect(path, None)
+    assert inspect_slide(path, "features/uni_v2", D).key == "features/uni_v2"
+
+
+def all_slides(folder: Path, tool: Callable, *names: str, **changes: object) -> Path:
+    """One file with a group for each slide."""
+    with h5py.File(folder / "all.h5", "w") as file:
+        for number, name in enumerate(names):
+            tool(file.create_group(name), random_tiles(N, D, number), **changes)
+    return folder / "all.h5"
+
+
+@pytest.mark.parametrize(("tool", "key", "unit"), [(trident, "features", "px"), (stamp, "feats", "um"), (ours, "embeddings", "px"),
+                                                   (atlaspatch, "features/virchow", "px")])
+def test_one_file_with_a_group_for_each_slide(tmp_path, tool, key, unit):
+    files = find_files(all_slides(tmp_path, tool, "A", "all", "患者 1"))
+    assert list(files) == ["A", "all", "患者 1"]
+    slides, bad = index_slides(paths_of(files), None, D, "virchow")
+    assert [(s.slide_id, s.key) for s in slides] == [("A", f"A/{key}"), ("all", f"all/{key}"), ("患者 1", f"患者 1/{key}")] and not bad
+    for number, slide in enumerate(slides):
+        tiles = read_tiles(slide)
+        assert np.array_equal(tiles, random_tiles(N, D, number).astype(tiles.dtype))
+        if slide.slide_id != "all":  # of the name of the file: its place cannot be told from that of the file
+            assert inspect_slide(slide.location, None, D, "virchow") == slide
+        coords = read_coords(slide)
+        assert coords.unit == unit and len(coords.xy) == N
+    (tmp_path / "all.h5").touch()
+    with refused("all.h5", "changed since it was checked"):
+        read_tiles(slides[0])
+
+
+def test_a_group_for_each_slide_goes_through_all_checks(tmp_path):
+    with h5py.File(tmp_path / "all.h5", "w") as file:
+        file["good/features"] = random_tiles(N, D)
+        file["wide/features"] = random_tiles(N, D + 1)
+        file["nan/features"] = np.full((N, D), np.nan, "f4")
+        file["other/features"], file["other/features"].attrs["encoder"] = random_tiles(N, D), "uni"
+        file["whole/features"], file["whole"].attrs["feat_type"] = random_tiles(N, D), "slide"
+        file["far"] = h5py.ExternalLink("secret.h5", "/")
+        file["soft/features"] = h5py.SoftLink("/good/features")
+        file.create_group("empty")
+    slides, bad = index_slides(paths_of(find_files(tmp_path / "all.h5")), None, D, "virchow")
+    assert [s.slide_id for s in slides] == ["good", "nan"]
+    for name, words in {"wide": "7 wide", "other": "'uni'", "whole": "slide-level", "far": "link", "soft": "link", "empty": "no dataset"}.items():
+        assert words in bad[f"{tmp_path}/all.h5/{name}"].what, name
+    with refused("NaN or infinity in 12 of 12 tiles"):
+        read_tiles(slides[1])
+
+
+def test_a_file_of_groups_among_the_files_of_a_folder_says_how_to_give_it(tmp_path):
+    with pytest.raises(BadSlide) as caught:
+        inspect(all_slides(tmp_path, trident, "A", "B"))
+    assert "give this file as data.embeddings_dir" in caught.value.fix

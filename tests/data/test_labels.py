@@ -63,6 +63,7 @@ def test_J09_exactly_one_h5_ending_of_an_id_is_dropped(write, key, slide_id):
     pytest.param('{\n  "a": "x",\n}', [":3:1", "not valid JSON"], id="J04 trailing comma"),
     pytest.param('{\n  "a": "x', [":2:8", "not valid JSON"], id="J04 cut off"),
     pytest.param('{"a": "x\ny"}', [":1:9", "not valid JSON"], id="J04 bare newline in a text"),
+    pytest.param('{"a": {"text": "x", "slides": ["D:\\data"]}}', ["Invalid", "Windows path"], id="J04 path of Windows"),
     pytest.param("", [":1:1", "not valid JSON"], id="J04 empty file"),
     pytest.param("{}", ["no labels", "{id: text}"], id="J04 empty object"),
     pytest.param('[{"id": "a", "note": "x"}]', ["no column is known as the text", "id, note"], id="J04 list of other records"),
