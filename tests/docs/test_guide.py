@@ -155,7 +155,7 @@ ALL_COMMANDS = sorted({tuple(words) for path in PAGES for words in commands(path
 
 def test_the_commands_are_found():
     scripts = {words[0] for words in ALL_COMMANDS}
-    assert scripts == {"train_finetune.py", "train_with_config.py", "inference.py", "-m", "-c"}
+    assert scripts == {"train_finetune.py", "train_with_config.py", "inference.py", "-m"}
 
 
 @pytest.mark.parametrize("words", ALL_COMMANDS, ids=" ".join)
