@@ -88,12 +88,22 @@ def _report(job: Job, truth: GroundTruth, training: TrainingSlides | None) -> No
                        "texts of up to %d: give a larger --max_length, or train longer", num_cut, len(job.cases),
                        job.generation.max_length, job.captioner.trained_length)
     if truth.can_score:
-        records = list(job.file.records(job.cases))
+        records = _with_vectors(job)
         answers = truth.answers(job.captioner, records, job.vectors, job.generation.max_length)
         print_scores(_evaluate(answers, truth, records, job.vectors, training), num_abstained)
     if errors:
         raise UserError(errors[0][0], f"{len(errors)} of {len(job.cases)} slides failed", "their records say why",
                         [error for _, error in errors[:20]])
+
+
+def _with_vectors(job: Job) -> list[Record]:
+    """The records to score: a slide that was captioned earlier may not be readable any more."""
+    records = [record for record in job.file.records(job.cases) if record["caption"] is not None]
+    usable = [record for record in records if record["id"] in job.vectors]
+    if len(usable) < len(records):
+        logger.warning("%d slides that were captioned earlier cannot be read any more: they are not scored",
+                       len(records) - len(usable))
+    return usable
 
 
 def _evaluate(answers: Answers | None, truth: GroundTruth, records: list[Record], vectors: dict[str, SlideVectors],

@@ -374,3 +374,25 @@ def test_I05_an_explanation_that_does_not_fit_is_one_line(run_with_coords, tmp_p
     monkeypatch.setattr(explain, "attribute_tiles", no_memory)
     with refused("s1: out of memory while its 20 tiles are explained"):
         explain_slide(captioner, slide, "胃腺癌，高分化。")
+
+
+def test_a_slide_that_cannot_be_read_any_more_keeps_its_record_and_is_not_scored(run_with_coords, tmp_path, small_batches,
+                                                                                  monkeypatch, log_lines, capsys):
+    scoring = ["--labels_file", run_with_coords / "labels.json", "--latents_cache", "null"]
+    with interrupted_after(8, Interrupted(signal.SIGINT)):
+        infer(flags_of(run_with_coords, output := tmp_path / "out.jsonl", *scoring))
+    first = records(output)[0]["id"]
+    with h5py.File(run_with_coords / "embeddings" / f"{first}.h5") as file:
+        gone = file["features"][()]
+    encode = Captioner.encode
+
+    def encode_others(self, tiles):
+        if np.array_equal(tiles, gone.astype(tiles.dtype)):
+            raise MemoryError
+        return encode(self, tiles)
+
+    monkeypatch.setattr(Captioner, "encode", encode_others)
+    infer(flags_of(run_with_coords, output, *scoring, "--resume"))
+    assert len(records(output)) == 12 and all(record["error"] is None for record in records(output))
+    assert json.loads(capsys.readouterr().out.split("summary: ")[1])["slides"] == 11
+    assert any("1 slides that were captioned earlier cannot be read any more" in line for line in log_lines)
