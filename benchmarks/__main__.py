@@ -53,6 +53,8 @@ def main() -> None:
     if unknown := [part for part in args.parts if part not in PARTS]:
         parser.error(f"unknown part {unknown[0]!r}; choose from {' '.join(PARTS)}")
     parts = args.parts or BY_DEFAULT
+    if "gpu" in parts and not args.small:
+        gpu.require_device()
     if "full_size" in parts:
         subprocess.run([sys.executable, "-m", "benchmarks.full_size"], cwd=ROOT, check=True)
     if _WITH_PEERS.intersection(parts):

@@ -41,10 +41,14 @@ _SIZES = {
 FAILED = "FAILED"  # in the table, of a check that failed or was not run
 
 
-def rows(small: bool = False) -> list[Row]:
-    """One row or more for each check. Exits with one line where there is no GPU, unless `small`."""
-    if not small and not torch.cuda.is_available():
+def require_device() -> None:
+    """Exit with one line where there is no GPU."""
+    if not torch.cuda.is_available():
         raise SystemExit("gpu: torch finds no CUDA device here; --small is a dry run without one")
+
+
+def rows(small: bool = False) -> list[Row]:
+    """One row or more for each check."""
     checks = {
         "parity": _parity, "tests marked gpu": _tests, "fp16 overflow": _overflow, "training step": _step,
         "batch_size: auto": _auto_batch, "encoder": _encoder, "decoding": _decode, "resume": _resume, "epochs": _epochs,
