@@ -97,17 +97,20 @@ def read_coords(path: Path, key: str, num_tiles: int) -> Coords | None:
         num_tiles: N.
     """
     with h5py.File(path, "r") as file:
-        groups = key.split("/")[:-1]
-        if groups and groups[-1] in KEYS:
-            groups.pop()
-        dataset = _inner_dataset(file, "/".join([*groups, "coords"]))
-        if dataset is None or dataset.dtype.kind not in "iuf":
-            return None
-        shape = _without_leading_one(dataset.shape)
+        dataset = _coords_dataset(file, key)
+        shape = () if dataset is None else _without_leading_one(dataset.shape)
         if len(shape) != 2 or shape[0] != num_tiles or shape[1] not in _XY:
             return None
         xy = dataset[()].reshape(shape)[:, _XY[shape[1]]].astype(np.float64)
         return coords_of(xy, dataset.parent.attrs, dataset.attrs) if np.isfinite(xy).all() else None
+
+
+def _coords_dataset(file: h5py.File, key: str) -> h5py.Dataset | None:
+    groups = key.split("/")[:-1]
+    if groups and groups[-1] in KEYS:
+        groups.pop()
+    dataset = _inner_dataset(file, "/".join([*groups, "coords"]))
+    return dataset if dataset is not None and dataset.dtype.kind in "iuf" else None
 
 
 def slides_in(path: Path) -> list[str]:

@@ -23,6 +23,7 @@ from . import h5_files, npy_files, pt_files
 _H5 = (".h5", ".hdf5")
 _FORMATS = {".h5": h5_files, ".hdf5": h5_files, ".pt": pt_files, ".npy": npy_files, ".npz": npy_files}
 _ARRAYS = (".npy", ".npz")  # any array may be saved so: they count only where there is no other file
+_SAME = {".hdf5": ".h5"}
 _ZARR = ".zarr"
 _PARALLEL_FROM = 512  # files; for fewer, starting a process pool takes longer than reading the headers
 
@@ -139,39 +140,30 @@ def find_files(embeddings_dir: str | Path) -> dict[str, list[str]]:
         return {name: [f"{root}/{name}"] for name in sorted(_slides_in(root))}
     if not root.is_dir():
         raise UserError(root, "no such folder", "give the folder of the H5 tile embeddings")
-    paths, zarr = _paths_by_name(root)
-    if not paths and zarr:
-        raise UserError(zarr, "is a Zarr store, as LazySlide writes them",
-                        'save its features as NumPy files: numpy.save("ID.npy", wsi["virchow_tiles"].X)')
-    if not paths:
-        raise UserError(root, "no .h5 file in it", "give the folder of the tile embeddings (.h5, .pt or .npy)")
+    paths = _paths_by_name(root)
     return {slide_id: sorted(paths[slide_id]) for slide_id in sorted(paths)}
 
 
-def _paths_by_name(root: Path) -> tuple[dict[str, list[str]], str | None]:
-    """({slide id: paths}, a Zarr store that is there)."""
-    found: dict[str, dict[str, list[str]]] = {suffix: defaultdict(list) for suffix in _FORMATS}
-    zarr = None
+def _paths_by_name(root: Path) -> dict[str, list[str]]:
+    found: dict[str, dict[str, list[str]]] = {suffix: defaultdict(list) for suffix in (*_FORMATS, _ZARR)}
     for path in _walk(root):
         stem, suffix = os.path.splitext(os.path.basename(path))
         if suffix.lower() in found:
-            found[suffix.lower()][stem].append(path)
-        elif suffix == _ZARR:
-            zarr = path
-    if found[".h5"] or found[".hdf5"] or found[".pt"]:
-        _leave_out_arrays(found)
-    h5_paths = {stem: found[".h5"].get(stem, []) + found[".hdf5"].get(stem, [])
-                for stem in found[".h5"].keys() | found[".hdf5"].keys()}
-    return {**found[".npz"], **found[".npy"], **found[".pt"], **h5_paths}, zarr
+            found[_SAME.get(suffix.lower(), suffix.lower())][stem].append(path)
+    arrays, others = {**found[".npz"], **found[".npy"]}, {**found[".pt"], **found[".h5"]}
+    if not arrays and not others:
+        raise _no_files(root, found[_ZARR])
+    if arrays and others:
+        logger.info("%d NumPy files beside H5 or .pt files are not taken for slides: %s ...", len(arrays),
+                    ", ".join(list(arrays)[:5]))
+    return others or arrays
 
 
-def _leave_out_arrays(found: dict[str, dict[str, list[str]]]) -> None:
-    names = [name for suffix in _ARRAYS for name in found[suffix]]
-    if names:
-        logger.info("%d NumPy files beside H5 or .pt files are not taken for slides: %s ...", len(names),
-                    ", ".join(names[:5]))
-    for suffix in _ARRAYS:
-        found[suffix].clear()
+def _no_files(root: Path, stores: dict[str, list[str]]) -> UserError:
+    for paths in stores.values():
+        return UserError(paths[0], "is a Zarr store, as LazySlide writes them",
+                         'save its features as NumPy files: numpy.save("ID.npy", wsi["virchow_tiles"].X)')
+    return UserError(root, "no .h5 file in it", "give the folder of the tile embeddings (.h5, .pt or .npy)")
 
 
 def _walk(root: Path) -> Iterator[str]:
@@ -183,10 +175,14 @@ def _walk(root: Path) -> Iterator[str]:
             subfolders.clear()
             continue
         visited.add(real_path)
-        stores = [name for name in subfolders if name.endswith(_ZARR)]  # folders of thousands of files
-        subfolders[:] = [name for name in subfolders if name not in stores]
-        for name in names + stores:
-            yield os.path.join(folder, name)
+        yield from (os.path.join(folder, name) for name in names + _take_stores(subfolders))
+
+
+def _take_stores(subfolders: list[str]) -> list[str]:
+    """Remove the Zarr stores, folders of thousands of files, from a list and return them."""
+    stores = [name for name in subfolders if name.endswith(_ZARR)]
+    subfolders[:] = [name for name in subfolders if name not in stores]
+    return stores
 
 
 def _slides_in(path: Path) -> list[str]:
