@@ -140,14 +140,10 @@ class _Index:
         if _EXCEL_NUMBER.fullmatch(key):
             return BadSlide("no H5 file of this name: Excel has rounded the number",
                             "format the column as text and enter the ids again")
-        slides = self._beginning_with(key)
-        if len(slides) > 1 and _simplify(key) not in self._by_simple_name:
+        alike, slides = self._by_simple_name.get(_simplify(key)), self._beginning_with(key)
+        if alike is None and len(slides) > 1:
             return _several_slides(slides)
-        meant = self._by_simple_name.get(_simplify(key)) or next(iter(slides), None) or self._similar(key)
-        if meant is None:
-            return BadSlide("no H5 file of this name", "add the file or remove its label")
-        return BadSlide(f"no H5 file of this name, did you mean {meant!r}?",
-                        "correct the label's id or the file name")
+        return _probably(alike or next(iter(slides), None) or self._similar(key))
 
     @cached_property
     def _by_simple_name(self) -> dict[str, str]:
@@ -204,6 +200,12 @@ def same_name_problem(paths: Sequence[str], root: Path) -> BadSlide:
     if len(folders) > 1:
         return BadSlide(what, f"give the folder of one tile encoder, such as {sorted(folders)[0]}, as embeddings_dir")
     return BadSlide(what, f'name it with its folder: "slides": ["{names[0]}"]')
+
+
+def _probably(meant: str | None) -> BadSlide:
+    if meant is None:
+        return BadSlide("no H5 file of this name", "add the file or remove its label")
+    return BadSlide(f"no H5 file of this name, did you mean {meant!r}?", "correct the label's id or the file name")
 
 
 def _several_slides(slides: Sequence[str]) -> BadSlide:

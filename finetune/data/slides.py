@@ -145,11 +145,7 @@ def find_files(embeddings_dir: str | Path) -> dict[str, list[str]]:
 
 
 def _paths_by_name(root: Path) -> dict[str, list[str]]:
-    found: dict[str, dict[str, list[str]]] = {suffix: defaultdict(list) for suffix in (*_FORMATS, _ZARR)}
-    for path in _walk(root):
-        stem, suffix = os.path.splitext(os.path.basename(path))
-        if suffix.lower() in found:
-            found[_SAME.get(suffix.lower(), suffix.lower())][stem].append(path)
+    found = _paths_by_ending(root)
     arrays, others = {**found[".npz"], **found[".npy"]}, {**found[".pt"], **found[".h5"]}
     if not arrays and not others:
         raise _no_files(root, found[_ZARR])
@@ -157,6 +153,16 @@ def _paths_by_name(root: Path) -> dict[str, list[str]]:
         logger.info("%d NumPy files beside H5 or .pt files are not taken for slides: %s ...", len(arrays),
                     ", ".join(list(arrays)[:5]))
     return others or arrays
+
+
+def _paths_by_ending(root: Path) -> dict[str, dict[str, list[str]]]:
+    """{ending: {slide id: paths}}."""
+    found: dict[str, dict[str, list[str]]] = {suffix: defaultdict(list) for suffix in (*_FORMATS, _ZARR)}
+    for path in _walk(root):
+        stem, suffix = os.path.splitext(os.path.basename(path))
+        if suffix.lower() in found:
+            found[_SAME.get(suffix.lower(), suffix.lower())][stem].append(path)
+    return found
 
 
 def _no_files(root: Path, stores: dict[str, list[str]]) -> UserError:
