@@ -85,7 +85,7 @@ def infer(tmp_path: Path, *args: object, length: int = 30, run=run_inference) ->
 
 
 def test_prism_alone_gives_the_records_and_scores_of_a_checkpoint(data, trained, tmp_path, capsys):
-    flags = ["--embeddings_dir", data / "h5", "--labels_file", data / "labels.json", "--text", *TEXTS]
+    flags = ["--embeddings_dir", data / "h5", "--labels_file", data / "labels.json", "--latents_cache", "null", "--text", *TEXTS]
     alone = infer(tmp_path, "--prism_only", "--prism", "random-tiny", *flags)
     of_prism = capsys.readouterr().out
     ours = infer(tmp_path, "--checkpoint", trained / "last_model.pth", *flags)
