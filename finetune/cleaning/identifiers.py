@@ -14,6 +14,7 @@ _HAN = re.compile(r"[\u4e00-\u9fff·]+")
 _KNOWN_NAME = re.compile(r"(?!.*(?:科|室|院|部|组|中心|未知|不详|患者|病人)$)[\u4e00-\u9fff·]{2,20}|"
                          r"(?=.*[A-Z])[A-Za-z][A-Za-z .,'’-]{2,}")
 _KNOWN_NUMBER = re.compile(r"(?=(?:\D*\d){4})\S{5,}")
+_LONGEST_PROTECTED = 80  # characters before and after a piece in which something that is never masked may begin or end
 _CARD_WEIGHTS = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)  # GB 11643-1999
 _CARD_DIGITS = "10X98765432"
 _EMPTY_BRACKETS = re.compile(r"[(（【\[][\s,，、;；:：]*[)）】\]]")
@@ -66,13 +67,11 @@ class Masker:
                checked: bool = False) -> str:
         if pattern.search(text) is None:
             return text
-        protected = self._protected(text)
 
         def replacement(match: re.Match[str]) -> str:
             begin, end = _identifier_span(match)
-            is_protected = _overlaps(begin, end, protected)
             is_wrong_number = checked and not is_identity_card(match[0])
-            if is_protected or is_wrong_number:
+            if is_wrong_number or self._is_protected(text, begin, end):
                 return match[0]
             if rule.action == "remove":
                 found.append(Masked(rule.name, match[0]))
@@ -99,12 +98,11 @@ class Masker:
     def _mask_value(self, text: str, value: str, found: list[Masked]) -> str:
         """`text` with a placeholder for each `value` in it that is neither protected nor a piece of a longer word."""
         placeholder = KNOWN_NUMBER if any(map(str.isdigit, value)) else KNOWN_NAME
-        protected = self._protected(text)
         pieces, begin = [], 0
         at = text.find(value)
         while at >= 0:
             end = at + len(value)
-            if not _is_piece(text, at, end) and not _overlaps(at, end, protected):
+            if not _is_piece(text, at, end) and not self._is_protected(text, at, end):
                 pieces += [text[begin:at], placeholder]
                 found.append(Masked(KNOWN, value))
                 begin = end
@@ -112,8 +110,12 @@ class Masker:
         pieces.append(text[begin:])
         return "".join(pieces)
 
-    def _protected(self, text: str) -> list[tuple[int, int]]:
-        return [match.span() for match in self._protect.finditer(text)] if self._protect else []
+    def _is_protected(self, text: str, begin: int, end: int) -> bool:
+        """Whether a piece of a text overlaps something that is never masked, such as an eponym."""
+        if self._protect is None:
+            return False
+        around = self._protect.finditer(text, max(begin - _LONGEST_PROTECTED, 0), end + _LONGEST_PROTECTED)
+        return any(begin < match.end() and match.start() < end for match in around)
 
     def _doctors_in(self, text: str) -> set[str]:
         """The doctors whose names occur in a text. Chinese names are looked up piece by piece: there may be many."""
@@ -129,10 +131,6 @@ def _is_piece(text: str, begin: int, end: int) -> bool:
     """Whether letters or digits go on around a Latin name or a number: it is a piece of a longer one."""
     around = text[max(begin - 1, 0):begin] + text[end:end + 1]
     return text[begin:end].isascii() and any(c.isascii() and c.isalnum() for c in around)
-
-
-def _overlaps(begin: int, end: int, spans: Iterable[tuple[int, int]]) -> bool:
-    return any(begin < last and first < end for first, last in spans)
 
 
 def is_identifying(value: str) -> bool:
