@@ -288,8 +288,10 @@ class LanguageModelDecoder(ContrastiveCaptioner):
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """(..., w) -> (..., v) in float32, with the own end token."""
-        logits = self.lm.get_output_embeddings()(hidden).float()
-        logits[..., self.end_id] = (hidden.float() * self.end_output).sum(-1)
+        head = self.lm.get_output_embeddings()
+        logits = head(hidden).float()
+        end = (hidden.float() * self.end_output).sum(-1)
+        logits[..., self.end_id] = end if head.bias is None else end + head.bias[self.end_id].float()
         return logits
 
     def _caption_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:

@@ -151,7 +151,7 @@ def _check_architecture(config: dict[str, Any], path: Path) -> None:
     if config.get("auto_map"):
         raise UserError(path, f"model_type {kind!r} needs code from its own folder (auto_map), which is never run",
                         "choose a model that transformers has itself, such as Qwen2.5 or Qwen3")
-    raise UserError(path, f"model_type {kind!r} is no causal language model of transformers {transformers.__version__}",
+    raise UserError(path, f"model_type {kind!r} is not a causal language model of transformers {transformers.__version__}",
                     "choose another model, or update transformers")
 
 
@@ -253,7 +253,7 @@ def _header(path: Path) -> tuple[int, dict[str, Any]]:
     except OSError as error:
         raise UserError(path, f"cannot be read ({error.strerror})", _FIX) from None
     except ValueError:
-        raise UserError(path, "is no safetensors file (a Git LFS pointer, or cut off?)", _FIX) from None
+        raise UserError(path, "is not a safetensors file (a Git LFS pointer, or cut off?)", _FIX) from None
 
 
 def _read_json(path: Path, missing: Any) -> Any:

@@ -25,6 +25,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "qwen3": _SMALL | {"head_dim": 8},
     "llama": _SMALL,
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256},
+    "phi": _SMALL | {"num_key_value_heads": 4},  # its head has a bias
 }
 
 
@@ -52,7 +53,10 @@ def make_language_model(folder: Path, kind: str = "qwen2", spare_rows: int = 5, 
                                            "bos_token_id": 0, "pad_token_id": None, **settings})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+        model = AutoModelForCausalLM.from_config(config)
+        if (bias := model.get_output_embeddings().bias) is not None:
+            torch.nn.init.normal_(bias)
+        model.save_pretrained(folder)
     (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n# tiny\n", encoding="utf-8")
     return folder
 

@@ -70,7 +70,7 @@ def test_captions_are_those_of_transformers_own_generate_token_for_token(folders
     bos = decoder.lm.get_input_embeddings()(torch.full((6, 1), tokenizer.bos_id))
     embeds = torch.cat([bos, decoder.embed_image(image_tokens=tokens)[1]], dim=1)
     lengths = set()
-    for factor in (1.0, 2.5, 4.0):
+    for factor in (1.0, 2.5, 4.0, -4.0):
         reference = end_more_often(decoder, factor)
         theirs = reference.generate(
             inputs_embeds=embeds, attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long), max_new_tokens=19,

@@ -79,7 +79,7 @@ def an_adapter(folder):
     (lambda f: (f / "config.json").unlink(), ["no config.json"]),
     (lambda f: (f / "config.json").write_text("{", encoding="utf-8"), ["config.json", "JSON"]),
     (lambda f: (f / "model.safetensors").unlink(), ["model.safetensors"]),
-    (lambda f: edit(f / "config.json", model_type="t5"), ["t5", "no causal language model"]),
+    (lambda f: edit(f / "config.json", model_type="t5"), ["t5", "not a causal language model"]),
     (lambda f: edit(f / "config.json", model_type="unheard_of"), ["unheard_of"]),
     (lambda f: edit(f / "config.json", quantization_config={"quant_method": "gptq"}), ["quantised"]),
     (lambda f: edit(f / "config.json", hidden_size=64), ["another shape"]),

@@ -103,3 +103,16 @@ def test_the_small_mode_runs_both_scripts_and_leaves_the_results_alone(tmp_path)
     for method in ("captioner", "most common text", "contrastive space", "linear probe", "training text of the probe"):
         assert method in done.stdout
     assert "17 training slides" in done.stdout and results.read_bytes() == before
+
+
+@pytest.mark.full
+def test_the_small_mode_pretrains_a_language_model_and_trains_it_in_each_way(tmp_path):
+    pytest.importorskip("transformers")
+    command = [sys.executable, "-m", "benchmarks", "language_model", "--small", "--work", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr[-2000:]
+    for way in ("CoCa from scratch", "frozen", "LoRA 16", "all of it"):
+        assert f"| made, 24 slides | {way}" in done.stdout.replace("language model, ", "")
+    (note,) = tmp_path.rglob("note.json")
+    pretrained = json.loads(note.read_text(encoding="utf-8"))
+    assert pretrained["texts"] == 17 and pretrained["loss"] < np.log(pretrained["words"]), "better than a guess"
