@@ -73,7 +73,7 @@ class LanguageModelFolder:
 
     def sha256(self) -> str:
         """SHA-256 over name, type, shape and bytes of every tensor, sorted by name: the same however the weights are
-        divided into files. Raises UserError for a file that is no safetensors."""
+        divided into files. Raises UserError for another kind of file."""
         digest = hashlib.sha256()
         for name, about, path, begin in sorted(_tensors(self.path)):
             digest.update(f"{name} {about}\n".encode())
@@ -151,7 +151,8 @@ def _check_architecture(config: dict[str, Any], path: Path) -> None:
     if config.get("auto_map"):
         raise UserError(path, f"model_type {kind!r} needs code from its own folder (auto_map), which is never run",
                         "choose a model that transformers has itself, such as Qwen2.5 or Qwen3")
-    raise UserError(path, f"model_type {kind!r} is not a causal language model of transformers {transformers.__version__}",
+    version = transformers.__version__
+    raise UserError(path, f"model_type {kind!r} is not a causal language model of transformers {version}",
                     "choose another model, or update transformers")
 
 
