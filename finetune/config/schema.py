@@ -140,6 +140,11 @@ class ModelConfig:
         return self.decoder.removeprefix("hf:") if self.decoder.startswith("hf:") else None
 
 
+def same_decoder(one: str, other: str) -> bool:
+    """Whether two values of `model.decoder` are of one kind: a language model may lie elsewhere, its SHA-256 tells."""
+    return one == other or (one.startswith("hf:") and other.startswith("hf:"))
+
+
 @dataclass(kw_only=True)
 class TrainingConfig:
     batch_size: int | str = setting(

@@ -21,7 +21,7 @@ from ..common.errors import UserError
 from ..common.files import expand
 from ..common.log import logger
 from ..config.auto import SIZE_KEYS, fill_open, value_of
-from ..config.schema import Config, from_dict
+from ..config.schema import Config, from_dict, same_decoder
 from ..data.tokenizer import Tokenizer, tokenizer_from_dict
 from ..models.build import describe_prism
 from ..models.captioner import SAVED_AS, SlideCaptioner
@@ -93,17 +93,13 @@ class StartingPoint:
         fill_open(config, {key: value_of(self.config, key) for key in _SIZES})
         for key in _MUST_MATCH:
             own, wanted = value_of(self.config, key), value_of(config, key)
-            if own != wanted and not _are_language_models(own, wanted):
+            is_same = same_decoder(own, wanted) if key == "model.decoder" else own == wanted
+            if not is_same:
                 raise UserError(_KEY, f"its model has {key}={own}, this run has {wanted}", f"set {key}={own}")
         if not self.config.prism.freeze and config.prism.freeze:
             raise UserError(_KEY, "its model was trained together with Prism (prism.freeze=false)",
                             "set prism.freeze=false")
         return config
-
-
-def _are_language_models(own: Any, wanted: Any) -> bool:
-    """Whether both are values of `model.decoder` such as hf:FOLDER, which differ by machine: weights are compared."""
-    return all(isinstance(value, str) and value.startswith("hf:") for value in (own, wanted))
 
 
 def open_starting_point(config: Config, resumed: Checkpoint | None, world: World) -> StartingPoint | None:

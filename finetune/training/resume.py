@@ -15,7 +15,7 @@ from ..common.errors import UserError
 from ..common.log import logger
 from ..common.run_folder import METRICS
 from ..config.auto import AUTO_KEYS, fill_open, value_of
-from ..config.schema import Config, from_dict
+from ..config.schema import Config, from_dict, same_decoder
 from ..models.captioner import SlideCaptioner
 from .random_states import set_random_states
 from .state import TrainState
@@ -190,7 +190,7 @@ def _may_differ(key: str, before: Any, now: Any) -> bool:
     """Whether a run may be resumed with `now` in place of `before`."""
     if before == now or key in _MAY_CHANGE:
         return True
-    return key == "model.decoder" and before.startswith("hf:") and now.startswith("hf:")  # its SHA-256 is compared
+    return key == "model.decoder" and same_decoder(before, now)
 
 
 def _warn_of_other_versions(before: dict[str, Any], now: dict[str, Any]) -> None:

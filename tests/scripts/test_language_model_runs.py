@@ -150,8 +150,11 @@ def test_a_caption_is_explained_through_the_prefix(run, data, tmp_path):
 
 
 def test_a_run_starts_from_another_one_with_its_adapters(run, data, tmp_path):
-    again = trained_in(data, tmp_path, f"training.init_from={run}", "training.epochs=1", "training.learning_rate=1e-9",
-                       "training.decoder_learning_rate=1e-9")
+    settings = [f"training.init_from={run}", "training.epochs=1", "training.learning_rate=1e-9", "training.decoder_learning_rate=1e-9"]
+    with refused("training.init_from", "another text decoder"):
+        trained_in(data, tmp_path, *settings, f"model.decoder=hf:{data / 'other'}")
+    moved = shutil.copytree(data / "lm", tmp_path / "moved")
+    again = trained_in(data, tmp_path, *settings, f"model.decoder=hf:{moved}")
     before, after = (Checkpoint.load(folder / "last_model.pth").model for folder in (run, again))
     adapters = [key for key in before if "lora_B" in key]
     assert adapters and all(torch.allclose(before[key], after[key], atol=1e-6) for key in adapters)
