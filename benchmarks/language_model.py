@@ -40,11 +40,11 @@ _LOOK = 25  # steps of pretraining between two looks at the validation texts
 _PREFIX = ["model.dim=128", "model.heads=4", "model.dim_head=32", "model.dim_latents=128", "training.epochs=20"]
 _WAYS: dict[str, list[str]] = {
     "CoCa from scratch": [],
-    "language model, frozen": ["model.decoder=hf:{folder}", *_PREFIX],
+    "language model, frozen": ["model.decoder=hf:{folder}", *_PREFIX, "training.learning_rate=2e-3"],
     "language model, LoRA 16": ["model.decoder=hf:{folder}", *_PREFIX, "model.lora_rank=16",
-                                "training.decoder_learning_rate=1e-3"],
+                                "training.learning_rate=5e-4", "training.decoder_learning_rate=1e-3"],
     "language model, all of it": ["model.decoder=hf:{folder}", *_PREFIX, "model.freeze_decoder=false",
-                                  "training.decoder_learning_rate=3e-4"],
+                                  "training.decoder_learning_rate=1e-4"],
 }
 _HEADINGS = "| data | decoder | word F1 | exact | BLEU-4 | CPU minutes to train |\n|---|---|---|---|---|---|"
 

@@ -27,7 +27,7 @@ _MIN_PREDICTABLE = 20  # tokens: probe tokens paid with 32 and more, and made it
 # Prism's own decoder has no sizes, and none of this was tried with it: its run stays as it was.
 _PRISM_DECODER = {"model.size": "large", "training.epochs": 50, "training.learning_rate": 1e-4, "data.views": 1}
 # Of a language model only the prefix has sizes, and they need not grow with the number of slides.
-_LANGUAGE_MODEL = {"model.size": "large", "model.num_img_queries": 32, "training.learning_rate": 5e-4}
+_LANGUAGE_MODEL = {"model.size": "large", "model.num_img_queries": 32, "training.learning_rate": 1e-3}
 
 # null in a size key means: as in model.size
 AUTO_KEYS = ("model.size", *(f"model.{name}" for name in SIZE_KEYS), "training.epochs", "training.learning_rate",

@@ -321,7 +321,7 @@ def test_auto_chooses_a_prefix_and_says_so():
     config.set("model.decoder", "hf:Qwen/Qwen2.5-0.5B", "test")
     for slides in (100, 5000):
         chosen = resolve(config, slides)
-        assert (chosen.model.num_img_queries, chosen.model.dim, chosen.training.learning_rate) == (32, 512, 5e-4)
+        assert (chosen.model.num_img_queries, chosen.model.dim, chosen.training.learning_rate) == (32, 512, 1e-3)
         assert "a prefix of 32 vectors" in describe(config, chosen, slides)
     config.model.num_img_queries = 64
     assert resolve(config, 100).model.num_img_queries == 64
