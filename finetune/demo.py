@@ -42,7 +42,7 @@ def make_slides(folder: Path, count: int = _SLIDES, seed: int = 0) -> None:
     """
     rng = np.random.default_rng(seed)
     directions = {name: rng.standard_normal(_WIDTH) for name in (*TISSUES, *GRADES, NECROSIS[1])}
-    (folder / "embeddings").mkdir(parents=True)
+    (folder / "embeddings").mkdir(parents=True, exist_ok=True)
     labels = {}
     for i in range(count):
         tissue, grade, necrosis = rng.choice(TISSUES), rng.choice(GRADES), rng.choice(NECROSIS)
@@ -59,6 +59,16 @@ def make_slides(folder: Path, count: int = _SLIDES, seed: int = 0) -> None:
     (folder / "labels.json").write_text(json.dumps(labels, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
+def _remove_demo(folder: Path) -> None:
+    """Remove what an earlier demo has written, and nothing else that is in its folder."""
+    for path in (folder / "embeddings").glob("slide_*.h5"):
+        path.unlink()
+    for name in ("labels.json", "captions.jsonl", ".captions.jsonl.unfinished"):
+        (folder / name).unlink(missing_ok=True)
+    for name in ("run", "logs"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
 def main() -> int:
     """Run the demo; returns 0 if at least nine in ten captions are exactly right."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -67,7 +77,7 @@ def main() -> int:
     if folder.exists():
         if not (folder / "demo.yaml").exists():
             sys.exit(f"error: {folder}: not a demo folder; choose another --folder")
-        shutil.rmtree(folder)  # an earlier demo
+        _remove_demo(folder)
     started = time.monotonic()
     print(f"1. {_SLIDES} synthetic slides in {folder}/embeddings, descriptions in {folder}/labels.json", flush=True)
     make_slides(folder)

@@ -7,7 +7,6 @@ replaced last and is the commit record.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import zipfile
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 
 from ..common.errors import UserError
+from ..common.files import put_in_place, replacing, temporary_file, temporary_name
 
 # Format 1: batches_done counts micro-batches, each with its own contrastive loss; resumable if accum_freq is 1.
 FORMAT_VERSION = 2
@@ -139,24 +139,18 @@ def write_pth(folder: Path, names: Sequence[str], content: dict[str, Any]) -> No
         UserError: The disk is full or the folder cannot be written. Existing files are then intact.
     """
     content = _plain(content)
-    temporary = folder / (names[-1] + ".tmp")
     try:
-        temporary.unlink(missing_ok=True)
-        with open(temporary, "xb") as file:  # a new file: a link of this name in the folder is not followed
+        with temporary_file(folder / names[-1]) as file:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
-        if zipfile.ZipFile(temporary).testzip() is not None:
-            raise OSError("it does not read back as written")
-        for name in names[:-1]:
-            _same_file(temporary, folder / (name + ".tmp"))
-            os.replace(folder / (name + ".tmp"), folder / name)
-        os.replace(temporary, folder / names[-1])
+            if zipfile.ZipFile(file.name).testzip() is not None:
+                raise OSError("it does not read back as written")
+            for name in names[:-1]:
+                _give_name(file.name, folder / name)
+            put_in_place(file, folder / names[-1])
         _sync_folder(folder)
     except (OSError, RuntimeError, zipfile.BadZipFile) as error:  # torch reports a full disk as RuntimeError
-        for name in names:
-            with contextlib.suppress(OSError):  # the folder may be gone, or be a file
-                (folder / (name + ".tmp")).unlink()
         raise UserError(folder / names[-1], f"could not be saved ({getattr(error, 'strerror', None) or error})",
                         "free some space or choose another output_dir, then --resume auto") from None
 
@@ -282,13 +276,19 @@ def _plain(value: Any, where: str = "checkpoint") -> Any:
     return value
 
 
-def _same_file(source: Path, target: Path) -> None:
+def _give_name(source: str, target: Path) -> None:
     """Give a finished file a second name: a hard link, or a copy if the file system has none."""
-    target.unlink(missing_ok=True)
+    link = temporary_name(target)
     try:
-        os.link(source, target)
+        os.link(source, link)
     except OSError:
-        shutil.copyfile(source, target)
+        with open(source, "rb") as file, replacing(target) as copy:
+            shutil.copyfileobj(file, copy)
+        return
+    try:
+        os.replace(link, target)
+    finally:
+        link.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..common.errors import UserError
+from ..common.files import temporary_folder
 from ..config.schema import Config, PrismConfig, from_dict
 from ..config.yaml_file import dump_yaml
 from .format import BEST, FORMAT_VERSION, Checkpoint, check_version, is_init_from, is_json_like
@@ -34,16 +34,13 @@ def write_folder(checkpoint: Path, folder: Path) -> None:
     content = Checkpoint.load(model_path(checkpoint))
     _require_empty(folder)
     _remove_private(content)
-    temporary = folder.with_name(folder.name + ".tmp")
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        _write_files(content, temporary, folder.name)
-        if folder.exists():
-            folder.rmdir()  # it is empty; Windows cannot replace a folder
-        os.replace(temporary, folder)
+        with temporary_folder(folder) as temporary:
+            _write_files(content, temporary, folder.name)
+            if folder.exists():
+                folder.rmdir()  # it is empty; Windows cannot replace a folder
+            os.replace(temporary, folder)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(folder, f"cannot be written ({getattr(error, 'strerror', None) or error})",
                         "choose another --output") from None
 

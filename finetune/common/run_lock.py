@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 from pathlib import Path
 
 from .errors import UserError
+from .files import HELD_BY_ANOTHER
 
 _NAME = ".lock"
 _WINDOWS_BYTE = 1 << 30  # msvcrt also blocks reading of a locked byte, so lock one far behind the process id
-_HELD_BY_ANOTHER = (errno.EAGAIN, errno.EACCES, errno.EDEADLK)
 
 
 class RunLock:
@@ -46,7 +45,9 @@ class RunLock:
                 if self._is_current():
                     break
                 os.close(self._file)  # its owner removed it between our open and our lock
+            self._require_ours()
             os.ftruncate(self._file, 0)
+            os.lseek(self._file, 0, os.SEEK_SET)
             os.write(self._file, str(os.getpid()).encode())
         except OSError as error:
             self._remove_created()
@@ -84,12 +85,20 @@ class RunLock:
 
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno not in _HELD_BY_ANOTHER:  # ENOLCK, ENOTSUP: a network drive without locks
+            if error.errno not in HELD_BY_ANOTHER:  # ENOLCK, ENOTSUP: a network drive without locks
                 return
             owner = os.pread(self._file, 20, 0).decode("ascii", "replace") if hasattr(os, "pread") else ""
             os.close(self._file)
             raise UserError(self.folder, f"is in use by another run (process {owner or '?'})",
                             f"wait for it, stop it, or choose another {self._flag}") from None
+
+    def _require_ours(self) -> None:
+        """Raise UserError for a file of someone else: a lock file holds at most a process id."""
+        content = os.read(self._file, 20)
+        if content and not content.isdigit():
+            os.close(self._file)
+            raise UserError(self.folder / self._name, "is not a lock of this program",
+                            f"move it away, or choose another {self._flag}")
 
     def _is_current(self) -> bool:
         """Whether the locked file is still the one in the folder."""

@@ -28,7 +28,7 @@ import torch
 
 from ..common.distributed import ALONE, World
 from ..common.errors import UserError
-from ..common.files import write_atomically
+from ..common.files import remove_leftovers, write_atomically
 from ..common.log import logger
 from ..common.progress import progress
 from .batch import pad_tiles
@@ -177,6 +177,7 @@ class SlideCache:
         missing = self._missing(entries)
         if missing:
             need, free = self.check_disk(len(missing))
+            self._remove_leftovers()
             logger.info("slide cache %s: %d to encode (of %s), %.2f GB of %.0f GB free", self.short_name, len(missing),
                         _describe(entries), need / 1e9, free / 1e9)
             self._encode(_groups_of_rank(groups, missing, world), encode, max(1, workers))
@@ -187,6 +188,11 @@ class SlideCache:
         if world.any(bool(missing)):
             self._wait_for(entries)
         return len(missing)
+
+    def _remove_leftovers(self) -> None:
+        """Remove the files that killed fills were writing."""
+        for folder in self.folder.iterdir():
+            remove_leftovers(folder)
 
     def _encode(self, groups: list[list[_Entry]], encode: Encode, workers: int) -> None:
         """Encode what is missing of some groups, while others are read and written."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..checkpoints.format import BEST, LAST, Checkpoint, epoch_name
 from ..common.errors import UserError
-from ..common.files import expand, write_atomically
+from ..common.files import expand, remove_leftovers, write_atomically
 from ..common.log import log_to_file, logger
 from ..common.run_folder import METRICS, read_records
 from ..config.schema import Config
@@ -65,8 +65,7 @@ def _warn_of_loss(folder: Path, checkpoint: Checkpoint, state: TrainState, is_be
 
 
 def _write_settings(folder: Path, config: Config, data: Data) -> None:
-    for stale in folder.glob("*.tmp"):  # left by a run that was killed while saving
-        stale.unlink()
+    remove_leftovers(folder)  # of a run that was killed while saving
     tokenizer = json.dumps(data.tokenizer.to_dict(), ensure_ascii=False, indent=1)
     write_atomically(folder / "config.yaml", dump_yaml(config))
     write_atomically(folder / "tokenizer.json", tokenizer)

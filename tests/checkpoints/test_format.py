@@ -99,14 +99,16 @@ def test_the_file_is_synced_before_it_gets_its_name_and_the_folder_after(tmp_pat
                         lambda fd: events.append(os.readlink(f"/proc/self/fd/{fd}")) or fsync(fd))
     monkeypatch.setattr(checkpoint.os, "replace", lambda a, b: events.append(Path(b).name) or replace(a, b))
     write_pth(tmp_path, [LAST], content())
-    assert events == [str(tmp_path / (LAST + ".tmp")), LAST, str(tmp_path)]
+    temporary, *rest = events
+    assert Path(temporary).name.startswith(f".{LAST}.") and rest == [LAST, str(tmp_path)]
 
 
-def test_K16_a_stale_temporary_file_is_written_over(tmp_path):
+def test_A01_files_of_others_with_temporary_names_stay(tmp_path):
     for name in (LAST, "best_model.pth"):
-        (tmp_path / (name + ".tmp")).write_bytes(b"half a checkpoint")
+        (tmp_path / (name + ".tmp")).write_bytes(b"mine")
     write_pth(tmp_path, ["best_model.pth", LAST], content())
-    assert names(tmp_path) == ["best_model.pth", LAST] and equal(read_pth(tmp_path / LAST), content())
+    assert names(tmp_path) == ["best_model.pth", "best_model.pth.tmp", LAST, LAST + ".tmp"]
+    assert (tmp_path / (LAST + ".tmp")).read_bytes() == b"mine" and equal(read_pth(tmp_path / LAST), content())
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs setrlimit")

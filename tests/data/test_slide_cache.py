@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from finetune.common.distributed import World
+from finetune.common.files import temporary_name
 from finetune.data import slide_cache as latents
 from finetune.data.slide_cache import SlideCache
 from finetune.data.slides import SlideFile, inspect_slide
@@ -103,6 +104,19 @@ def test_an_interrupted_fill_resumes_and_ends_with_the_same_bits(tmp_path, slide
     resumed.fill(slides, encode_with(encoder))
     assert all(np.array_equal(whole(s), resumed(s)) for s in slides)
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_A01_what_killed_fills_have_left_goes_with_the_next_fill_and_files_of_others_stay(tmp_path, slides, encoder):
+    cache = a_cache(tmp_path)
+    cache.fill(slides[:2], encode_with(encoder))
+    folder = cache.path(slides[0]).parent
+    left, mine = temporary_name(folder / "slide_of_another_job.npy"), folder / "notes.tmp"
+    for path in (left, mine):
+        path.write_text("x", encoding="utf-8")
+    cache.fill(slides[:2], encode_with(encoder))
+    assert left.exists(), "nothing is missing: the folders are not listed"
+    cache.fill(slides, encode_with(encoder))
+    assert not left.exists() and mine.exists()
 
 
 def test_a_file_that_is_too_short_is_encoded_again(tmp_path, slides, encoder):

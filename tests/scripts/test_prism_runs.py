@@ -250,3 +250,12 @@ def test_a_folder_is_never_written_over(trained, tmp_path):
     with pytest.raises(UserError):
         write_folder(tmp_path / "none.pth", tmp_path / "out")
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob("*.tmp"))
+
+
+def test_A01_an_export_leaves_a_folder_of_the_user_beside_it(trained, tmp_path):
+    (tmp_path / "model.tmp").mkdir()
+    (tmp_path / "model.tmp" / "mine").write_text("mine", encoding="utf-8")
+    write_folder(trained / "best_model.pth", tmp_path / "model")
+    assert (tmp_path / "model.tmp" / "mine").read_text(encoding="utf-8") == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "model.tmp"]
+    assert read_folder(tmp_path / "model").model

@@ -44,6 +44,19 @@ def kill_twice(whole: Path, folder: Path, kill: str, again: str = "step:2") -> N
     assert_same_end(whole, folder)
 
 
+def test_A01_files_and_folders_of_others_stay_when_a_run_starts(whole, tmp_path):
+    folder = whole.parent / "not_alone"
+    (folder / "run" / "x.tmp").mkdir(parents=True)
+    mine = [folder / "run" / "x.tmp" / "mine", folder / "run" / "y.tmp", folder / "run" / "last_model.pth.tmp"]
+    for path in mine:
+        path.write_text("mine", encoding="utf-8")
+    assert train_in(folder, "mid_write:2") == KILLED
+    assert len(list((folder / "run").glob(".*.tmp"))) == 1, "what the killed run was writing"
+    assert train_in(folder) == 0
+    assert all(path.read_text(encoding="utf-8") == "mine" for path in mine)
+    assert not list((folder / "run").glob(".*.tmp"))
+
+
 def random_kill(seed: int) -> tuple[str, str]:
     rng = random.Random(seed)
     first, second = (f"{point}:{rng.randint(1, PASSED[point])}" for point in rng.choices(sorted(PASSED), k=2))
