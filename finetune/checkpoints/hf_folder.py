@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from ..common.errors import UserError
 from ..common.files import temporary_folder
+from ..common.visible import json_text
 from ..config.schema import Config, PrismConfig, from_dict
 from ..config.yaml_file import dump_yaml
 from .format import BEST, FORMAT_VERSION, Checkpoint, check_version, is_init_from, is_json_like
@@ -146,7 +147,7 @@ def _is_public(source: Any) -> bool:
 
 
 def _write_json(path: Path, data: dict[str, Any]) -> None:
-    path.write_text(json.dumps(data, ensure_ascii=False, indent=1), encoding="utf-8")
+    path.write_text(json_text(data, indent=1), encoding="utf-8")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

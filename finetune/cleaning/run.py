@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 from ..common.errors import UserError
 from ..common.files import expand, write_atomically
 from ..common.log import logger
+from ..common.visible import json_text
 from ..data.columns import ColumnNames
 from ..data.tables import Table, read_table
 from .dataset import Layout, find_layout, group_rows, known_values
@@ -82,7 +82,7 @@ def make_labels(options: Options) -> Written:
     if not outcome.cases:
         raise UserError(table_path, "no case is left", f"the reasons are in {paths.summary}")
     labels = {case.case_id: case.label() for case in outcome.cases}
-    _write(paths.labels, json.dumps(labels, ensure_ascii=False, indent=1) + "\n")
+    _write(paths.labels, json_text(labels, indent=1) + "\n")
     _warn(outcome, paths.summary)
     return Written(paths, len(outcome.cases), len(outcome.left_out))
 
@@ -198,7 +198,7 @@ def _details(outcome: Outcome) -> Iterator[str]:
         record = {"row": place, "id": row[outcome.layout.columns.id], "before": result.before, "after": result.text}
         for name in ("other_parts", "removed", "masked", "suspects"):
             record[name] = [asdict(piece) for piece in getattr(result, name)]
-        yield json.dumps(record, ensure_ascii=False) + "\n"
+        yield json_text(record) + "\n"
 
 
 def _warn(outcome: Outcome, summary: Path) -> None:

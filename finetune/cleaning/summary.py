@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from ..common.errors import printable
+from ..common.visible import visible
 from ..data.tables import Table
 from .dataset import Case, Layout, LeftOut, known_values
 from .final_check import Suspect
@@ -83,7 +83,7 @@ def render(outcome: Outcome) -> str:
         _features(outcome),
         _left_out(outcome.left_out),
     ]
-    return "\n\n".join("\n".join(part) for part in map(list, parts) if part) + "\n"
+    return visible("\n\n".join("\n".join(part) for part in map(list, parts) if part), keep="\n") + "\n"
 
 
 def _head(outcome: Outcome, texts: Sequence[tuple[str, int]]) -> Iterator[str]:
@@ -110,7 +110,7 @@ def _columns(outcome: Outcome) -> Iterator[str]:
     yield "## 列与部分 / Columns and sections"
     yield ""
     yield f"- 规则 / rules: {_code(outcome.rules_file)}"
-    yield f"- {layout.columns}"
+    yield f"- {_code(str(layout.columns), _MAX_EXAMPLE)}"
     for section, column in layout.texts:
         yield f"- 文本 / text: {_code(column)} → {section}"
     known = [*layout.patient, *layout.doctor]
@@ -315,5 +315,5 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[
 
 def _code(text: str, most: int = _MAX_TEXT) -> str:
     """A text of the user as code, which Markdown takes as it is: one line, cut."""
-    text = printable(text.replace("\n", " ⏎ ")).replace("`", "'").replace("|", "\\|")
+    text = visible(text.replace("\n", " ⏎ ")).replace("`", "'").replace("|", "\\|")
     return f"`{text[:most - 1]}…`" if len(text) > most else f"`{text}`" if text else ""

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from .threads import prepare_threads
+from .visible import visible
 
 _MAX_LINE = 300  # characters of an error line: one bad value must not flood a terminal or a log
 
@@ -29,7 +30,7 @@ class UserError(Exception):
 
     def line(self) -> str:
         """`WHERE: WHAT; FIX` as one printable line of at most 300 characters."""
-        problem, fix = printable(f"{self.where}: {self.what}"), printable(f"; {self.fix}")
+        problem, fix = visible(f"{self.where}: {self.what}"), visible(f"; {self.fix}")
         room = max(_MAX_LINE - len(fix), _MAX_LINE // 2)  # a long value must not push the fix out
         if len(problem) > room:
             problem = problem[: room - 3] + "..."
@@ -45,11 +46,6 @@ class BadSlide(Exception):
     def __init__(self, what: str, fix: str) -> None:
         super().__init__(what, fix)
         self.what, self.fix = what, fix
-
-
-def printable(text: str) -> str:
-    """`text` with control and direction-changing characters escaped, so that it stays one harmless line."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
 
 
 def run_script(main: Callable[[], int | None]) -> None:
@@ -75,7 +71,7 @@ def run_script(main: Callable[[], int | None]) -> None:
 
 
 def _print_error(error: UserError) -> None:
-    details = [f"  {printable(detail)[:_MAX_LINE]}" for detail in error.details]
+    details = [f"  {visible(detail)[:_MAX_LINE]}" for detail in error.details]
     print(f"error: {error.line()}", *details, sep="\n", file=sys.stderr)
 
 
@@ -86,8 +82,8 @@ def _is_reported_elsewhere(error: UserError) -> bool:
 
 
 def say(*lines: str) -> None:
-    """Print to stdout now. If the reader, such as `head`, has closed the pipe, lines are dropped."""
+    """Print visible lines to stdout now. If the reader, such as `head`, has closed the pipe, they are dropped."""
     try:
-        print(*lines, sep="\n", flush=True)
+        print(*(visible(line, keep="\t") for line in lines), sep="\n", flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

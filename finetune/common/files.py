@@ -1,7 +1,7 @@
 """Path expansion, atomic writes, and the temporary names they use.
 
-A temporary file or folder is `.NAME.PROCESS.RANDOM.tmp` beside its target. Its writer holds a lock on it, so that what a
-killed process has left can be told from what another one is writing, on this machine or on one that shares the disk.
+A temporary file or folder is `.NAME.PROCESS.RANDOM.tmp` beside its target. Its writer holds a lock on it, so that what
+a killed process has left can be told from what another one is writing, here or on a machine that shares the disk.
 """
 
 from __future__ import annotations

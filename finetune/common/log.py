@@ -7,7 +7,8 @@ import logging.handlers
 import sys
 from pathlib import Path
 
-from .errors import UserError, printable
+from .errors import UserError
+from .visible import visible
 
 logger = logging.getLogger("prism_coca")
 
@@ -16,7 +17,7 @@ class _Printable(logging.Formatter):
     """One printable line per record, even with control characters in file names or ids."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))
+        return visible(super().format(record))
 
 
 class _TqdmHandler(logging.Handler):

@@ -16,7 +16,6 @@ Shapes: N tiles of dimension C, T tokens of a caption (without begin and end tok
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +28,11 @@ from torch import Tensor
 
 from prism.attention import encode_weighted
 
-from ..common.errors import UserError, printable, say
+from ..common.errors import UserError, say
 from ..common.files import expand, write_atomically
 from ..common.log import logger
 from ..common.progress import progress
+from ..common.visible import json_text, visible
 from ..data.slides import Slide, open_case
 from ..data.tile_reader import read_coords, read_tiles
 from ..data.tokenizer import Tokenizer
@@ -255,16 +255,16 @@ def run_explain(options: InferenceOptions) -> int:
         _write_explanation(folder, explanation, layout, thumbnail, ModelFacts.of(captioner))
     except OSError as error:
         raise UserError(folder, f"cannot be written ({error.strerror})", "free some space") from None
-    say(f"{printable(slide.slide_id)}\tcaption: {printable(caption)}{'' if record['finished'] else CUT}")
+    say(f"{visible(slide.slide_id)}\tcaption: {visible(caption)}{'' if record['finished'] else CUT}")
     for phrase in explanation["phrases"]:
-        say(f"\t{printable(phrase['text'])}\t{describe_test(phrase['deletion_test'])}")
+        say(f"\t{visible(phrase['text'])}\t{describe_test(phrase['deletion_test'])}")
     say(f"explanation.html, explanation.json and {len(explanation['phrases'])} PNG in {folder}")
     return 0
 
 
 def _write_explanation(folder: Path, explanation: dict[str, Any], layout: Layout, thumbnail: Image.Image | None,
                        model: ModelFacts) -> None:
-    write_atomically(folder / "explanation.json", json.dumps(explanation, ensure_ascii=False))
+    write_atomically(folder / "explanation.json", json_text(explanation))
     for number, phrase in enumerate(explanation["phrases"], start=1):
         write_atomically(folder / f"phrase_{number}.png", heatmap_png(layout, phrase["weights"], thumbnail))
     page = render("explain.html", ("page.js", "tilemap.js", "explain.js"), banners=model.banners, model=model,

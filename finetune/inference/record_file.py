@@ -20,7 +20,8 @@ from ..common.errors import UserError
 from ..common.files import replacing
 from ..common.log import logger
 from ..common.run_lock import RunLock
-from .records import Record, json_line, write_csv, write_json
+from ..common.visible import json_text
+from .records import Record, write_csv, write_json
 
 _GO_ON = "free some space, then the same command with --resume"
 
@@ -163,7 +164,7 @@ class RecordFile:
 
     def append(self, record: Record) -> None:
         """Write a record as a whole line, at once. Raises UserError."""
-        line = json_line(record).encode("utf-8", "replace") + b"\n"
+        line = json_text(record).encode() + b"\n"
         try:
             start = self._file.seek(0, 2)
             self._file.write(line)

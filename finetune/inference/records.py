@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NotRequired, TypedDict
+from typing import BinaryIO, NotRequired, TypedDict
 
-from ..common.errors import UserError, printable, say
+from ..common.errors import UserError, say
 from ..common.files import expand
+from ..common.visible import json_text, spreadsheet_cell, visible
 from ..evaluation.scoring import Report
 
 CUT = " ... (not finished: cut at --max_length)"  # behind such a caption where people read it
@@ -78,17 +78,17 @@ def print_record(record: Record) -> None:
         return
     caption = "none, confidence too low"
     if record["caption"] is not None:
-        caption = f"caption: {printable(record['caption'])}{CUT if record['finished'] is False else ''}"
-    lines = [f"{printable(record['id'])}\t{caption}", f"\tconfidence {record['confidence']:.4f}"]
+        caption = f"caption: {visible(record['caption'])}{CUT if record['finished'] is False else ''}"
+    lines = [f"{visible(record['id'])}\t{caption}", f"\tconfidence {record['confidence']:.4f}"]
     for text, cosine in record["similarity"].items():
         scores = f"\tsimilarity {cosine:.4f}"
         if text in record["probability"]:
             scores += f"  probability {record['probability'][text]:.4f}"
-        lines.append(f"{scores}  {printable(text)}")
+        lines.append(f"{scores}  {visible(text)}")
     for name, probability in record.get("classes", {}).items():
-        lines.append(f"\tclass probability {probability:.4f}  {printable(name)}")
+        lines.append(f"\tclass probability {probability:.4f}  {visible(name)}")
     for slide in record.get("nearest", ()):
-        lines.append(f"\tnearest {slide['similarity']:.4f}  {printable(slide['id'])}  {printable(slide['texts'][0])}")
+        lines.append(f"\tnearest {slide['similarity']:.4f}  {visible(slide['id'])}  {visible(slide['texts'][0])}")
     say(*lines)
 
 
@@ -100,18 +100,12 @@ def print_scores(report: Report | None, abstained: int) -> None:
         abstained: how many captions were withheld.
     """
     if report is None:
-        say(f"summary: {json.dumps({'slides': 0, 'abstained': abstained})}")
+        say(f"summary: {json_text({'slides': 0, 'abstained': abstained})}")
         return
     num_slides = len(report.answers.captions)
     say(f"scores of {num_slides} slides, with 95 % intervals; {abstained} abstained:", *report.lines(),
         report.signature())
-    say(f"summary: {json.dumps(report.to_dict() | {'abstained': abstained}, ensure_ascii=False)}")
-
-
-def json_line(record: Record) -> str:
-    """JSON on one line for every reader: what is not printable, such as U+2028, stays escaped."""
-    text = json.dumps(record, ensure_ascii=False)
-    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
+    say(f"summary: {json_text(report.to_dict() | {'abstained': abstained})}")
 
 
 def write_json(records: Records, file: BinaryIO) -> None:
@@ -119,7 +113,7 @@ def write_json(records: Records, file: BinaryIO) -> None:
     file.write(b"[")
     separator = b"\n"
     for record in records():
-        file.write(separator + json_line(record).encode("utf-8", "replace"))
+        file.write(separator + json_text(record).encode())
         separator = b",\n"
     file.write(b"\n]\n")
 
@@ -132,16 +126,11 @@ def write_csv(records: Records, file: BinaryIO) -> None:
     # Excel needs the byte order mark to read UTF-8
     text_file = io.TextIOWrapper(file, encoding="utf-8-sig", errors="replace", newline="")
     writer = csv.writer(text_file)
-    writer.writerow(["id", "caption", "error", *(f"similarity: {text}" for text in texts), "confidence", "finished"])
+    header = ["id", "caption", "error", *(f"similarity: {text}" for text in texts), "confidence", "finished"]
+    writer.writerow(map(spreadsheet_cell, header))
     for record in records():
         cosines = [record["similarity"].get(text) for text in texts]
         finished = {True: "true", False: "false"}.get(record["finished"])
         row = [record["id"], record["caption"], record["error"], *cosines, record["confidence"], finished]
-        writer.writerow([_cell(value) for value in row])
+        writer.writerow(map(spreadsheet_cell, row))
     text_file.detach()  # flushes, and leaves the file open for its owner
-
-
-def _cell(value: Any) -> Any:
-    """A spreadsheet runs a cell that starts like this as a formula."""
-    is_formula = isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t")
-    return f"'{value}" if is_formula else value

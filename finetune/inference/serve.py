@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from prism import GenerationOptions
 
-from ..common.errors import UserError, printable, say
+from ..common.errors import UserError, say
 from ..common.log import logger
+from ..common.visible import visible, visible_values
 from ..models.training_texts import SlideVectors
 from ..pages.chinese import fault_in_words
-from ..pages.html import render, visible_values
+from ..pages.html import render
 from .captioner import Captioner
 from .explain import explain_slide, open_slide
 from .model_facts import ModelFacts
@@ -119,7 +120,7 @@ def make_app(captioner: Captioner, options: GenerationOptions, training: Trainin
             return Response(status_code=400)
         except UserError as error:
             return JSONResponse({"error": fault_in_words(error.what)}, getattr(error, "status", 422))
-        return JSONResponse(visible_values(result))
+        return JSONResponse(visible_values(result, keep="\n"))
 
     return Starlette(routes=[Route("/", show), Route("/describe", describe, methods=["POST"])],
                      middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])])
@@ -166,7 +167,7 @@ def parse_suffix(header: str) -> str:
     """The ending of the uploaded file's name, which says its format. Raises UserError for another than ours."""
     suffix = header.lower()
     if suffix not in _SUFFIXES:
-        raise UserError("upload", f"its name ends in {printable(suffix[:20])!r}", "give .h5, .hdf5 or .pt")
+        raise UserError("upload", f"its name ends in {visible(suffix[:20])!r}", "give .h5, .hdf5 or .pt")
     return suffix
 
 
@@ -187,4 +188,4 @@ def parse_texts(header: str) -> list[str]:
     if len(texts) > _MAX_TEXTS or longest > _MAX_CHARACTERS:
         raise UserError("texts", f"{len(texts)} texts, the longest of {longest} characters",
                         f"give up to {_MAX_TEXTS} of {_MAX_CHARACTERS}")
-    return list(dict.fromkeys(printable(text) for text in texts))
+    return list(dict.fromkeys(visible(text) for text in texts))

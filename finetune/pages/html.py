@@ -9,18 +9,17 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import unicodedata
 import zlib
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
+from ..common.visible import visible, visible_values
+
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
-# Control, format (U+202E, U+200B, ...), line and paragraph separators, surrogates, unassigned
-_INVISIBLE = frozenset(("Cc", "Cf", "Zl", "Zp", "Cs", "Cn"))
 
 
 def render(template: str, scripts: tuple[str, ...] = ("page.js",), connect: str = "'none'", **values: Any) -> str:
@@ -39,37 +38,15 @@ def render(template: str, scripts: tuple[str, ...] = ("page.js",), connect: str 
                                                       **values)
 
 
-def visible(text: str) -> str:
-    """`text` with escapes in place of characters that nobody sees or that turn the text around; line ends stay."""
-    if text.isprintable():
-        return text
-    return "".join(_escape(c) if unicodedata.category(c) in _INVISIBLE and c != "\n" else c for c in text)
-
-
-def _escape(character: str) -> str:
-    return character.encode("unicode_escape", "backslashreplace").decode()
-
-
-def visible_values(value: Any) -> Any:
-    """Lists and dicts of JSON with all their texts as `visible` makes them."""
-    if isinstance(value, str):
-        return visible(value)
-    if isinstance(value, (list, tuple)):
-        return [visible_values(item) for item in value]
-    if isinstance(value, dict):
-        return {visible_values(key): visible_values(item) for key, item in value.items()}
-    return value
-
-
 def packed(value: Any) -> str:
     """JSON, deflated and in base64: what page.js unpacks. Thousands of reports become a fraction of their size."""
-    content = json.dumps(visible_values(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    content = json.dumps(visible_values(value, keep="\n"), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return base64.b64encode(zlib.compress(content.encode("utf-8", "replace"), 9)).decode()
 
 
 def _finalize(value: Any) -> Any:
     """Each value that a template prints; markup is our own and stays."""
-    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    return visible(value, keep="\n") if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 @cache
@@ -77,7 +54,7 @@ def _templates() -> jinja2.Environment:
     loader = jinja2.FileSystemLoader(_TEMPLATES)
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
                                      lstrip_blocks=True, finalize=_finalize)
-    environment.filters["visible_values"] = visible_values
+    environment.filters["visible_values"] = partial(visible_values, keep="\n")
     return environment
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, lru_cache
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..common.score_table import SCORES, score_names
+from ..common.visible import json_text
 from ..evaluation.findings import SHIPPED, FindingDictionary
 from ..evaluation.scoring import Answers
 from ..evaluation.text_metrics import Statistic
@@ -42,7 +42,7 @@ def caption_lines(epoch: int, ids: Sequence[str], answers: Answers, statistics: 
             "findings": _both(read(caption), read("\n".join(references))),
             **(more[row] if more else {}),
         }
-        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+        lines.append(json_text(line) + "\n")
     return "".join(lines)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from ..common.errors import UserError
 from ..common.files import write_atomically
 from ..common.run_folder import CAPTIONS, MOST_RETRIEVED, RETRIEVAL
 from ..common.score_table import LAST_EPOCH, SCORES, VALIDATION, Kind, score_names
+from ..common.visible import json_text
 from ..config.schema import Config
 from ..data.batch import Sample
 from ..data.tokenizer import Tokenizer
@@ -167,7 +167,7 @@ class CaptionScores:
         similarity = answers.similarity[:MOST_RETRIEVED, columns]
         ids = [sample.slide.slide_id for sample in self.chosen[:MOST_RETRIEVED]]
         content = {"ids": ids, "slides": len(self.chosen), "similarity": similarity.round(4).tolist()}
-        _write(self.folder / RETRIEVAL, json.dumps(content))
+        _write(self.folder / RETRIEVAL, json_text(content))
 
 
 def _retrieval(records: Sequence[CaptionRecord], references: Sequence[list[str]]) -> tuple[list[str], np.ndarray]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from ..common.errors import UserError
 from ..common.files import write_atomically
 from ..common.log import logger
 from ..common.run_folder import HELD_OUT, HELD_OUT_CAPTIONS
+from ..common.visible import json_text
 from ..data.batch import Batch, Sample
 from ..evaluation.scoring import CAPTIONS, COMMON, NEAREST_TEXT, PROBE_TEXT, Answers, Report, evaluate
 from ..models.captioner import SlideCaptioner
@@ -69,7 +69,7 @@ def compare_held_out(folder: Path, model: SlideCaptioner, precision: Precision, 
     if uses_rerank:
         answers = answers.with_captions(reranked)
     report = evaluate(answers, texts.common(), texts.lookups(SlideVectors.join(parts)))
-    _write(folder / HELD_OUT, json.dumps(report.to_dict(), ensure_ascii=False))
+    _write(folder / HELD_OUT, json_text(report.to_dict()))
     _write(folder / HELD_OUT_CAPTIONS, caption_lines(epoch, ids, answers, answers.statistics()))
     log_comparison(report)
     return uses_rerank

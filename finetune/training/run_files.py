@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from logging.handlers import MemoryHandler
 from pathlib import Path
@@ -12,6 +11,7 @@ from ..common.errors import UserError
 from ..common.files import expand, remove_leftovers, write_atomically
 from ..common.log import log_to_file, logger
 from ..common.run_folder import METRICS, read_records
+from ..common.visible import json_text
 from ..config.schema import Config
 from ..config.yaml_file import dump_yaml
 from ..data.prepare import Data
@@ -66,7 +66,7 @@ def _warn_of_loss(folder: Path, checkpoint: Checkpoint, state: TrainState, is_be
 
 def _write_settings(folder: Path, config: Config, data: Data) -> None:
     remove_leftovers(folder)  # of a run that was killed while saving
-    tokenizer = json.dumps(data.tokenizer.to_dict(), ensure_ascii=False, indent=1)
+    tokenizer = json_text(data.tokenizer.to_dict(), indent=1)
     write_atomically(folder / "config.yaml", dump_yaml(config))
     write_atomically(folder / "tokenizer.json", tokenizer)
 

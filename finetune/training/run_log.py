@@ -4,7 +4,6 @@ run folder; experiment trackers. Only the report contains label texts and captio
 from __future__ import annotations
 
 import contextlib
-import json
 import logging.handlers
 import os
 import sys
@@ -13,10 +12,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..common.errors import UserError, printable
+from ..common.errors import UserError
 from ..common.log import logger
 from ..common.progress import Progress, progress
 from ..common.run_folder import EVENTS, METRICS, REPORT
+from ..common.visible import json_text, visible
 from .state import TrainState
 from .trackers import Tracker
 
@@ -142,10 +142,10 @@ class _EventFile(logging.Handler):
         self.path = path
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.append("warning", text=printable(record.getMessage()))
+        self.append("warning", text=visible(record.getMessage()))
 
     def append(self, kind: str, **values: Any) -> None:
-        line = json.dumps({"kind": kind, "time": time.strftime("%Y-%m-%d %H:%M:%S"), **values})
+        line = json_text({"kind": kind, "time": time.strftime("%Y-%m-%d %H:%M:%S"), **values})
         with contextlib.suppress(OSError), open(self.path, "ab") as file:
             if kind == "start" and file.tell() > 0:
                 file.write(b"\n")  # ends a line that a killed run left incomplete
@@ -156,7 +156,7 @@ def _append_durably(path: Path, record: dict[str, Any]) -> int:
     """Append a line of JSON, wait until it is on the disk, and return the new length of the file in bytes."""
     try:
         with open(path, "ab") as file:
-            file.write(json.dumps(record).encode() + b"\n")
+            file.write(json_text(record).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
             return file.tell()

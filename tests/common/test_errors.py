@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from finetune.common.errors import UserError, printable, run_script
+from finetune.common.errors import UserError, run_script
+from finetune.common.visible import visible
 from tests.helpers.files import ROOT
 
 
@@ -40,7 +41,7 @@ def test_an_error_reads_where_what_and_fix():
     pytest.param("胃腺癌 a b", "胃腺癌 a b", id="plain text stays"),
 ])
 def test_control_characters_are_escaped_so_that_an_error_stays_one_line(raw, shown):
-    assert printable(raw) == shown
+    assert visible(raw) == shown
     assert UserError(raw, "x", "y").line() == f"{shown}: x; y"
 
 

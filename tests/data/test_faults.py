@@ -15,7 +15,8 @@ import h5py
 import numpy as np
 import pytest
 
-from finetune.common.errors import BadSlide, UserError, printable
+from finetune.common.errors import BadSlide, UserError
+from finetune.common.visible import visible
 from finetune.config.schema import DataConfig
 from finetune.data.prepare import prepare_data, scan_contents
 from finetune.data.slides import inspect_slide
@@ -168,7 +169,7 @@ def test_J08_control_characters_in_a_text_are_data_and_never_reach_a_log(config,
     data = prepare_data(config, 42)
     sample = next(s for s in data.train + data.validation if s.slide.slide_id == "s0")
     assert data.tokenizer.decode(sample.token_ids) == odd
-    assert all(printable(line) == line for line in log_lines)
+    assert all(visible(line) == line for line in log_lines)
 
 
 @pytest.mark.parametrize(("label", "file"), [("S1", "s1"), (" s1", "s1"), ("s 1", "s1"), ("ｓ1", "s1"),
@@ -218,7 +219,7 @@ def test_a_hostile_id_stays_one_printable_line_in_errors(config, tmp_path, name)
         name = "not a file name"
     with pytest.raises(UserError) as caught:
         prepare_data(config, 42)
-    assert all(printable(d) == d or "\n" not in printable(d) for d in caught.value.details)
+    assert all(visible(d) == d or "\n" not in visible(d) for d in caught.value.details)
     assert caught.value.line().isprintable()
 
 
