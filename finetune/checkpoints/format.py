@@ -7,6 +7,7 @@ replaced last and is the commit record.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import zipfile
@@ -132,6 +133,17 @@ def is_init_from(value: Any) -> bool:
     return value is None or (isinstance(value, dict) and is_json_like(value, 1))
 
 
+def is_calibration(value: Any) -> bool:
+    """Whether it is what `training.calibration` leaves in a checkpoint, finite numbers by their names, or None."""
+    if value is None:
+        return True
+    return isinstance(value, dict) and all(type(key) is str and _is_finite_number(item) for key, item in value.items())
+
+
+def _is_finite_number(value: Any) -> bool:
+    return type(value) in (bool, int, float) and math.isfinite(value)
+
+
 def write_pth(folder: Path, names: Sequence[str], content: dict[str, Any]) -> None:
     """Write `content` once and put it in `folder` under each of `names`, the last name last.
 
@@ -217,6 +229,8 @@ def _check_sections(content: dict[str, Any], path: str | Path) -> None:
     wrong = [name for name in _JSON_SECTIONS if not is_json_like(content[name])]
     if not is_init_from(content.get("init_from")):
         wrong.append("init_from")
+    if not is_calibration(content.get("calibration")):
+        wrong.append("calibration")
     if not _are_weights(content["model"]):
         wrong.append("model")
     if wrong:

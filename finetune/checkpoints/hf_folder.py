@@ -20,7 +20,7 @@ from ..common.files import temporary_folder
 from ..common.visible import json_text
 from ..config.schema import Config, PrismConfig, from_dict
 from ..config.yaml_file import dump_yaml
-from .format import BEST, FORMAT_VERSION, Checkpoint, check_version, is_init_from, is_json_like
+from .format import BEST, FORMAT_VERSION, Checkpoint, check_version, is_calibration, is_init_from, is_json_like
 from .model_card import model_card
 
 WEIGHTS = "model.safetensors"
@@ -120,6 +120,8 @@ def _read_content(folder: Path) -> dict[str, Any]:
     wrong = [key for key in sections if not isinstance(content.get(key), dict) or not is_json_like(content[key])]
     if not is_init_from(content.get("init_from")):
         wrong.append("init_from")
+    if not is_calibration(content.get("calibration")):
+        wrong.append("calibration")
     if wrong:
         raise UserError(folder / _CONFIG, f"its {', '.join(wrong)} is not what an export writes", _FIX)
     return content

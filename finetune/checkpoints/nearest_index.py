@@ -3,7 +3,6 @@ a checkpoint. N training slides, D image dimension, W tokens of the probe."""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +12,26 @@ from ..common.errors import UserError
 from .format import Checkpoint, read_pth
 
 NEAREST = "nearest.pt"
+_FIX = "delete it, then --resume auto writes it again"
+_LONGEST = 1.01  # of a unit vector, with rounding
+_LOWEST, _HIGHEST = 0.01, 100.0  # temperatures by which logits can be divided; a run writes 1/4 to 4
 # Tensors of a linear probe and their axes; beside them `token_ids` (W)
 _PROBE = {"mean": "D", "std": "D", "weight": "DW", "frequency": "W", "strength": "W", "noise": "W"}
 
 
 def temperature_of(checkpoint: Checkpoint) -> float | None:
-    """The temperature in a checkpoint, or None if it has not been calibrated."""
+    """The temperature in a checkpoint, or None if it has not been calibrated.
+
+    Raises UserError for one that no run writes: a confidence of NaN would be above every threshold.
+    """
     calibration = checkpoint.calibration
     if not isinstance(calibration, dict) or not calibration.get("words"):  # "words": tokens it was fitted on
         return None
     temperature = calibration.get("temperature")
-    is_usable = isinstance(temperature, float) and math.isfinite(temperature) and temperature > 0
-    return temperature if is_usable else None
+    if not isinstance(temperature, float) or not _LOWEST <= temperature <= _HIGHEST:  # false for NaN, too
+        raise UserError(checkpoint.path or "checkpoint", "its calibration has no usable temperature",
+                        "use another checkpoint of the run")
+    return temperature
 
 
 def rerank_is_better(checkpoint: Checkpoint) -> bool:
@@ -49,7 +56,7 @@ def read_nearest(path: Path, checkpoint: Checkpoint) -> dict[str, Any] | None:
         return None
     index = read_pth(path)
     if not _is_index(index):
-        raise UserError(path, "is not an index of training slides", "delete it, then --resume auto writes it again")
+        raise UserError(path, "is not an index of training slides", _FIX)
     return index if index.get("fingerprint") == checkpoint.data.get("fingerprint") else None
 
 
@@ -58,11 +65,25 @@ def _is_index(index: dict[str, Any]) -> bool:
     ids, texts, embeddings = index.get("ids"), index.get("texts"), index.get("embeddings")
     if not isinstance(ids, list) or not isinstance(texts, list) or len(ids) != len(texts) or not ids:
         return False
-    if not all(_are_texts(of_slide) for of_slide in texts):
+    if not _are_texts(ids) or not all(_are_texts(of_slide) for of_slide in texts):
         return False
     if not all(_are_vectors(vectors, len(ids)) for vectors in (embeddings, index.get("slide_embeddings"))):
         return False
+    if embeddings is not None and not bool((embeddings.float().norm(dim=1) < _LONGEST).all()):
+        return False
     return index.get("probe") is None or _is_probe(index["probe"])
+
+
+def require_fit(index: dict[str, Any], path: Path, dim_latents: int, image_dim: int, vocabulary: int) -> None:
+    """Raise UserError unless vectors and probe are of a model of this size: the file may be another one's."""
+    embeddings, slide_embeddings, probe = index.get("embeddings"), index.get("slide_embeddings"), index.get("probe")
+    fits = [vectors is None or vectors.shape[1] == width
+            for vectors, width in ((embeddings, dim_latents), (slide_embeddings, image_dim))]
+    if probe is not None:
+        ids = probe["token_ids"]
+        fits += [len(probe["mean"]) == image_dim, bool(((ids >= 0) & (ids < vocabulary)).all())]
+    if not all(fits):
+        raise UserError(path, "is not an index of training slides of this model", _FIX)
 
 
 def _are_vectors(value: Any, count: int) -> bool:
@@ -71,7 +92,8 @@ def _are_vectors(value: Any, count: int) -> bool:
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.is_floating_point() and bool(torch.isfinite(value).all())
+    is_usable = isinstance(value, torch.Tensor) and value.dtype in (torch.float32, torch.float16)
+    return is_usable and bool(torch.isfinite(value).all())
 
 
 def _is_probe(probe: Any) -> bool:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from ..common.files import expand, write_atomically
 from ..common.log import logger
 from ..common.visible import json_text
 from ..data.columns import ColumnNames
+from ..data.loader_process import map_in_processes
 from ..data.tables import Table, read_table
 from .dataset import Layout, find_layout, group_rows, known_values
 from .features import join_features
@@ -130,9 +129,8 @@ def clean_table(table: Table, layout: Layout, rules: Rules, doctors: frozenset[s
     if len(jobs) < _PARALLEL_FROM:
         cleaner = Cleaner(rules, doctors)
         return [cleaner.clean(*job) for job in jobs]
-    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn"), _start_worker,
-                             (rules_file, sections, doctors)) as pool:
-        return list(pool.map(_clean_in_worker, jobs, chunksize=_CHUNK))
+    return list(map_in_processes(_clean_in_worker, jobs, os.cpu_count() or 1, _CHUNK, _start_worker,
+                                 (rules_file, sections, doctors)))
 
 
 def _job(row: dict[str, str], layout: Layout) -> Job:

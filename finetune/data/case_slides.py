@@ -12,7 +12,7 @@ from pathlib import Path
 from ..common.errors import UserError
 from ..common.log import logger
 from .labels import Label
-from .patterns import compile_pattern, find
+from .patterns import Pattern
 from .slide_matching import common_end, relative_name
 from .slide_names import path_parts, without_endings
 
@@ -63,10 +63,10 @@ def _by_pattern(labels: Mapping[str, Label], files: Mapping[str, list[str]], roo
 
 def cases_by_pattern(files: Mapping[str, list[str]], root: Path, pattern: str) -> dict[str, list[str]]:
     """{case id: paths of its slides, sorted} of the files whose path below `root` has the pattern. Raises UserError."""
-    regex = compile_pattern(pattern, _KEY)
+    regex = Pattern(pattern, _KEY)
     slides: dict[str, list[str]] = defaultdict(list)
     for path in sorted(chain.from_iterable(files.values())):
-        case_id = find(regex, relative_name(path, root))
+        case_id = regex.find(relative_name(path, root))
         if case_id:
             slides[case_id].append(path)
     return slides

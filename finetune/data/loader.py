@@ -90,6 +90,10 @@ class BatchLoader:
         """Number of steps of an epoch."""
         return self.order.count(epoch)
 
+    def total(self, epochs: int) -> int:
+        """Number of steps of so many epochs."""
+        return self.order.total(epochs)
+
     def close(self) -> None:
         """End the workers; the next epoch starts new ones."""
         pool, self._pool = self._pool, None

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+_COUNTED = 1000  # epochs whose steps are counted
 _POOL = 50  # batches among which an epoch is sorted by size: enough for little padding, few enough to stay shuffled
 
 
@@ -57,6 +58,14 @@ class BatchOrder:
         full, rest = divmod(len(self.sizes), self.batch_size * self.micro_batches)
         least = 2 if self.drop_single else 1  # samples of the last step
         return full + (rest >= least)
+
+    def total(self, epochs: int) -> int:
+        """Number of steps of so many epochs; where each has its own number, from the mean of the first 1000."""
+        if self.max_tokens is None:
+            return epochs * self.count(0)
+        counted = min(epochs, _COUNTED)
+        steps = sum(map(self.count, range(counted)))
+        return steps if counted == epochs else round(steps / counted * epochs)
 
     def padding(self, epoch: int) -> float:
         """Share of an epoch's text tokens that are padding."""

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import errno
-import multiprocessing
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +17,7 @@ from ..common.files import expand
 from ..common.log import logger
 from ..common.progress import progress
 from . import h5_files, npy_files, pt_files
+from .loader_process import map_in_processes
 
 _H5 = (".h5", ".hdf5")
 _FORMATS = {".h5": h5_files, ".hdf5": h5_files, ".pt": pt_files, ".npy": npy_files, ".npz": npy_files}
@@ -257,12 +256,11 @@ def _try_inspect(path: str, **options: Any) -> SlideFile | BadSlide:
 
 
 def _map(inspect: partial, paths: list[str]) -> Iterable[SlideFile | BadSlide]:
-    """Results in order. Processes, as HDF5 has one lock for all threads; spawned, as forking with threads may hang."""
+    """Results in order. Processes, as HDF5 has one lock for all threads."""
     if len(paths) < _PARALLEL_FROM:
         yield from map(inspect, paths)
         return
-    with ProcessPoolExecutor(min(8, os.cpu_count() or 1), multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(inspect, paths, chunksize=64)
+    yield from map_in_processes(inspect, paths, min(8, os.cpu_count() or 1), chunksize=64)
 
 
 def inspect_slide(path: str | Path, h5_key: str | None, image_dim: int, encoder: str | None = None) -> SlideFile:

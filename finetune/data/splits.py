@@ -18,7 +18,7 @@ from ..common.log import logger
 from ..config.schema import DataConfig
 from .labels import SPLITS, Label
 from .near_duplicates import SIMILARITY_THRESHOLD, count_overlap
-from .patterns import compile_pattern, find
+from .patterns import Pattern
 from .related_ids import related_pairs
 from .slide_names import slide_name
 
@@ -93,8 +93,8 @@ def patients(ids: Iterable[str], pattern: str | None) -> dict[str, str]:
     """
     if pattern is None:
         return {i: i for i in ids}
-    regex = compile_pattern(pattern, "data.group_pattern")
-    found = {i: find(regex, i) for i in ids}
+    regex = Pattern(pattern, "data.group_pattern")
+    found = {i: regex.find(i) for i in ids}
     missing = [i for i, patient in found.items() if patient is None]
     if missing:
         raise UserError("data.group_pattern", f"{pattern!r} finds no patient in {len(missing)} of {len(found)} ids, "

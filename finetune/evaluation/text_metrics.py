@@ -7,6 +7,7 @@ needs Java and 100 MB. Name, direction and range of every score: `common/score_t
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections import Counter, defaultdict
@@ -17,6 +18,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
+
+from ..common.log import logger
 
 if TYPE_CHECKING:
     from sacrebleu.metrics import BLEU
@@ -31,6 +34,7 @@ _ROUGE_BETA = 1.2  # how much heavier recall weighs, as in the COCO tools
 # METEOR 1.5 for English: weights of precision and recall in the mean (alpha, 1 - alpha), exponent and weight of the
 # fragmentation (beta, gamma)
 _METEOR_PRECISION, _METEOR_RECALL, _METEOR_BETA, _METEOR_GAMMA = 0.85, 0.15, 0.2, 0.6
+_METEOR_TOKENS = 1000  # of a text that are compared; reports have a tenth of it
 _CIDER_SIGMA = 6  # tokens, of the length penalty of CIDEr-D
 
 
@@ -61,6 +65,10 @@ def _token_scores(captions: Sequence[str], references: Sequence[Sequence[str]]) 
     for name, score_caption in CAPTION_SCORES.items():
         pairs = zip(caption_tokens, reference_tokens, strict=True)
         scores[name] = mean_of([score_caption(caption, texts) for caption, texts in pairs])
+    texts = itertools.chain(caption_tokens, *reference_tokens)
+    num_long = sum(len(text) > _METEOR_TOKENS for text in texts)
+    if num_long:
+        logger.warning("meteor_exact compares the first %d tokens of %d longer texts", _METEOR_TOKENS, num_long)
     scores["cider"] = mean_of(cider(caption_tokens, reference_tokens))
     return scores
 
@@ -133,9 +141,11 @@ def meteor_exact(caption: Tokens, references: Sequence[Tokens]) -> float:
 
     Denkowski and Lavie 2014 (https://aclanthology.org/W14-3348) with their parameters for English, but without stems,
     synonyms, paraphrases and function words: the same number with and without Java and for every language, and not
-    comparable with published METEOR.
+    comparable with published METEOR. Of longer texts, only the first 1000 tokens are compared: the time grows with the
+    square of the length.
     """
-    return max(_meteor_exact(caption, reference) for reference in references)
+    begin = caption[:_METEOR_TOKENS]
+    return max(_meteor_exact(begin, reference[:_METEOR_TOKENS]) for reference in references)
 
 
 def _meteor_exact(caption: Tokens, reference: Tokens) -> float:

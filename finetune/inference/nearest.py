@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..checkpoints.hf_folder import model_path
-from ..checkpoints.nearest_index import NEAREST, read_nearest, rerank_is_better, same_weights
+from ..checkpoints.nearest_index import NEAREST, read_nearest, require_fit, rerank_is_better, same_weights
 from ..common.errors import UserError
 from ..common.files import expand
 from ..models.training_texts import TrainingTexts
@@ -46,6 +46,9 @@ class TrainingSlides:
         index = None
         if path is not None and captioner.checkpoint is not None:
             index = read_nearest(path, captioner.checkpoint)
+        if index is not None:
+            require_fit(index, path.with_name(NEAREST), captioner.model.decoder.dim_latents,
+                        captioner.config.model.image_dim, len(captioner.tokenizer))
         if searchable:
             _check_searchable(index, captioner, path)
         return cls(index, _texts(index, captioner)) if index else None

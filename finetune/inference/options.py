@@ -89,12 +89,11 @@ class InferenceOptions:
         "training, of Prism itself all its positions", 2)
     num_beams: int = setting(1, "beams of beam search; 1 = greedy search or sampling", 1, 64)
     do_sample: bool = setting(False, "sample instead of taking the most probable token")
-    temperature: float = setting(1.0, "sampling: logits are divided by it", 0, open_low=True)
+    temperature: float = setting(1.0, "sampling: logits are divided by it", 0.01, 100)
     top_k: int = setting(0, "sampling: keep the k most probable tokens; 0 = all", 0)
     top_p: float = setting(1.0, "sampling: keep the most probable tokens up to this total probability; 1 = all", 0, 1,
                            open_low=True)
-    repetition_penalty: float = setting(1.0, "above 1: makes tokens that already occurred less probable", 0,
-                                        open_low=True)
+    repetition_penalty: float = setting(1.0, "above 1: makes tokens that already occurred less probable", 0.01, 100)
     no_repeat_ngram_size: int = setting(0, "no n-gram of this size occurs twice; 0 = off", 0)
     length_penalty: float = setting(1.0, "beam search: scores are divided by length ** length_penalty", -10, 10)
     seed: int = setting(0, "random seed of sampling", 0, 2**32 - 1)

@@ -100,7 +100,7 @@ def _train(config: Config, resume: str | None, folder: Path, buffered: MemoryHan
     batches = loaders.training()
     optimizer = configured_optimizer(config, model.named_trained_parameters())
     scaler = precision.scaler()
-    learning_rate = learning_rate_schedule(training, sum(batches.count(epoch) for epoch in range(training.epochs)))
+    learning_rate = learning_rate_schedule(training, batches.total(training.epochs))
     validator = make_validator(config, data, objective, loaders, folder)
     if checkpoint:
         restore(checkpoint, model, optimizer, scaler, world)

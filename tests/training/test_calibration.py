@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import itertools
 import math
 
@@ -9,7 +11,7 @@ import pytest
 import torch
 
 from finetune.checkpoints.format import BEST, Checkpoint, write_pth
-from finetune.checkpoints.nearest_index import NEAREST, read_nearest, same_weights, temperature_of
+from finetune.checkpoints.nearest_index import NEAREST, read_nearest, require_fit, same_weights, temperature_of
 from finetune.common.device import Precision
 from finetune.config.schema import Config
 from finetune.data.batch import Sample
@@ -75,8 +77,32 @@ def test_the_temperature_maximizes_the_likelihood_of_the_validation_tokens(scale
 def test_without_validation_nothing_is_calibrated():
     assert calibrate(tiny_model(), FP32, []) == {"temperature": 1.0, "words": 0}
     for calibration, temperature in (({"temperature": 1.0, "words": 0}, None), (None, None),
-                                     ({"temperature": math.nan, "words": 3}, None), ({"temperature": 1.5, "words": 3}, 1.5)):
+                                     ({"temperature": 1.5, "words": 3}, 1.5)):
         assert temperature_of(checkpoint_of(calibration=calibration)) == temperature
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-40, 1e300, 0.0, -1.0, math.nan, math.inf, "1", None, [1.0]], ids=str)
+def test_A03_a_temperature_that_makes_the_confidence_nan_is_refused(temperature):
+    with refused("no usable temperature", "another checkpoint"):
+        temperature_of(checkpoint_of(calibration={"temperature": temperature, "words": 3}))
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.25, 4.0, 100.0])
+def test_A03_every_temperature_that_is_let_through_gives_a_finite_confidence(temperature):
+    logits = torch.tensor([[1e30, -1e30, 0.0]])
+    assert temperature_of(checkpoint_of(calibration={"temperature": temperature, "words": 3})) == temperature
+    assert torch.isfinite((logits / temperature).softmax(-1)).all()
+
+
+@pytest.mark.parametrize("calibration", [[1], {"temperature": math.nan}, {"words": [1]}, {1: 1.0}, {"right": math.inf},
+                                         {"rerank": None}], ids=str)
+def test_A05_a_checkpoint_with_another_calibration_than_a_run_writes_is_refused(tmp_path, calibration):
+    checkpoint = checkpoint_of(tiny_model(), calibration={"temperature": 1.5, "words": 3, "rerank": True})
+    checkpoint.save(tmp_path, [BEST])
+    assert Checkpoint.load(tmp_path / BEST).calibration == checkpoint.calibration
+    dataclasses.replace(checkpoint, calibration=calibration).save(tmp_path, [BEST])
+    with refused(BEST, "its calibration is not what a run writes"):
+        Checkpoint.load(tmp_path / BEST)
 
 
 @torch.no_grad()
@@ -142,7 +168,11 @@ def test_an_index_may_hold_a_probe_and_slide_embeddings(tmp_path):
 
 
 @pytest.mark.parametrize("change", [
-    {"ids": ["a"]}, {"texts": "abc"}, {"texts": [["a"], []]}, {"embeddings": torch.zeros(3)},
+    {"ids": ["a"]}, {"ids": [1, 2]}, {"ids": ["a", None]}, {"texts": [["x"], [1]]}, {"texts": "abc"},
+    {"embeddings": torch.zeros(2, 4).double()}, {"embeddings": torch.zeros(2, 4).bfloat16()},
+    {"embeddings": torch.zeros(2, 4, dtype=torch.int64)}, {"embeddings": torch.ones(2, 4)},
+    {"embeddings": torch.tensor([[math.inf] * 4] * 2)}, {"slide_embeddings": torch.zeros(2, 4).bfloat16()},
+    {"probe": a_probe(strength=torch.full((1,), math.nan))}, {"probe": a_probe(token_ids=torch.tensor([4.0]))}, {"texts": [["a"], []]}, {"embeddings": torch.zeros(3)},
     {"slide_embeddings": torch.zeros(3, 4)}, {"slide_embeddings": torch.full((2, 4), math.nan)}, {"probe": [1]},
     {"probe": {}}, {"probe": a_probe(weight=torch.ones(3, 1))}, {"probe": a_probe(noise=torch.zeros(1))},
     {"probe": a_probe(token_ids=torch.ones(1))}, {"probe": a_probe(mean=torch.ones(2).double())}], ids=str)
@@ -151,3 +181,14 @@ def test_an_index_that_is_not_one_is_refused(tmp_path, change):
     write_pth(tmp_path, [NEAREST], good | change)
     with refused(NEAREST, "not an index"):
         read_nearest(tmp_path / BEST, checkpoint_of())
+
+
+@pytest.mark.parametrize(("change", "fits"), [
+    ({}, True), ({"embeddings": None, "slide_embeddings": None, "probe": None}, True),
+    ({"embeddings": torch.zeros(2, 5)}, False), ({"slide_embeddings": torch.zeros(2, 3)}, False),
+    ({"probe": a_probe(token_ids=torch.tensor([10]))}, False), ({"probe": a_probe(token_ids=torch.tensor([-1]))}, False),
+    ({"probe": a_probe(mean=torch.ones(3), std=torch.ones(3), weight=torch.ones(3, 1))}, False)], ids=str)
+def test_A05_an_index_of_a_model_of_another_size_is_refused(tmp_path, change, fits):
+    index = {"embeddings": torch.zeros(2, 4), "slide_embeddings": torch.zeros(2, 2), "probe": a_probe()} | change
+    with contextlib.nullcontext() if fits else refused(NEAREST, "of this model", "delete it"):
+        require_fit(index, tmp_path / NEAREST, dim_latents=4, image_dim=2, vocabulary=10)
