@@ -84,6 +84,17 @@ def test_the_summary_accounts_for_every_row_and_hides_identifiers(tmp_path):
     assert details[0]["removed"][0] == {"rule": "recommendations", "text": "建议结合临床。"} and details[0]["masked"][0]["text"] == "张伟"
 
 
+def test_A02_no_file_shows_a_character_that_deceives(tmp_path):
+    table = tmp_path / "table.csv"
+    table.write_text("编号,诊断\u202e<b>\nS1,胃腺癌\u202e，低分化\u2028可见坏死。\nS2,慢性\x1b[31m胃炎。\n", encoding="utf-8")
+    labels = run(table, details=str(tmp_path / "details.jsonl"), id_column="编号", text_columns=("诊断\u202e<b>",))
+    assert labels.keys() == {"S1", "S2"}
+    for path in (tmp_path / "labels.json", tmp_path / "labels.md", tmp_path / "details.jsonl"):
+        text = path.read_text(encoding="utf-8")
+        assert not [c for c in "\u202e\u2028\x1b" if c in text], path.name
+    assert "\\u202e<b>" in (tmp_path / "labels.md").read_text(encoding="utf-8")
+
+
 def test_identifiers_are_shown_when_asked_for(tmp_path):
     run(write_table(tmp_path, "utf-8"), show_identifiers=True)
     assert "张伟" in (tmp_path / "labels.md").read_text(encoding="utf-8")

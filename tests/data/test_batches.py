@@ -121,6 +121,24 @@ def test_an_epoch_holds_every_sample_once(size, batch_size, shuffle, max_tokens)
         assert shuffle or flat == list(range(size))
 
 
+@pytest.mark.parametrize("epochs", [1, 3, 12])
+@pytest.mark.parametrize(("max_tokens", "drop_single"), [(None, False), (None, True), (40, False)])
+def test_the_total_is_the_sum_over_the_epochs(epochs, max_tokens, drop_single):
+    order = BatchOrder([(i % 5, 1 + i * 7 % 30) for i in range(29)], 4, 42, shuffle=True, max_tokens=max_tokens,
+                       drop_single=drop_single)
+    assert order.total(epochs) == sum(len(list(order.steps(epoch))) for epoch in range(epochs))
+
+
+def test_A04_a_billion_epochs_are_counted_at_once():
+    start = time.process_time()
+    assert equal_sizes(29, 4).total(10**9) == 8 * 10**9
+    sizes = [(1, 1 + i * 7 % 30) for i in range(9)]
+    order = BatchOrder(sizes, 4, 42, shuffle=True, max_tokens=40)
+    mean = sum(order.count(epoch) for epoch in range(300)) / 300
+    assert order.total(10**9) == pytest.approx(mean * 10**9, rel=0.05)
+    assert time.process_time() - start < 20
+
+
 def test_each_epoch_and_each_seed_has_its_own_order():
     orders = [equal_sizes(30, 4, seed).epoch(epoch) for seed in (0, 1, 42) for epoch in range(4)]
     assert all(a != b for i, a in enumerate(orders) for b in orders[:i])

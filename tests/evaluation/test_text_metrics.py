@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from collections import Counter
 from functools import cache
 
@@ -161,3 +162,22 @@ def test_lists_of_different_length_are_a_bug_not_a_score():
         text_statistics(["a"], [["a"], ["b"]])
     with pytest.raises(ValueError):
         phrase_accuracy(["a"], ["a", "b"])
+
+
+@pytest.mark.parametrize("words", [1, 2, 1000])
+def test_A04_scores_of_texts_of_100_000_tokens_do_not_take_minutes_and_it_is_said(words, caplog):
+    rng = random.Random(words)
+    caption, reference = (" ".join(f"w{rng.randrange(words)}" for _ in range(100_000)) for _ in range(2))
+    start = time.process_time()
+    with caplog.at_level("WARNING", "prism_coca"):
+        found = text_statistics([caption], [[reference]])["meteor_exact"](np.array([0]))
+    assert time.process_time() - start < 60
+    assert "first 1000 tokens of 2 longer texts" in caplog.text
+    assert found == meteor_exact(caption.split()[:1000], [reference.split()[:1000]])
+
+
+def test_texts_of_1000_tokens_are_compared_as_a_whole(caplog):
+    text = " ".join(map(str, range(1000)))
+    with caplog.at_level("WARNING", "prism_coca"):
+        assert text_statistics([text], [[text]])["meteor_exact"](np.array([0])) == 1.0
+    assert not caplog.text
