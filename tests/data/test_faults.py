@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import hashlib
 import json
@@ -223,19 +224,21 @@ def test_a_hostile_id_stays_one_printable_line_in_errors(config, tmp_path, name)
     assert caught.value.line().isprintable()
 
 
-def test_records_of_hostile_ids_and_captions_parse_line_by_line(tmp_path):
-    from finetune.inference.records import write_records
+def test_J08_records_of_hostile_ids_and_captions_are_read_as_they_were_and_seen_without_harm(tmp_path):
+    from finetune.inference.record_file import RecordFile, Source
 
-    records = [{"id": h, "caption": h, "similarity": {h: 0.5}, "probability": {}, "error": None, "confidence": None} for h in HOSTILE]
-    write_records(records, tmp_path / "out.jsonl")
+    records = [{"id": h, "caption": h, "similarity": {h: 0.5}, "probability": {}, "error": None, "confidence": None,
+                "finished": None} for h in HOSTILE]
+    for ending in ("jsonl", "json", "csv"):
+        with RecordFile(tmp_path / f"out.{ending}") as file:
+            file.begin(Source("m", "o"), dict.fromkeys(HOSTILE, "s"), resume=False)
+            for record in records:
+                file.append(record)
+            file.finish(HOSTILE)
     text = (tmp_path / "out.jsonl").read_text(encoding="utf-8")
     assert [json.loads(line) for line in text.splitlines()] == records and text.replace("\n", "").isprintable()
-    write_records(records, tmp_path / "out.json")
     assert json.loads((tmp_path / "out.json").read_text(encoding="utf-8")) == records
-    write_records([r | {"similarity": {}} for r in records], tmp_path / "out.csv")
-    import csv
-
     with open(tmp_path / "out.csv", encoding="utf-8-sig", newline="") as file:
         rows = list(csv.reader(file))[1:]
-    assert [r[0].removeprefix("'") for r in rows] == HOSTILE
-    assert not [c for r in rows for c in r if c[:1] in ("=", "+", "-", "@", "\t")]
+    assert [row[0].removeprefix("'") for row in rows] == [visible(h) for h in HOSTILE]
+    assert not [c for row in rows for c in row if c[:1] in ("=", "+", "-", "@", "\t")]

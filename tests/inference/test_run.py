@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 from types import SimpleNamespace
 
@@ -29,7 +30,8 @@ LETTERS = VocabTokenizer(list("xyz"))
 
 
 def captioner_of(about) -> SimpleNamespace:
-    return SimpleNamespace(checkpoint=about, config=Config(), tokenizer=LETTERS)
+    model = SimpleNamespace(decoder=SimpleNamespace(dim_latents=2))
+    return SimpleNamespace(checkpoint=about, config=Config(), tokenizer=LETTERS, model=model)
 
 
 def record(confidence: float) -> dict:
@@ -63,6 +65,11 @@ def test_nearest_slides_need_an_index_of_the_very_weights(tmp_path, about, index
     checkpoint, captioner = str(tmp_path / "best_model.pth"), captioner_of(about)
     with refused("--nearest", words):
         TrainingSlides.load(checkpoint, captioner, searchable=True)
+    if about.data["fingerprint"] == "f":
+        captioner.model.decoder.dim_latents = 3
+        with refused("nearest.pt", "of this model") if index["embeddings"] is not None else contextlib.nullcontext():
+            TrainingSlides.load(checkpoint, captioner, searchable=False)
+        captioner.model.decoder.dim_latents = 2
     training = TrainingSlides.load(checkpoint, captioner, searchable=False)
     assert (training is None) == (about.data["fingerprint"] == "g")
     assert TrainingSlides.load(None, SimpleNamespace(checkpoint=None), searchable=False) is None
