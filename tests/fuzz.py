@@ -14,6 +14,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import sys
 import time
@@ -29,13 +30,16 @@ import torch._dynamo  # see kill_runs
 
 from finetune.checkpoints.format import Checkpoint, RunDescription, read_pth
 from finetune.common.errors import BadSlide, UserError
+from finetune.common.visible import json_text
 from finetune.config.schema import Config, from_dict
 from finetune.config.yaml_file import load_yaml
 from finetune.data.labels import load_labels
 from finetune.data.slides import find_files, inspect_slide
 from finetune.data.tile_reader import read_coords, read_tiles
 from finetune.inference.captioner import Captioner
+from finetune.inference.nearest import TrainingSlides
 from finetune.models.captioner import SlideCaptioner
+from finetune.models.training_texts import SlideVectors
 from finetune.training.optim import build_optimizer
 from finetune.training.resume import check_same_run, restore, saved_state
 from tests.helpers.files import ROOT
@@ -283,10 +287,55 @@ def pth_read(path: Path) -> None:
     assert all(e.line().isprintable() for e in with_errors)
 
 
+@functools.cache
+def _index() -> dict:
+    """A nearest.pt of the golden model."""
+    captioner = Captioner.load(GOLDEN, device="cpu")
+    width, (count, image_dim) = captioner.model.decoder.dim_latents, (6, captioner.config.model.image_dim)
+    rng = torch.Generator().manual_seed(0)
+    probe = {name: torch.rand(shape, generator=rng) * 0.5 + 0.2 for name, shape in (
+        ("mean", image_dim), ("std", image_dim), ("weight", (image_dim, 2)), ("frequency", 2), ("strength", 2), ("noise", 2))}
+    about = {"format_version": 2, "fingerprint": captioner.checkpoint.data["fingerprint"], "step": captioner.checkpoint.progress["step"]}
+    vectors = torch.nn.functional.normalize(torch.randn(count, width, generator=rng), dim=1)
+    return about | {"ids": [f"s{i}" for i in range(count)], "texts": [["胃腺癌。"]] * count, "embeddings": vectors,
+                    "slide_embeddings": torch.randn(count, image_dim, generator=rng).half(),
+                    "probe": probe | {"token_ids": torch.tensor([4, 5])}}
+
+
+def nearest_input(rng: random.Random) -> bytes:
+    memory = io.BytesIO()
+    torch.save(_index() if rng.random() < 0.2 else _damaged(_index(), rng), memory)
+    return mutate(memory.getvalue(), rng) if rng.random() < 0.1 else memory.getvalue()
+
+
+@functools.cache
+def _captioner() -> Captioner:
+    return Captioner.load(GOLDEN, device="cpu")
+
+
+def nearest_read(path: Path) -> None:
+    """What is loaded is looked up in, by vectors and by the probe."""
+    captioner = _captioner()
+    shutil.copyfile(GOLDEN, path.with_name("best_model.pth"))
+    path = path.rename(path.with_name("nearest.pt"))
+    training = TrainingSlides.load(str(path.with_name("best_model.pth")), captioner, searchable=False)
+    if training is None:
+        return
+    width, image_dim = captioner.model.decoder.dim_latents, captioner.config.model.image_dim
+    one = np.full((1, width), width ** -0.5, "f4")
+    if training.texts.contrastive is not None:
+        found = training.nearest(one[0], 3)
+        assert all(isinstance(n["id"], str) and -1.02 < n["similarity"] < 1.02 for n in found)
+    image = np.full((1, image_dim), 0.1, "f4")
+    answers = training.texts.lookups(SlideVectors(one, image, image))
+    json.loads(json_text([str(answer) for answer in answers.values()]))
+
+
 KINDS: dict[str, tuple[Callable[[random.Random], bytes], Callable[[Path], None]]] = {
     "h5": (h5_input, h5_read), "groups": (groups_input, groups_read), "npy": (npy_input, h5_read), "npz": (npz_input, h5_read),
     "json": (json_input, json_read), "csv": (csv_input, table_read), "jsonl": (jsonl_input, table_read), "xlsx": (xlsx_input, table_read),
-    "yaml": (yaml_input, yaml_read), "pth": (pth_input, pth_read)}
+    "yaml": (yaml_input, yaml_read), "pth": (pth_input, pth_read),
+    "nearest": (nearest_input, nearest_read)}
 
 
 def work(kind: str, first: int, seconds: float, most: int, folder: str) -> None:

@@ -13,6 +13,7 @@ from .format import Checkpoint, read_pth
 
 NEAREST = "nearest.pt"
 _FIX = "delete it, then --resume auto writes it again"
+_MARKS = (type(None), int, str)  # what `mark_of` holds
 _LONGEST = 1.01  # of a unit vector, with rounding
 _LOWEST, _HIGHEST = 0.01, 100.0  # temperatures by which logits can be divided; a run writes 1/4 to 4
 # Tensors of a linear probe and their axes; beside them `token_ids` (W)
@@ -62,7 +63,9 @@ def read_nearest(path: Path, checkpoint: Checkpoint) -> dict[str, Any] | None:
 
 def _is_index(index: dict[str, Any]) -> bool:
     """Whether ids, texts and embeddings have the same length and the types that training writes."""
-    ids, texts, embeddings = index.get("ids"), index.get("texts"), index.get("embeddings")
+    if "embeddings" not in index or not all(type(index.get(key)) in _MARKS for key in ("fingerprint", "step")):
+        return False
+    ids, texts, embeddings = index.get("ids"), index.get("texts"), index["embeddings"]
     if not isinstance(ids, list) or not isinstance(texts, list) or len(ids) != len(texts) or not ids:
         return False
     if not _are_texts(ids) or not all(_are_texts(of_slide) for of_slide in texts):

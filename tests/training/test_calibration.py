@@ -168,7 +168,7 @@ def test_an_index_may_hold_a_probe_and_slide_embeddings(tmp_path):
 
 
 @pytest.mark.parametrize("change", [
-    {"ids": ["a"]}, {"ids": [1, 2]}, {"ids": ["a", None]}, {"texts": [["x"], [1]]}, {"texts": "abc"},
+    {"fingerprint": torch.zeros(3)}, {"step": torch.zeros(3)}, {"step": [1]}, {"ids": ["a"]}, {"ids": [1, 2]}, {"ids": ["a", None]}, {"texts": [["x"], [1]]}, {"texts": "abc"},
     {"embeddings": torch.zeros(2, 4).double()}, {"embeddings": torch.zeros(2, 4).bfloat16()},
     {"embeddings": torch.zeros(2, 4, dtype=torch.int64)}, {"embeddings": torch.ones(2, 4)},
     {"embeddings": torch.tensor([[math.inf] * 4] * 2)}, {"slide_embeddings": torch.zeros(2, 4).bfloat16()},
@@ -179,6 +179,12 @@ def test_an_index_may_hold_a_probe_and_slide_embeddings(tmp_path):
 def test_an_index_that_is_not_one_is_refused(tmp_path, change):
     good = {"format_version": 1, "ids": ["a", "b"], "texts": [["x"], ["y"]], "embeddings": torch.zeros(2, 4)}
     write_pth(tmp_path, [NEAREST], good | change)
+    with refused(NEAREST, "not an index"):
+        read_nearest(tmp_path / BEST, checkpoint_of())
+
+
+def test_A05_an_index_without_the_entry_of_its_embeddings_is_refused(tmp_path):
+    write_pth(tmp_path, [NEAREST], {"format_version": 1, "ids": ["a"], "texts": [["x"]]})
     with refused(NEAREST, "not an index"):
         read_nearest(tmp_path / BEST, checkpoint_of())
 
