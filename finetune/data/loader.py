@@ -15,7 +15,7 @@ import torch
 from ..common.errors import UserError
 from .batch import Batch, Collate, Sample, empty_tensor
 from .device_copy import CopyStream
-from .loader_process import set_up_loader_process
+from .loader_process import end_pool, set_up_loader_process
 from .sampler import BatchOrder, split_for_rank
 from .slides import Slide
 
@@ -98,12 +98,8 @@ class BatchLoader:
         """End the workers; the next epoch starts new ones."""
         pool, self._pool = self._pool, None
         collator, self._collator = self._collator, None
-        # before Python 3.14 there is no public way to them
-        for process in (getattr(pool, "_processes", None) or {}).values():
-            process.kill()  # the interpreter would wait at exit for one that hangs
-        for executor in (pool, collator):
-            if executor:
-                executor.shutdown(wait=False, cancel_futures=True)
+        end_pool(pool)
+        end_pool(collator)
 
     def _request_ahead(self, pending: deque[_Step], steps: Iterator[list[list[int]]], epoch: int) -> bool:
         """Start to read further steps, until enough micro-batches after the first step are being read.

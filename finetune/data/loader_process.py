@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
@@ -53,9 +53,16 @@ def map_in_processes(function: Callable[[Item], Result], items: Iterable[Item], 
         raise UserError("this machine", "a process that reads the files was killed",
                         "out of memory? free some, then give the same command again") from None
     finally:
-        for process in list((getattr(pool, "_processes", None) or {}).values()):  # no public way before Python 3.14
-            process.kill()  # after an error or Ctrl+C they would go on to the end of their part
-        pool.shutdown(wait=False, cancel_futures=True)
+        end_pool(pool)  # after an error or Ctrl+C its processes would go on to the end of their part
+
+
+def end_pool(pool: Executor | None) -> None:
+    """End a pool and its processes now; the interpreter would wait at exit for one that hangs."""
+    if pool is None:
+        return
+    for process in list((getattr(pool, "_processes", None) or {}).values()):  # no public way before Python 3.14
+        process.kill()
+    pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _set_up(set_up: Callable[..., None] | None, args: tuple) -> None:
