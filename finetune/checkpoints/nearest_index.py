@@ -63,18 +63,27 @@ def read_nearest(path: Path, checkpoint: Checkpoint) -> dict[str, Any] | None:
 
 def _is_index(index: dict[str, Any]) -> bool:
     """Whether ids, texts and embeddings have the same length and the types that training writes."""
-    if "embeddings" not in index or not all(type(index.get(key)) in _MARKS for key in ("fingerprint", "step")):
+    if "embeddings" not in index or not _has_marks(index) or not _has_texts(index):
         return False
-    ids, texts, embeddings = index.get("ids"), index.get("texts"), index["embeddings"]
-    if not isinstance(ids, list) or not isinstance(texts, list) or len(ids) != len(texts) or not ids:
+    count, embeddings = len(index["ids"]), index["embeddings"]
+    if not _are_vectors(embeddings, count) or not _are_vectors(index.get("slide_embeddings"), count):
         return False
-    if not _are_texts(ids) or not all(_are_texts(of_slide) for of_slide in texts):
-        return False
-    if not all(_are_vectors(vectors, len(ids)) for vectors in (embeddings, index.get("slide_embeddings"))):
-        return False
-    if embeddings is not None and not bool((embeddings.float().norm(dim=1) < _LONGEST).all()):
-        return False
-    return index.get("probe") is None or _is_probe(index["probe"])
+    return _are_no_longer_than_1(embeddings) and (index.get("probe") is None or _is_probe(index["probe"]))
+
+
+def _has_marks(index: dict[str, Any]) -> bool:
+    """Whether what `mark_of` compares is of plain types."""
+    return all(type(index.get(key)) in _MARKS for key in ("fingerprint", "step"))
+
+
+def _has_texts(index: dict[str, Any]) -> bool:
+    """Whether each slide has an id and texts."""
+    ids, texts = index.get("ids"), index.get("texts")
+    return _are_texts(ids) and isinstance(texts, list) and len(ids) == len(texts) and all(map(_are_texts, texts))
+
+
+def _are_no_longer_than_1(vectors: torch.Tensor | None) -> bool:
+    return vectors is None or bool((vectors.float().norm(dim=1) < _LONGEST).all())
 
 
 def require_fit(index: dict[str, Any], path: Path, dim_latents: int, image_dim: int, vocabulary: int) -> None:
