@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -97,4 +97,15 @@ def _folder_of(label: Label, folders: Mapping[str, list[str]], files: Mapping[st
         return None
     common = {folder: common_end(parts, path_parts(str(root / folder))) for folder in folders.get(parts[-1], [])}
     best = [folder for folder, count in common.items() if count == max(common.values())]
-    return best[0] if len(best) == 1 else None
+    if len(best) != 1 or _is_of_other(parts, best[0], common[best[0]], folders):
+        return None
+    return best[0]
+
+
+def _is_of_other(parts: Sequence[str], folder: str, num_common: int, folders: Mapping[str, list[str]]) -> bool:
+    """Whether a folder has only its last part in common with a name, where case folders are in several folders.
+
+    HISTAI numbers the cases of each organ: HISTAI-skin/case_7 is none of HISTAI-breast.
+    """
+    parents = {os.path.dirname(one) for alike in folders.values() for one in alike}
+    return num_common == 1 < min(len(parts), len(path_parts(folder))) and len(parents) > 1

@@ -51,7 +51,7 @@ def match_slides(names: Sequence[str], files: Mapping[str, list[str]], root: Pat
         files: {file name without ending: paths}, of `slides.find_files`.
         root: The folder of the files, for messages.
     """
-    index = _Index(files, root)
+    index = _Index(files, root, names)
     found: dict[str, tuple[str, str]] = {}
     matches = Matches()
     for name in names:
@@ -99,8 +99,8 @@ _DIFFERENCES: tuple[tuple[str, Callable[[str], str]], ...] = (
 class _Index:
     """The files by name, at each of `_DIFFERENCES`."""
 
-    def __init__(self, files: Mapping[str, list[str]], root: Path) -> None:
-        self.files, self.root = files, root
+    def __init__(self, files: Mapping[str, list[str]], root: Path, names: Sequence[str]) -> None:
+        self.files, self.root, self.names = files, root, names
         self._by_key: list[dict[str, list[str]]] = [dict(files)]
 
     def find(self, name: str) -> tuple[str, str]:
@@ -127,12 +127,44 @@ class _Index:
     def _only(self, paths: list[str], folders: list[str]) -> str:
         """The only path, or the one whose last folders are those of the name. Raises BadSlide."""
         if len(paths) == 1:
+            self._refuse_other_folder(paths[0], folders)
             return paths[0]
         common = {path: common_end(folders, path_parts(os.path.dirname(path))) for path in paths}
         best = [path for path in paths if common[path] == max(common.values())]
         if len(best) == 1:
             return best[0]
         raise same_name_problem(best, self.root)
+
+    def _refuse_other_folder(self, path: str, folders: Sequence[str]) -> None:
+        """Raise BadSlide if the folder of the only file is another patient's: slide_1 of caseA is none of caseB.
+
+        Folders also differ because scans and features are stored in different places. They are taken for those of
+        patients where names repeat between the folders of the files or of the labels, or where the labels' folder is
+        there and has no such file.
+        """
+        own = path_parts(os.path.dirname(os.path.relpath(path, self.root)))
+        if not folders or not own or common_end(folders, path_parts(os.path.dirname(path))):
+            return
+        if folders[-1] in self._folders or own[-1] in self._folders_of_patients or base_name(path) in self._repeated:
+            name = relative_name(path, self.root)
+            raise BadSlide(f"the only file of this name is in another folder: {name}",
+                           f'if it is this slide, write "slides": ["{name}"]; else add the file or remove its label')
+
+    @cached_property
+    def _folders(self) -> set[str]:
+        return {os.path.basename(os.path.dirname(path)) for paths in self.files.values() for path in paths}
+
+    @cached_property
+    def _folders_of_patients(self) -> set[str]:
+        """The folders that hold a name which another folder holds, too."""
+        return {os.path.basename(os.path.dirname(path)) for paths in self.files.values() if len(paths) > 1
+                for path in paths}
+
+    @cached_property
+    def _repeated(self) -> set[str]:
+        """The file names that names in the labels have in several folders."""
+        different = {"/".join(path_parts(name)) for name in self.names}
+        return {name for name, count in Counter(map(base_name, different)).items() if count > 1}
 
     def _absent(self, name: str) -> BadSlide:
         """Why a name has no file, with the file that was probably meant."""

@@ -61,6 +61,22 @@ def test_equal_names_in_the_folders_of_cases_are_told_apart_by_the_path(tmp_path
         assert problem == '2 files have this name: caseA/slide_1, caseB/slide_1; name it with its folder: "slides": ["caseA/slide_1"]'
 
 
+@pytest.mark.parametrize(("files", "names", "of_other"), [
+    (("caseA/slide_1.h5", "caseB/slide_2.h5"), ("caseB/slide_1",), "caseB/slide_1"),  # caseB is there, without this slide
+    (("caseA/slide_1.h5", "caseA/slide_3.h5", "caseB/slide_1.h5"), (r"D:\w\caseC\slide_3.svs",), r"D:\w\caseC\slide_3.svs"),  # slide_1 is in two
+    (("caseA/slide_1.h5", "x.h5"), ("caseA/slide_1.svs", "caseB/slide_1.svs"), "caseB/slide_1.svs")])  # the labels have it in two
+def test_the_file_of_another_patients_folder_is_never_taken(tmp_path, files, names, of_other):
+    paths, problems = match(folder(tmp_path, *files), *names)
+    assert set(problems) == {of_other} and set(paths) == set(names) - {of_other}
+    assert "the only file of this name is in another folder: caseA/slide_" in problems[of_other]
+
+
+def test_folders_of_scans_and_features_may_differ_where_names_do_not_repeat(tmp_path):
+    root = folder(tmp_path, "2023/P1.h5", "2024/P2.h5", "2024/P3.svs.h5")
+    names = {r"D:\scan\a\P1.svs": "2023/P1.h5", "scan/b/P2.svs": "2024/P2.h5", "scan/P3": "2024/P3.svs.h5"}
+    assert match(root, *names) == (names, {})
+
+
 def test_features_of_two_encoders_ask_for_the_folder_of_one(tmp_path):
     root = folder(tmp_path, "20x/features_uni/x.h5", "20x/features_virchow/x.h5", "20x/patches/x_patches.h5")
     assert "give the folder of one tile encoder, such as features_uni" in match(root, "x")[1]["x"]
@@ -137,6 +153,12 @@ def test_a_case_that_is_a_folder_has_the_files_in_it(tmp_path, log_lines):
     assert joined(root, None, case_2=(), x=(), a=("histai/breast/case_1",), case_1=()) == {
         "case_2": ("skin/case_2/slide_0",), "x": ("x",), "a": ("breast/case_1/slide_0", "breast/case_1/slide_1"), "case_1": ("case_1",)}
     assert any("the folders of cases join 3 slides to 2 cases" in line for line in log_lines)
+
+
+def test_a_case_of_this_number_of_another_organ_is_not_joined(tmp_path):
+    root = folder(tmp_path, "skin/case_7/slide_0.h5", "breast/case_8/slide_0.h5")
+    assert joined(root, None, a=("histai/breast/case_7",), b=("histai/breast/case_8",)) == {
+        "a": ("histai/breast/case_7",), "b": ("breast/case_8/slide_0",)}
 
 
 # --- from the labels to samples --------------------------------------------------------------------------------------
