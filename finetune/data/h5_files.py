@@ -356,9 +356,12 @@ def _check_chunks(dataset: h5py.Dataset, file_size: int) -> None:
 
     # a callback instead of a list of chunks: TRIDENT writes one chunk per tile
     def check(chunk: h5py.h5d.StoreInfo) -> None:
-        in_dataset = all(0 <= at < end for at, end in zip(chunk.chunk_offset, dataset.shape, strict=True))
         in_file = 0 < chunk.byte_offset <= file_size - chunk.size
-        if not (in_dataset and in_file and chunk.size in sizes):
+        if not (in_file and chunk.size in sizes and _is_inside(chunk.chunk_offset, dataset.shape)):
             raise OSError(f"its chunk at {chunk.chunk_offset} is broken")
 
     dataset.id.chunk_iter(check)
+
+
+def _is_inside(offset: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    return all(0 <= at < end for at, end in zip(offset, shape, strict=True))

@@ -20,7 +20,7 @@ from . import h5_files, npy_files, pt_files
 from .loader_process import map_in_processes
 
 _H5 = (".h5", ".hdf5")
-_FORMATS = {".h5": h5_files, ".hdf5": h5_files, ".pt": pt_files, ".npy": npy_files, ".npz": npy_files}
+FORMATS = {".h5": h5_files, ".hdf5": h5_files, ".pt": pt_files, ".npy": npy_files, ".npz": npy_files}
 _ARRAYS = (".npy", ".npz")  # any array may be saved so: they count only where there is no other file
 _SAME = {".hdf5": ".h5"}
 _ZARR = ".zarr"
@@ -156,7 +156,7 @@ def _paths_by_name(root: Path) -> dict[str, list[str]]:
 
 def _paths_by_ending(root: Path) -> dict[str, dict[str, list[str]]]:
     """{ending: {slide id: paths}}."""
-    found: dict[str, dict[str, list[str]]] = {suffix: defaultdict(list) for suffix in (*_FORMATS, _ZARR)}
+    found: dict[str, dict[str, list[str]]] = {suffix: defaultdict(list) for suffix in (*FORMATS, _ZARR)}
     for path in _walk(root):
         stem, suffix = os.path.splitext(os.path.basename(path))
         if suffix.lower() in found:
@@ -292,7 +292,7 @@ def inspect_slide(path: str | Path, h5_key: str | None, image_dim: int, encoder:
 
 def format_of(path: Path) -> ModuleType:
     """The module that reads files of this ending: it has ERRORS, `inspect`, `read` and `describe_error`."""
-    return _FORMATS.get(path.suffix.lower(), h5_files)
+    return FORMATS.get(path.suffix.lower(), h5_files)
 
 
 def describe_error(path: Path, error: Exception) -> BadSlide:

@@ -152,17 +152,21 @@ def report_split(labels: Mapping[str, Label], split: Split, config: DataConfig) 
     Returns:
         The number of validation texts that are also training texts, word for word.
     """
-    groups = patients(labels, config.group_pattern)
-    unit = "patients" if config.group_pattern else "cases"
-    for name, ids in split.sides.items():
-        if ids:
-            num_groups = len({groups[i] for i in ids})
-            logger.info("%s: %d %s, %s", name, num_groups, unit, _contents([labels[i] for i in ids]))
+    _report_sides(labels, split, config.group_pattern)
     num_seen = _report_overlap(labels, split, "validation")
     _report_overlap(labels, split, "test")
     if config.group_pattern is None:
         _warn_of_leaking_patients(split)
     return num_seen
+
+
+def _report_sides(labels: Mapping[str, Label], split: Split, group_pattern: str | None) -> None:
+    groups = patients(labels, group_pattern)
+    unit = "patients" if group_pattern else "cases"
+    for name, ids in split.sides.items():
+        if ids:
+            num_groups = len({groups[i] for i in ids})
+            logger.info("%s: %d %s, %s", name, num_groups, unit, _contents([labels[i] for i in ids]))
 
 
 def _contents(labels: list[Label]) -> str:

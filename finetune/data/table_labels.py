@@ -70,16 +70,20 @@ def cases_of_table(table: Table, named: ColumnNames | None = None) -> tuple[list
 def _gather(table: Table, columns: Columns) -> tuple[dict[str, _Case], dict[str, str]]:
     """({id: what its rows say}, {row: problem} of the rows without an id)."""
     cases: dict[str, _Case] = {}
-    problems: dict[str, str] = {}
     ids = _ids_of_slides(table, columns) if columns.id_is_slide else {}
     for row, place in zip(table.rows, table.places, strict=True):
         name = row[columns.id]
         if name:
             case = cases.setdefault(ids.get(name, name), _Case())
             case.add(place, row[columns.text], _slides(row, columns), row.get(columns.split or "", ""))
-        elif row[columns.text]:
-            problems[f"row {place}"] = f"no id in column {columns.id!r}"
-    return cases, problems
+    return cases, _without_id(table, columns)
+
+
+def _without_id(table: Table, columns: Columns) -> dict[str, str]:
+    """{row: problem} of the rows that have a text and no id."""
+    rows = zip(table.rows, table.places, strict=True)
+    return {f"row {place}": f"no id in column {columns.id!r}" for row, place in rows
+            if row[columns.text] and not row[columns.id]}
 
 
 def _ids_of_slides(table: Table, columns: Columns) -> dict[str, str]:
