@@ -20,6 +20,7 @@ from prism import GenerationOptions
 from ..common.errors import UserError, say
 from ..common.log import logger
 from ..common.visible import visible, visible_values
+from ..data.slides import FORMATS
 from ..models.training_texts import SlideVectors
 from ..pages.chinese import fault_in_words
 from ..pages.html import render
@@ -38,7 +39,6 @@ HOST = "127.0.0.1"
 _MAX_UPLOAD = 2 << 30  # bytes: 400 000 tiles in float16
 _MAX_TEXTS, _MAX_CHARACTERS = 40, 200  # they come in a header, which may have 64 kB
 _NEAREST = 5  # training slides shown
-_SUFFIXES = (".h5", ".hdf5", ".pt")
 _HEADER = "x-prism-coca"
 
 
@@ -102,7 +102,7 @@ def make_app(captioner: Captioner, options: GenerationOptions, training: Trainin
 
     model = ModelFacts.of(captioner)
     page = render("serve.html", ("page.js", "tilemap.js", "serve.js"), connect="'self'", most_bytes=max_upload,
-                  suffixes=",".join(_SUFFIXES), model=model, banners=model.banners)
+                  suffixes=",".join(FORMATS), model=model, banners=model.banners)
     model_lock = asyncio.Lock()  # one slide at a time: memory is for one, and explaining hooks into the layers
 
     async def show(request: Request) -> Response:
@@ -166,8 +166,8 @@ def answer(captioner: Captioner, path: Path, texts: list[str], options: Generati
 def parse_suffix(header: str) -> str:
     """The ending of the uploaded file's name, which says its format. Raises UserError for another than ours."""
     suffix = header.lower()
-    if suffix not in _SUFFIXES:
-        raise UserError("upload", f"its name ends in {visible(suffix[:20])!r}", "give .h5, .hdf5 or .pt")
+    if suffix not in FORMATS:
+        raise UserError("upload", f"its name ends in {visible(suffix[:20])!r}", f"give {', '.join(FORMATS)}")
     return suffix
 
 

@@ -115,7 +115,7 @@ def test_without_its_libraries_it_names_the_pip_command():
 def test_a_file_of_another_name_is_refused(suffix):
     with refused("upload", "its name ends in"):
         parse_suffix(suffix)
-    assert parse_suffix(".H5") == ".h5" and parse_suffix(".pt") == ".pt"
+    assert parse_suffix(".H5") == ".h5" and [parse_suffix(suffix) for suffix in (".pt", ".npy", ".npz")] == [".pt", ".npy", ".npz"]
 
 
 def test_a_page_names_its_model_without_the_folders_of_this_disk(run_with_coords):

@@ -21,7 +21,7 @@ function choose(files) {
 
 // what the server could only say after gigabytes have been sent
 function fault(file) {
-  if (!suffixes.some(suffix => file.name.toLowerCase().endsWith(suffix))) return ["文件名应以 .h5、.hdf5 或 .pt 结尾", "must be a .h5, .hdf5 or .pt file"];
+  if (!suffixes.some(suffix => file.name.toLowerCase().endsWith(suffix))) return [`文件名应以 ${suffixes.join("、")} 结尾`, `its name must end in ${suffixes.join(", ")}`];
   if (file.size > Number(drop.dataset.mostBytes)) return [`${megabytes(file.size)}，太大：请改用命令行`, `${megabytes(file.size)} is too large: use the command line`];
   return null;
 }
