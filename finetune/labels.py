@@ -26,7 +26,8 @@ def main() -> int:
         table=args.table, output=args.output, summary=args.summary, details=args.details, rules=args.rules,
         sections=tuple(args.sections or ()), text_columns=tuple(args.text_column or ()), id_column=args.id_column,
         slide_column=args.slide_column, split_column=args.split_column, encoding=args.encoding,
-        embeddings_dir=args.embeddings_dir, overwrite=args.overwrite, show_identifiers=args.show_identifiers))
+        embeddings_dir=args.embeddings_dir, case_pattern=args.case_pattern, overwrite=args.overwrite,
+        show_identifiers=args.show_identifiers))
     say(f"written: {done.paths.labels} ({done.num_cases} cases; {done.num_left_out} rows or cases left out)",
         f"written: {done.paths.summary}", *([f"written: {done.paths.details}"] if done.paths.details else []))
     return 0
@@ -50,6 +51,9 @@ def _parser() -> Parser:
         parser.add_argument(f"--{role}_column", metavar="NAME", help=f"column of the {role} (default: found by name)")
     parser.add_argument("--encoding", metavar="NAME", help="of a text file (default: recognised)")
     parser.add_argument("--embeddings_dir", metavar="FOLDER", help="write only cases whose feature files are there")
+    parser.add_argument("--case_pattern", metavar="REGEX",
+                        help="with --embeddings_dir: finds the id of a case in the names of its files, as "
+                             "data.case_pattern")
     parser.add_argument("--overwrite", action="store_true", help="replace output files that exist")
     parser.add_argument("--show_identifiers", action="store_true",
                         help="show in the summary's examples the identifiers that were taken out")

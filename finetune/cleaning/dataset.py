@@ -17,6 +17,8 @@ from .report_text import CleanedText
 from .rules import Rules
 from .sections import DEFAULT
 
+_NO_TEXT = "no text"  # why a row becomes no label
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -144,14 +146,7 @@ def group_rows(table: Table, layout: Layout, cleaned: Sequence[CleanedText]) -> 
     Raises:
         UserError: Only some of the cases have a split.
     """
-    kept, left_out = [], []
-    for number, (row, result) in enumerate(zip(table.rows, cleaned, strict=True)):
-        case_id = row[layout.columns.id]
-        reason = _text_problem(result) if case_id else "no id"
-        if reason:
-            left_out.append(LeftOut(case_id, table.places[number], reason))
-        else:
-            kept.append(number)
+    kept, left_out = _kept_rows(table, layout.columns.id, cleaned)
     if not kept:
         return [], left_out
     values, problems = _join_rows(table, layout, {number: cleaned[number].text for number in kept})
@@ -172,12 +167,28 @@ def group_rows(table: Table, layout: Layout, cleaned: Sequence[CleanedText]) -> 
     return cases, left_out
 
 
+def _kept_rows(table: Table, id_column: str, cleaned: Sequence[CleanedText]) -> tuple[list[int], list[LeftOut]]:
+    """The numbers of the rows that say something of a case, and the others."""
+    ids = [row[id_column] for row in table.rows]
+    reasons = [_text_problem(result) if case_id else "no id" for case_id, result in zip(ids, cleaned, strict=True)]
+    with_text = {case_id for case_id, reason in zip(ids, reasons, strict=True) if not reason}
+    kept, left_out = [], []
+    for number, (case_id, reason) in enumerate(zip(ids, reasons, strict=True)):
+        # a report stands beside the first of its slides only: the rows below name the others
+        names_slides = reason == _NO_TEXT and case_id in with_text
+        if reason and not names_slides:
+            left_out.append(LeftOut(case_id, table.places[number], reason))
+        else:
+            kept.append(number)
+    return kept, left_out
+
+
 def _text_problem(result: CleanedText) -> str:
     if result.placeholder:
         return f"placeholder: {result.placeholder}"
     if not result.before:
         others = ", ".join(dict.fromkeys(part.section for part in result.other_parts))
-        return f"no text in the kept sections, only: {others}" if others else "no text"
+        return f"no text in the kept sections, only: {others}" if others else _NO_TEXT
     if not result.text:
         rules = sorted({piece.rule for piece in (*result.removed, *result.masked)})
         return f"nothing left by the rules: {', '.join(rules)}"

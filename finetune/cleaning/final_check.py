@@ -45,7 +45,8 @@ _SHAPES = {kind: re.compile("|".join(shapes)) for kind, shapes in {
              r"\b\d{1,2}:\d\d(?::\d\d)?\b(?=\s*(?:AM|PM|am|pm|时|分|$))"],
     "label": [r"\s*".join(label) for label in _LABELS] + [
         r"(?i:\b(?:MRN|DOB|SSN|phone|telephone|address|accession|signed|dictated|surname|first name|last name)\b)"],
-    "name": [rf"(?<!{_HAN}){_PERSON}(?!{_HAN})", rf"(?:患者|病人|患儿){_PERSON}", rf"[{_SURNAMES}]{_HAN}?[某*＊]",
+    "name": [rf"(?<!{_HAN}){_PERSON}(?!{_HAN})", rf"[{_SURNAMES}][{_GIVEN}]{{2}}",
+             rf"(?:患者|病人|患儿){_PERSON}", rf"[{_SURNAMES}]{_HAN}?[某*＊]",
              rf"{_HAN}{{2,}}·{_HAN}{{2,}}",
              rf"(?<!主)[{_SURNAMES}][{_GIVEN}]{{0,2}}(?:主任|医师|医生|教授|大夫|护士|先生|女士)"],
     "name (Latin)": [rf"\b(?:{_FIRST_NAMES})\b[ ,]+(?:[A-Z]\.? )?[A-Z][a-z]+", r"\b(?:Dr|Mr|Mrs|Ms|Prof)\b\.? ?[A-Z]",

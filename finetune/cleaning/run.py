@@ -43,6 +43,7 @@ class Options:
     split_column: str | None = None
     encoding: str | None = None
     embeddings_dir: str | None = None
+    case_pattern: str | None = None
     overwrite: bool = False
     show_identifiers: bool = False
 
@@ -72,6 +73,8 @@ def make_labels(options: Options) -> Written:
         UserError: For files, columns and rules that cannot be used; nothing is written then. If no case is left, the
             summary is, to say why.
     """
+    if options.case_pattern and options.embeddings_dir is None:
+        raise UserError("--case_pattern", "is looked for in the names of feature files", "give --embeddings_dir, too")
     table_path = expand(options.table)
     paths = _output_paths(options, table_path)
     outcome = _outcome(options, read_table(table_path, options.encoding))
@@ -109,7 +112,7 @@ def _outcome(options: Options, table: Table) -> Outcome:
     cases, left_out = group_rows(table, layout, cleaned)
     unused = None
     if options.embeddings_dir is not None:
-        joined = join_features(cases, table.places, options.embeddings_dir)
+        joined = join_features(cases, table.places, options.embeddings_dir, options.case_pattern)
         cases, left_out, unused = joined.cases, left_out + joined.left_out, joined.unused
     hide = None if options.show_identifiers else Cleaner(rules, doctors)
     rules_name = options.rules or "rules.yaml (shipped)"

@@ -18,6 +18,7 @@ _ENDS = re.compile(rf"{_BRACKETS}|(?P<sentence>{_SENTENCE_END})|(?P<clause>[；;
 _BRACKET = re.compile(_BRACKETS)
 _ITEM = re.compile(r"\s*(?:[(（]?\d{1,2}[.、)）．](?!\d)|[(（]\d{1,2}[)）]|[①-⑳]|[A-Z][.)](?=\s))\s*")
 _EMPTY_ITEM = re.compile(rf"(?:^|(?<=[;；,，])){_ITEM.pattern}$")
+_SEPARATORS = " ,，;；、:："
 _CACHED = 1 << 16  # different sentences: reports repeat theirs
 
 
@@ -82,12 +83,13 @@ def _judge(sentence: str, rules: tuple[DropRule, ...]) -> tuple[str, tuple[Remov
     cut = _first_match(body, rules, "to_sentence_end")
     if cut is not None:
         rule_name, at = cut
-        removed.append(Removed(rule_name, (body[at:] + end).strip()))
-        body = body[:at]
+        next_item = _next_item(body, at)
+        removed.append(Removed(rule_name, (body[at:] + end if next_item is None else body[at:next_item]).strip()))
+        body = body[:at] if next_item is None else _joined(body[:at], body[next_item - 1:])
     body = _kept_clauses(body, rules, removed)
     if not removed:
         return sentence, ()
-    body = _EMPTY_ITEM.sub("", body).rstrip(" ,，;；、:：")
+    body = _EMPTY_ITEM.sub("", body).rstrip(_SEPARATORS)
     is_empty = not _without_item(body).strip(" .。,，;；、:：")
     return "" if is_empty else body + end, tuple(removed)
 
@@ -112,6 +114,24 @@ def _kept_clauses(body: str, rules: tuple[DropRule, ...], removed: list[Removed]
         if item:  # the number of its list item belongs to the clauses after it too
             kept.append(item[0])
     return "".join(kept)
+
+
+def _joined(before: str, after: str) -> str:
+    """The items of a list around a removed piece; `after` begins with the separator of its first item."""
+    before = _EMPTY_ITEM.sub("", before).rstrip(_SEPARATORS)
+    return before + after if before else after[1:]
+
+
+def _next_item(body: str, at: int) -> int | None:
+    """Where the item after the one at `at` begins in a list of several in one sentence; None if there is none."""
+    begin, in_list = 0, False
+    for clause in _clauses(body):
+        is_item = _ITEM.match(clause.text) is not None
+        if in_list and is_item and begin > at:
+            return begin
+        in_list = in_list or is_item
+        begin += len(clause.text) + len(clause.end)
+    return None
 
 
 def _matching(rules: Sequence[DropRule], scope: str, text: str) -> DropRule | None:
@@ -164,9 +184,22 @@ def _without_brackets(text: str, rules: Sequence[DropRule], removed: list[Remove
             if "bracket" in rule.patterns and rule.patterns["bracket"].search(inside):
                 removed.append(Removed(rule.name, bracket[0]))
                 return ""
-        return bracket[0]
+        return _cut_bracket(bracket[0], rules, removed)
 
     return _BRACKET.sub(judged, text)
+
+
+def _cut_bracket(bracket: str, rules: Sequence[DropRule], removed: list[Removed]) -> str:
+    """A bracket without what reaches to the end of a sentence, which inside it ends with it."""
+    inside = bracket[1:-1]
+    cut = _first_match(inside, rules, "to_sentence_end")
+    if cut is None:
+        return bracket
+    rule, at = cut
+    removed.append(Removed(rule, inside[at:]))
+    rest = inside[:at].rstrip(_SEPARATORS)
+    num_open = sum(map(rest.count, "(（")) - sum(map(rest.count, ")）"))
+    return f"{bracket[0]}{rest}{bracket[-1] * (num_open + 1)}" if rest else ""
 
 
 def _without_item(clause: str) -> str:

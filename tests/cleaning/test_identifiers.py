@@ -55,6 +55,17 @@ def test_the_final_check_finds_most_identifiers_that_no_rule_has_masked(make):
     assert found > 0.9 * planted
 
 
+def test_a_name_that_is_also_a_word_of_pathology_leaves_the_word():
+    known = ("高分", "周围", "方向", "成熟", "白斑", "时期")
+    for text in ("高分化腺癌，癌周围见淋巴细胞", "向神经内分泌方向分化", "成熟性畸胎瘤，周围组织未见癌", "外阴白斑"):
+        assert masked(text, *known) == text
+    assert masked("高分取材，腺癌", *known) == "[NAME]取材，腺癌"
+
+
+def test_the_final_check_finds_a_name_amid_other_characters():
+    assert [suspect.text for suspect in suspects("腺癌，见王丽萍前次报告。")] == ["王丽萍"]
+
+
 @pytest.mark.parametrize("text", [
     "肿物大小3.5×2×1cm，切面灰白", "Ki-67（30%）", "淋巴结10/12见癌转移", "淋巴结（1/12）", "Gleason评分3+4=7分", "肿瘤厚3-4 mm", "CD20", "何杰金淋巴瘤", "李-佛美尼综合征",
     "Barrett食管", "霍奇金淋巴瘤，结节硬化型", "高级别上皮内瘤变", "黄瘤", "白斑", "于黏膜下层见癌", "曾行放疗后改变", "方向不清", "时有核异型", "石蜡包埋组织", "金属异物", "毛囊上皮瘤", "马鞍鼻",

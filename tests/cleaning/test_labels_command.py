@@ -122,6 +122,27 @@ def test_slides_splits_and_feature_files_are_kept_and_joined(tmp_path):
     assert not load_labels(tmp_path / "labels.json")[1]
 
 
+def test_rows_without_a_text_name_further_slides_of_a_case(tmp_path):
+    rows = [["A", "A1.svs", "肠腺癌。"], ["A", "A2.svs", ""], ["B", "B1.svs", ""], ["A", "A3.svs", "见图"]]
+    table = write_table(tmp_path, "utf-8", ["病理号", "切片号", "病理诊断"], rows)
+    assert run(table) == {"A": {"text": "肠腺癌。", "slides": ["A1.svs", "A2.svs"]}}
+    assert load_labels(tmp_path / "labels.json")[0]["A"].slides == load_labels(write_table(tmp_path, "gb18030", ["病理号", "切片号", "病理诊断"], rows[:3]))[0]["A"].slides
+    summary = (tmp_path / "labels.md").read_text(encoding="utf-8")
+    assert "listed below) | 2 |" in summary and "no text: 1" in summary and "placeholder: 1" in summary
+
+
+def test_the_slides_of_a_case_are_joined_as_training_joins_them(tmp_path):
+    write_slides(tmp_path / "h5", {"P1-1": 2, "P1-2": 2, "P2-1": 2, "P10-1": 2, "case_7/a": 2, "case_7/b": 2})
+    table = write_table(tmp_path, "utf-8", ["病理号", "病理诊断"], [["P1", "胃癌"], ["P2", "肠癌"], ["P3", "肺癌"], ["case_7", "肝癌"]])
+    folder = str(tmp_path / "h5")
+    assert run(table, embeddings_dir=folder) == {"case_7": {"text": "肝癌", "slides": ["case_7/a", "case_7/b"]}}
+    assert "2 slides begin with it" in (tmp_path / "labels.md").read_text(encoding="utf-8")
+    assert run(table, embeddings_dir=folder, case_pattern=r"^(P\d+)-", overwrite=True) == {
+        "P1": {"text": "胃癌", "slides": ["P1-1", "P1-2"]}, "P2": {"text": "肠癌", "slides": ["P2-1"]}}
+    with refused("--case_pattern", "give --embeddings_dir"):
+        run(table, case_pattern="x", overwrite=True)
+
+
 def test_a_case_without_a_split_among_others_is_refused(tmp_path):
     rows = [["A", "", "train", "x癌"], ["B", "", "", "y癌"]]
     with refused("table.csv", "no split for 1 cases", "B"):
