@@ -170,17 +170,18 @@ def group_rows(table: Table, layout: Layout, cleaned: Sequence[CleanedText]) -> 
 def _kept_rows(table: Table, id_column: str, cleaned: Sequence[CleanedText]) -> tuple[list[int], list[LeftOut]]:
     """The numbers of the rows that say something of a case, and the others."""
     ids = [row[id_column] for row in table.rows]
+    reasons = _reasons(ids, cleaned)
+    left_out = [LeftOut(ids[number], table.places[number], reason) for number, reason in enumerate(reasons) if reason]
+    return [number for number, reason in enumerate(reasons) if not reason], left_out
+
+
+def _reasons(ids: Sequence[str], cleaned: Sequence[CleanedText]) -> list[str]:
+    """Of each row why it becomes no label, or ''."""
     reasons = [_text_problem(result) if case_id else "no id" for case_id, result in zip(ids, cleaned, strict=True)]
     with_text = {case_id for case_id, reason in zip(ids, reasons, strict=True) if not reason}
-    kept, left_out = [], []
-    for number, (case_id, reason) in enumerate(zip(ids, reasons, strict=True)):
-        # a report stands beside the first of its slides only: the rows below name the others
-        names_slides = reason == _NO_TEXT and case_id in with_text
-        if reason and not names_slides:
-            left_out.append(LeftOut(case_id, table.places[number], reason))
-        else:
-            kept.append(number)
-    return kept, left_out
+    # a report stands beside the first of its slides only: the rows below name the others
+    return ["" if reason == _NO_TEXT and case_id in with_text else reason
+            for case_id, reason in zip(ids, reasons, strict=True)]
 
 
 def _text_problem(result: CleanedText) -> str:

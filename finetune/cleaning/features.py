@@ -9,7 +9,7 @@ from pathlib import Path
 from ..common.files import expand
 from ..data.case_slides import join_cases
 from ..data.labels import Label
-from ..data.slide_matching import match_slides
+from ..data.slide_matching import Matches, match_slides
 from ..data.slides import find_files
 from .dataset import Case, LeftOut
 
@@ -46,19 +46,20 @@ def join_features(cases: Sequence[Case], places: Sequence[str], embeddings_dir: 
     names = dict.fromkeys(name for case in cases for name in _slides(case))
     matches = match_slides(list(names), files, expand(str(embeddings_dir)))
     joined = Joined([], [], [])
-    used: set[str] = set()
     for case in cases:
-        missing = [name for name in _slides(case) if name not in matches.paths]
-        if missing:
-            reason = f"no feature file: {missing[0]}: {matches.problems[missing[0]].what}"
+        reason = _problem(case, matches)
+        if reason:
             joined.left_out.append(LeftOut(case.case_id, places[case.rows[0]], reason))
         else:
             joined.cases.append(case)
-            used.update(matches.paths[name] for name in _slides(case))
-    for name, paths in files.items():
-        if not used.intersection(paths):
-            joined.unused.append(name)
+    used = {matches.paths[name] for case in joined.cases for name in _slides(case)}
+    joined.unused.extend(name for name, paths in files.items() if not used.intersection(paths))
     return joined
+
+
+def _problem(case: Case, matches: Matches) -> str:
+    missing = [name for name in _slides(case) if name not in matches.paths]
+    return f"no feature file: {missing[0]}: {matches.problems[missing[0]].what}" if missing else ""
 
 
 def _with_slides(cases: Sequence[Case], files: dict[str, list[str]], root: Path, pattern: str | None) -> list[Case]:
