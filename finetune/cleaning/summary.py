@@ -251,6 +251,10 @@ def _patients(outcome: Outcome) -> Iterator[str]:
     for column in outcome.layout.patient:
         rows[f"每个 / per {_code(column)}"] = _written_rows_per_value(outcome, column)
     yield from _distributions(rows)
+    yield from _splits(outcome)
+
+
+def _splits(outcome: Outcome) -> Iterator[str]:
     splits = Counter(case.split for case in outcome.cases)
     if None not in splits:
         yield ""
