@@ -127,6 +127,13 @@ class ContrastiveCaptioner(nn.Module):
         """`contrastive_loss` or `siglip_loss`."""
         return contrastive_loss if self.logit_bias is None else siglip_loss
 
+    def label_log_probabilities(self, text: Tensor, labels: Tensor, *, image_tokens: Tensor, text_mask: Tensor,
+                                temperature: float = 1.0) -> Tensor:
+        """text, labels, text_mask (b, t), image tokens (b, n, D) -> log probabilities of the labels (b, t), float32; 0
+        at padding. Logits are divided by `temperature`."""
+        logits = self(text, image_tokens=image_tokens, text_mask=text_mask).float() / temperature
+        return logits.log_softmax(-1).gather(2, labels.unsqueeze(2)).squeeze(2).where(text_mask, 0)
+
     def similarity(self, text_embeds: Tensor, image_embeds: Tensor) -> Tensor:
         """Text embeddings (i, dim), image embeddings (j, dim) -> their cosines (i, j) in the contrastive space."""
         return cosine_similarity(self.text_to_latents(text_embeds), self.img_to_latents(image_embeds))

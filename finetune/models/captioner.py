@@ -66,6 +66,10 @@ class CaptionDecoder(Protocol):
     def __call__(self, text: Tensor, *, image_tokens: Tensor, text_mask: Tensor) -> Tensor:
         """text, text_mask (B, T), image tokens (B, n, D) -> next-token logits (B, T, vocabulary)."""
 
+    def label_log_probabilities(self, text: Tensor, labels: Tensor, *, image_tokens: Tensor, text_mask: Tensor,
+                                temperature: float = 1.0) -> Tensor:
+        """Log probabilities (B, T) of labels (B, T) after text (B, T), 0 at padding."""
+
     def embed_image(self, *, image_tokens: Tensor) -> tuple[Tensor, Tensor]:
         """image tokens (B, n, D) -> image embeddings for `img_to_latents`, and the context for `start_decoding`."""
 

@@ -60,7 +60,6 @@ def confidences(decoder: CaptionDecoder, image_tokens: torch.Tensor, captions: l
     ids = torch.tensor([row + [pad_id] * (longest - len(row)) for row in rows], device=image_tokens.device)
     lengths = torch.tensor([[len(row) - 1] for row in rows], device=ids.device)
     mask = torch.arange(longest - 1, device=ids.device) < lengths  # (B, T)
-    logits = decoder(ids[:, :-1], image_tokens=image_tokens, text_mask=mask)
-    probabilities = (logits.float() / temperature).softmax(-1)
-    generated = probabilities.gather(2, ids[:, 1:, None]).squeeze(2)  # (B, T)
+    generated = decoder.label_log_probabilities(ids[:, :-1], ids[:, 1:], image_tokens=image_tokens, text_mask=mask,
+                                                temperature=temperature).exp()  # (B, T)
     return (generated.where(mask, 0).sum(1) / mask.sum(1)).tolist()

@@ -224,6 +224,15 @@ class LanguageModelDecoder(ContrastiveCaptioner):
         """Next-token logits (b, t, v), float32, after each token of text (b, t)."""
         return self._logits(self._after_prefix(text, self.embed_image(image_tokens=image_tokens)[1]))
 
+    @torch.no_grad()
+    def label_log_probabilities(self, text: Tensor, labels: Tensor, *, image_tokens: Tensor, text_mask: Tensor,
+                                temperature: float = 1.0) -> Tensor:
+        """As of `ContrastiveCaptioner`, in pieces: logits of a batch can be gigabytes. Without graph."""
+        hidden = self._after_prefix(text, self.embed_image(image_tokens=image_tokens)[1])
+        found = [(self._logits(piece) / temperature).log_softmax(-1).gather(1, ids.unsqueeze(1)).squeeze(1)
+                 for piece, ids in self._pieces(hidden[text_mask], labels[text_mask])]
+        return torch.zeros(text.shape, device=text.device).masked_scatter(text_mask, torch.cat(found))
+
     def logits_and_attention(self, text: Tensor, *, image_tokens: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (b, t, v) as `forward`, and how much each text token attends to each image token (b, t, n).
 
@@ -300,8 +309,7 @@ class LanguageModelDecoder(ContrastiveCaptioner):
         In pieces whose logits are computed again in the backward pass: at 152 000 words those of 1000 tokens, with
         their softmax and gradient, are 2 GB.
         """
-        rows = max(1, _CHUNK // self.lm.get_output_embeddings().weight.shape[0])
-        pieces = list(zip(hidden.split(rows), labels.split(rows), strict=True))
+        pieces = self._pieces(hidden, labels)
         total = torch.zeros((), device=hidden.device)
         for piece in pieces:
             if torch.is_grad_enabled() and len(pieces) > 1:
@@ -309,6 +317,11 @@ class LanguageModelDecoder(ContrastiveCaptioner):
             else:
                 total = total + self._loss_of_piece(*piece)
         return total
+
+    def _pieces(self, hidden: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Hidden states (m, w) and labels (m,) in pieces whose logits fit into memory."""
+        rows = max(1, _CHUNK // self.lm.get_output_embeddings().weight.shape[0])
+        return list(zip(hidden.split(rows), labels.split(rows), strict=True))
 
     def _loss_of_piece(self, hidden: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(self._logits(hidden), labels, reduction="sum", label_smoothing=self.smoothing)

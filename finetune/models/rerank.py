@@ -55,6 +55,6 @@ def log_probabilities(decoder: CaptionDecoder, image_tokens: torch.Tensor, texts
     lengths = torch.tensor([[len(text) - 1] for text in texts], device=ids.device)
     mask = torch.arange(longest - 1, device=ids.device) < lengths  # (texts, T)
     inputs = ids[:, :-1].masked_fill(~mask, pad_id)
-    logits = decoder(inputs, image_tokens=image_tokens.expand(len(texts), -1, -1), text_mask=mask)
-    log_likelihood = logits.float().log_softmax(-1).gather(2, ids[:, 1:, None]).squeeze(2)
-    return log_likelihood.where(mask, 0).sum(1).cpu().numpy()
+    found = decoder.label_log_probabilities(inputs, ids[:, 1:], image_tokens=image_tokens.expand(len(texts), -1, -1),
+                                            text_mask=mask)
+    return found.sum(1).cpu().numpy()

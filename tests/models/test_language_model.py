@@ -16,6 +16,7 @@ from finetune.models import language_model
 from finetune.models.build import build_model, check_architecture, decoder_tokenizer, describe_prism
 from finetune.models.captioner import encoded
 from finetune.models.generation import confidences, generate
+from finetune.models.rerank import log_probabilities
 from finetune.training.objective import Objective
 from finetune.training.optim import build_optimizer, pretrained_factor
 from prism import GenerationOptions
@@ -169,6 +170,28 @@ def test_no_logits_of_prefix_or_padding_are_made_and_pieces_change_nothing(qwen,
     for name, p in model.named_parameters():
         if p.grad is not None:
             torch.testing.assert_close(p.grad, expected[name], atol=1e-5, rtol=1e-4)
+
+
+def test_confidence_and_reranking_hold_few_logits_at_a_time_and_equal_those_of_all(qwen, monkeypatch):
+    model, tokenizer = qwen
+    decoder, batch = model.decoder, batch_for(tokenizer)
+    captions = [tokenizer.encode(text) for text in TEXTS]
+    tokens = model.encode(batch)
+    with torch.no_grad():
+        logits = decoder(batch.text, image_tokens=tokens, text_mask=batch.text_mask)  # of all at once
+    chosen = logits.gather(2, batch.labels.clamp(min=0).unsqueeze(2)).squeeze(2)
+    expected = [(chosen - logits.logsumexp(-1))[i][batch.text_mask[i]] for i in range(len(TEXTS))]
+    seen = []
+    handle = decoder.lm.get_output_embeddings().register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape))
+    monkeypatch.setattr(language_model, "_CHUNK", 4 * 305)  # four positions at a time
+    found = confidences(decoder, tokens, captions, 64, **special_of(tokenizer))
+    texts = [[tokenizer.bos_id, *caption, tokenizer.eos_id] for caption in captions]
+    likelihood = log_probabilities(decoder, tokens[1:2], texts, tokenizer.pad_id)
+    handle.remove()
+    assert {shape[0] for shape in seen[:-1]} <= {1, 2, 3, 4} and max(shape[0] for shape in seen) == 4
+    assert found == pytest.approx([float(row.exp().mean()) for row in expected], rel=1e-4)
+    assert likelihood[1] == pytest.approx(float(expected[1].sum()), rel=1e-4)
+    assert len(set(likelihood.round(3))) == len(TEXTS)
 
 
 def test_micro_batches_and_checkpointing_give_the_gradients_of_one_batch(folders):
