@@ -12,7 +12,7 @@ import os
 import shutil
 import zipfile
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -128,12 +128,26 @@ def is_json_like(value: Any, depth: int = 4) -> bool:
     return all(is_json_like(item, depth - 1) for item in value)
 
 
-def is_init_from(value: Any) -> bool:
+def wrong_sections(content: dict[str, Any], names: Iterable[str]) -> list[str]:
+    """Which sections of a model without tensors are not of the types that a run writes: of `names`, dicts, and of the
+    optional ones."""
+    wrong = []
+    for name in names:
+        section = content.get(name)
+        if not isinstance(section, dict) or not is_json_like(section):
+            wrong.append(name)
+    for name, is_right in (("init_from", _is_init_from), ("calibration", _is_calibration)):
+        if not is_right(content.get(name)):
+            wrong.append(name)
+    return wrong
+
+
+def _is_init_from(value: Any) -> bool:
     """Whether it is what `training.init_from` leaves in a checkpoint, or None."""
     return value is None or (isinstance(value, dict) and is_json_like(value, 1))
 
 
-def is_calibration(value: Any) -> bool:
+def _is_calibration(value: Any) -> bool:
     """Whether it is what `training.calibration` leaves in a checkpoint, finite numbers by their names, or None."""
     if value is None:
         return True
@@ -226,11 +240,7 @@ def _check_sections(content: dict[str, Any], path: str | Path) -> None:
     missing = [name for name in _SECTIONS if not isinstance(content.get(name), dict)]
     if missing:
         raise UserError(path, f"has no {', '.join(missing)}", "use a checkpoint that a training run has written")
-    wrong = [name for name in _JSON_SECTIONS if not is_json_like(content[name])]
-    if not is_init_from(content.get("init_from")):
-        wrong.append("init_from")
-    if not is_calibration(content.get("calibration")):
-        wrong.append("calibration")
+    wrong = wrong_sections(content, _JSON_SECTIONS)
     if not _are_weights(content["model"]):
         wrong.append("model")
     if wrong:

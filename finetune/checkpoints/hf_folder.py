@@ -20,7 +20,7 @@ from ..common.files import temporary_folder
 from ..common.visible import json_text
 from ..config.schema import Config, PrismConfig, from_dict
 from ..config.yaml_file import dump_yaml
-from .format import BEST, FORMAT_VERSION, Checkpoint, check_version, is_calibration, is_init_from, is_json_like
+from .format import BEST, FORMAT_VERSION, Checkpoint, check_version, wrong_sections
 from .model_card import model_card
 
 WEIGHTS = "model.safetensors"
@@ -116,12 +116,7 @@ def _read_content(folder: Path) -> dict[str, Any]:
     """Everything but the weights, with types checked."""
     content = _read_json(folder / _CONFIG) | {"tokenizer": _read_json(folder / _TOKENIZER)}
     check_version(content, folder)
-    sections = (*_SECTIONS, "tokenizer", "tied_weights")
-    wrong = [key for key in sections if not isinstance(content.get(key), dict) or not is_json_like(content[key])]
-    if not is_init_from(content.get("init_from")):
-        wrong.append("init_from")
-    if not is_calibration(content.get("calibration")):
-        wrong.append("calibration")
+    wrong = wrong_sections(content, (*_SECTIONS, "tokenizer", "tied_weights"))
     if wrong:
         raise UserError(folder / _CONFIG, f"its {', '.join(wrong)} is not what an export writes", _FIX)
     return content

@@ -88,14 +88,18 @@ def _are_no_longer_than_1(vectors: torch.Tensor | None) -> bool:
 
 def require_fit(index: dict[str, Any], path: Path, dim_latents: int, image_dim: int, vocabulary: int) -> None:
     """Raise UserError unless vectors and probe are of a model of this size: the file may be another one's."""
-    embeddings, slide_embeddings, probe = index.get("embeddings"), index.get("slide_embeddings"), index.get("probe")
-    fits = [vectors is None or vectors.shape[1] == width
-            for vectors, width in ((embeddings, dim_latents), (slide_embeddings, image_dim))]
+    fits = _have_width(index.get("embeddings"), dim_latents) and _have_width(index.get("slide_embeddings"), image_dim)
+    probe = index.get("probe")
     if probe is not None:
         ids = probe["token_ids"]
-        fits += [len(probe["mean"]) == image_dim, bool(((ids >= 0) & (ids < vocabulary)).all())]
-    if not all(fits):
+        are_known = bool(((ids >= 0) & (ids < vocabulary)).all())
+        fits = fits and are_known and len(probe["mean"]) == image_dim
+    if not fits:
         raise UserError(path, "is not an index of training slides of this model", _FIX)
+
+
+def _have_width(vectors: torch.Tensor | None, width: int) -> bool:
+    return vectors is None or vectors.shape[1] == width
 
 
 def _are_vectors(value: Any, count: int) -> bool:

@@ -155,14 +155,12 @@ def take_weights(model: SlideCaptioner, start: StartingPoint, old: int, new: int
     """
     _check_same_prism(model, start)
     own, saved = model.saved_state(), start.checkpoint.model
-    state = dict(saved)
-    for name, weight in saved.items():
-        if name in own and weight.shape != own[name].shape and _is_extended(weight, own[name], old, new):
-            state[name] = torch.cat([weight, own[name][len(weight):].to(weight.dtype)])
+    state = _extended(saved, own, old, new)
     if start.config.prism.freeze:  # a Prism that is trained from here on starts from the published weights
-        prefix = f"{SAVED_AS['prism']}."
-        state |= {name: weight for name, weight in own.items() if name.startswith(prefix)}
-    state = {name: weight for name, weight in state.items() if not name.startswith(_PROBE)} | _probe_tokens(own, saved)
+        state |= _named(own, f"{SAVED_AS['prism']}.")
+    for name in _named(state, _PROBE):
+        del state[name]
+    state |= _probe_tokens(own, saved)
     model.load_saved_state(state, start.where)
     tokens = f"the vocabulary of {old} tokens"
     if new > old:
@@ -178,7 +176,7 @@ def _probe_tokens(own: dict[str, torch.Tensor], saved: dict[str, torch.Tensor]) 
     Its probe is fitted to its own slides and may predict other text tokens: what the old model has learned of a token
     that both predict is taken, provided that it had as many probe tokens.
     """
-    weights = {name: weight for name, weight in own.items() if name.startswith(_PROBE)}
+    weights = _named(own, _PROBE)
     project, norm, ids = (_PROBE + name for name in ("project.weight", "norm.weight", "token_ids"))
     if project not in weights or project not in saved or len(weights[project]) != len(saved[project]):
         return weights
@@ -188,6 +186,24 @@ def _probe_tokens(own: dict[str, torch.Tensor], saved: dict[str, torch.Tensor]) 
         if token in column_of:
             columns[:, column] = saved[project][:, column_of[token]]
     return weights | {project: columns, norm: saved[norm]}
+
+
+def _named(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """The weights whose names begin with `prefix`."""
+    return {name: weight for name, weight in state.items() if name.startswith(prefix)}
+
+
+def _extended(saved: dict[str, torch.Tensor], own: dict[str, torch.Tensor], old: int,
+              new: int) -> dict[str, torch.Tensor]:
+    """The saved weights, those of a row for each token with the model's own rows for the new tokens behind."""
+    state = dict(saved)
+    for name, weight in saved.items():
+        if name not in own or weight.shape == own[name].shape:
+            continue
+        if _is_extended(weight, own[name], old, new):
+            new_rows = own[name][len(weight):]
+            state[name] = torch.cat([weight, new_rows.to(weight.dtype)])
+    return state
 
 
 def _is_extended(weight: torch.Tensor, own: torch.Tensor, old: int, new: int) -> bool:

@@ -257,9 +257,7 @@ class Objective:
         custom = self._sum_custom_losses(results, values[3:])
         bad_ids: list[str] = []
         if not math.isfinite(sum(custom.values(), caption_sum + contrastive_sum)):
-            for result in results:
-                if not result.is_finite():
-                    bad_ids += result.ids
+            bad_ids = _ids_that_overflow(results)
         negatives = sizes.num_slides - values[2] / sizes.num_slides if contrastive else 0.0
         return StepLosses(float(sizes.num_tokens), float(sizes.num_slides), caption_sum / sizes.num_tokens,
                           contrastive_sum, negatives, bad_ids, custom)
@@ -292,6 +290,14 @@ def _count_equal_pairs(groups: torch.Tensor) -> torch.Tensor:
     """
     ordered = groups.sort().values
     return (torch.searchsorted(ordered, groups, right=True) - torch.searchsorted(ordered, groups)).sum()
+
+
+def _ids_that_overflow(results: Sequence[MicroBatchResult]) -> list[str]:
+    ids: list[str] = []
+    for result in results:
+        if not result.is_finite():
+            ids += result.ids
+    return ids
 
 
 def _split(micro_batches: Sequence[Batch], max_slides: int | None) -> list[Batch]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,16 +32,19 @@ def build_optimizer(named_parameters: Iterable[tuple[str, nn.Parameter]], learni
         pretrained_factor: The learning rate of a language model's adapters or weights, as a multiple of that of the
             rest; the groups of these parameters have it under "lr_factor".
     """
-    groups: dict[tuple[bool, bool], list[tuple[str, nn.Parameter]]] = {}
+    members: dict[tuple[bool, bool], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in named_parameters:
         if parameter.requires_grad:
             kind = is_of_language_model(name), parameter.ndim < 2
-            groups.setdefault(kind, []).append((name, parameter))
-    described = []
-    for is_pretrained, is_vector in sorted(groups):
-        group = {"params": groups[is_pretrained, is_vector], "weight_decay": 0.0 if is_vector else weight_decay}
-        described.append(group | {"lr_factor": pretrained_factor} if is_pretrained else group)
-    return torch.optim.AdamW(described, lr=learning_rate, betas=_BETAS, fused=True)
+            members.setdefault(kind, []).append((name, parameter))
+    groups = []
+    for is_pretrained, is_vector in sorted(members):
+        group: dict[str, Any] = {"params": members[is_pretrained, is_vector]}
+        group["weight_decay"] = 0.0 if is_vector else weight_decay
+        if is_pretrained:
+            group["lr_factor"] = pretrained_factor
+        groups.append(group)
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=_BETAS, fused=True)
 
 
 def configured_optimizer(config: Config, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.AdamW:
