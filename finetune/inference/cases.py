@@ -67,14 +67,19 @@ def _warn_of_absent(problems: Mapping[str, BadSlide], num_absent: int, num_label
 
 
 def _cases_of_files(files: _Files, root: Path, pattern: str | None) -> Cases:
-    """Each file is a case, or each group of files that `data.case_pattern` of the training joins."""
+    """Each file is a case, or each group of files that `data.case_pattern` of the training joins.
+
+    Files of one name are told apart by their folders. What is still the same, such as S.h5 beside S.hdf5, is one case:
+    it becomes a record with an error.
+    """
     cases: Cases = {} if pattern is None else {
         case_id: [[path] for path in paths] for case_id, paths in cases_by_pattern(files, root, pattern).items()}
     joined = {path for slides in cases.values() for paths in slides for path in paths}
     for name, paths in files.items():
         for path in paths:
             if path not in joined:
-                cases[name if len(paths) == 1 else relative_name(path, root)] = [[path]]
+                case_id = name if len(paths) == 1 else relative_name(path, root)
+                cases.setdefault(case_id, [[]])[0].append(path)
     return cases
 
 

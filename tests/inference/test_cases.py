@@ -46,6 +46,15 @@ def test_without_labels_files_of_one_name_have_their_path_as_id(root):
     assert chosen(root) == {"A/s": [["A/s.h5"]], "B/s": [["B/s.h5"]], "P1-a": [["P1-a.h5"]], "P1-b": [["P1-b.h5"]], "x.svs": [["x.svs.h5"]]}
 
 
+def test_no_file_is_lost_where_names_are_the_same_down_to_the_folder(tmp_path):
+    for name in ("s.h5", "s.hdf5", "t.h5", "P1-a.h5", "P1.h5"):
+        (tmp_path / name).touch()
+    assert chosen(tmp_path)["s"] == [["s.h5", "s.hdf5"]]  # opened as one slide: a record with an error
+    cases = chosen(tmp_path, pattern=r"^(P\d)-")
+    assert sorted(name for slides in cases.values() for paths in slides for name in paths) == sorted(
+        ["s.h5", "s.hdf5", "t.h5", "P1-a.h5", "P1.h5"])
+
+
 def test_the_pattern_of_the_training_joins_slides_without_labels(root):
     assert chosen(root, pattern=r"^(P\d)-") == {"P1": [["P1-a.h5"], ["P1-b.h5"]], "A/s": [["A/s.h5"]], "B/s": [["B/s.h5"]], "x.svs": [["x.svs.h5"]]}
     assert chosen(root, pattern=r"^(P\d)-", val=("P1",)) == {"P1": [["P1-a.h5"], ["P1-b.h5"]]}

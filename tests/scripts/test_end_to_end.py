@@ -315,15 +315,17 @@ def test_inference_refuses_what_cannot_be_answered_before_the_work(trained, data
 
 
 @pytest.mark.full
-def test_two_files_of_one_name_are_an_error_record_and_unknown_words_a_warning(trained, data, tmp_path):
+def test_files_of_one_name_are_known_by_folder_or_an_error_record_and_unknown_words_a_warning(trained, data, tmp_path):
     for place in ("a", "b"):
         (tmp_path / "h5" / place).mkdir(parents=True)
         shutil.copy(data / "embeddings" / "s00.h5", tmp_path / "h5" / place / "s00.h5")
-    shutil.copy(data / "embeddings" / "s02.h5", tmp_path / "h5" / "s02.h5")
+    for name in ("s01.h5", "s01.hdf5", "s02.h5"):
+        shutil.copy(data / "embeddings" / name.replace("hdf5", "h5"), tmp_path / "h5" / name)
     result = run("inference.py", "--checkpoint", trained / "run" / "best_model.pth", "--embeddings_dir", "h5",
                  "--output", "out.jsonl", "--text", "肝", "肝", "胃", cwd=tmp_path)
     rows = {r["id"]: r for r in map(json.loads, (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines())}
-    assert_one_error(result, "s00", "1 of 2 slides failed")
-    assert "other files have this name" in rows["s00"]["error"] and rows["s02"]["error"] is None
+    assert_one_error(result, "s01", "1 of 4 slides failed")
+    assert rows.keys() == {"a/s00", "b/s00", "s01", "s02"} and "other files have this name" in rows["s01"]["error"]
+    assert rows["a/s00"]["error"] is None and rows["a/s00"]["caption"] == rows["b/s00"]["caption"]
     assert sum(rows["s02"]["probability"].values()) == pytest.approx(1) and len(rows["s02"]["probability"]) == 2
     assert "'肝': 1 of its 1 tokens are not in the vocabulary" in result.stderr
