@@ -193,7 +193,7 @@ BAD = {
     "missing_h5": (["--labels_file", "extra.json"], ["nowhere", "no H5 file"]),
     "wrong_width": (["--embeddings_dir", "narrow"], ["1280", "2560"]),
     "empty_text": (["--labels_file", "empty.json"], ["s01", "empty text"]),
-    "gbk_json": (["--labels_file", "gbk.json"], ["gbk.json", "not UTF-8"]),
+    "cut_json": (["--labels_file", "cut.json"], ["cut.json"]),
     "truncated_checkpoint": (["--resume", "run/last_model.pth"], ["last_model.pth", "truncated"]),
     "no_prism_access": (["--prism", "no/such-prism"], ["no/such-prism"]),
 }
@@ -206,7 +206,7 @@ def test_bad_input_is_one_clear_line_and_writes_nothing(data, trained, tmp_path,
     labels = json.loads((data / "labels.json").read_text(encoding="utf-8"))
     (tmp_path / "extra.json").write_text(json.dumps(labels | {"nowhere": "胃腺癌"}), encoding="utf-8")
     (tmp_path / "empty.json").write_text(json.dumps(labels | {"s01": "  "}), encoding="utf-8")
-    (tmp_path / "gbk.json").write_bytes(json.dumps(labels, ensure_ascii=False).encode("gbk"))
+    (tmp_path / "cut.json").write_text(json.dumps(labels)[:-5], encoding="utf-8")
     (tmp_path / "narrow").mkdir()
     for slide_id in labels:
         with h5py.File(tmp_path / "narrow" / f"{slide_id}.h5", "w") as file:
@@ -320,7 +320,7 @@ def test_files_of_one_name_are_known_by_folder_or_an_error_record_and_unknown_wo
         (tmp_path / "h5" / place).mkdir(parents=True)
         shutil.copy(data / "embeddings" / "s00.h5", tmp_path / "h5" / place / "s00.h5")
     for name in ("s01.h5", "s01.hdf5", "s02.h5"):
-        shutil.copy(data / "embeddings" / name.replace("hdf5", "h5"), tmp_path / "h5" / name)
+        shutil.copy(data / "embeddings" / "s02.h5", tmp_path / "h5" / name)
     result = run("inference.py", "--checkpoint", trained / "run" / "best_model.pth", "--embeddings_dir", "h5",
                  "--output", "out.jsonl", "--text", "肝", "肝", "胃", cwd=tmp_path)
     rows = {r["id"]: r for r in map(json.loads, (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines())}
