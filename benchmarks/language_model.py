@@ -140,7 +140,7 @@ def _pretrain(folder: Path, texts: list[str], validation: list[str], steps: int)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        if step % _LOOK == _LOOK - 1:
+        if step % _LOOK == _LOOK - 1 or step == steps - 1:
             with torch.no_grad():
                 held_out = float(_loss(model, tokenizer, validation))
             if held_out > best:  # from here on it learns the training texts by heart, which no real one has seen

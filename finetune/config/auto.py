@@ -20,6 +20,7 @@ SIZES = {  # of a coca decoder, in the order of SIZE_KEYS; large was the default
 _SMALL_BELOW = 2000  # training slides: small was the best of what was tried up to 991, so the border is a guess
 _SLIDES_SEEN = 13_000  # in all epochs together
 _EPOCHS = (10, 50)
+_MOST_EPOCHS_OF_LANGUAGE_MODEL = 20  # as measured (LOG.md): it has its language already
 _ENCODINGS = 1200  # of all training slides, so that views pay where slides are few and cost little where they are many
 _MOST_VIEWS = 8
 _PROBE_TOKENS = 4
@@ -68,7 +69,7 @@ def resolve(config: Config, num_training_slides: int, num_predictable: int = 0) 
     sizes = SIZES[resolved.model.size]
     fill_open(resolved, {f"model.{name}": value for name, value in zip(SIZE_KEYS, sizes, strict=True)})
     fill_open(resolved, {
-        "training.epochs": _epochs(num_training_slides),
+        "training.epochs": _epochs(config, num_training_slides),
         "training.learning_rate": _learning_rate(resolved.model.dim),
         "data.views": _views(config, num_training_slides),
         "model.probe_tokens": _probe_tokens(config, num_predictable),
@@ -84,8 +85,10 @@ def _size(num_training_slides: int, dim: int | None) -> str:
     return wide_enough[0] if wide_enough else "large"
 
 
-def _epochs(num_training_slides: int) -> int:
+def _epochs(config: Config, num_training_slides: int) -> int:
     fewest, most = _EPOCHS
+    if config.model.language_model is not None:
+        most = _MOST_EPOCHS_OF_LANGUAGE_MODEL
     return max(fewest, min(most, round(_SLIDES_SEEN / num_training_slides)))
 
 

@@ -153,8 +153,8 @@ class TrainingConfig:
         None, "fill each batch up to this number of padded text tokens (at least two slides) instead of batch_size "
         "slides; null = off", 1)
     epochs: int | str = setting(
-        "auto", "passes over the training slides; auto: 13000 slides seen in all, at least 10 and at most 50 passes", 1,
-        choices=("auto",))
+        "auto", "passes over the training slides; auto: 13000 slides seen in all, at least 10 and at most 50 passes "
+        "(20 for hf)", 1, choices=("auto",))
     learning_rate: float | str = setting(
         "auto", "peak learning rate; auto by model.dim: 1e-3 up to 128, 5e-4 up to 256, 1e-4 above", 0, open_low=True,
         choices=("auto",))

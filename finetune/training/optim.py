@@ -61,6 +61,16 @@ def pretrained_factor(config: Config) -> float:
     return (config.training.decoder_learning_rate or default) / config.training.learning_rate
 
 
+def describe_rates(config: Config) -> str | None:
+    """The two learning rates of a run in which a language model trains too; None for other runs."""
+    model, rate = config.model, config.training.learning_rate
+    if model.language_model is None or (model.freeze_decoder and not model.lora_rank):
+        return None
+    part = "the adapters" if model.lora_rank else "the weights"
+    return (f"peak learning rate {rate:g} for the prefix, {rate * pretrained_factor(config):g} for {part} of the "
+            "language model")
+
+
 def is_of_language_model(name: str) -> bool:
     """Whether a parameter, by its name in a checkpoint, is of a pretrained language model or its adapters."""
     return name.startswith("coca.lm.")

@@ -20,6 +20,7 @@ from ..data.prepare import Data
 from ..models.build import describe_prism
 from ..models.captioner import SlideCaptioner
 from .objective import Objective
+from .optim import describe_rates
 from .state import TrainState
 
 # Local paths are removed from checkpoints, which may be passed on.
@@ -79,6 +80,8 @@ def log_run(config: Config, data: Data, objective: Objective, batches: BatchLoad
     log_data(data)
     logger.info("Prism %s (%s), sha256 %s; %.1f M trainable parameters", config.prism.weights,
                 "frozen" if config.prism.freeze else "trained", model.prism.sha256[:12], _millions_trained(model))
+    if rates := describe_rates(config):
+        logger.info("%s", rates)
     logger.info("device %s, precision %s (%s), %s", precision.device, precision.name, precision.reason,
                 _describe_steps(config, batches, state))
     if precision.device.type == "cpu":

@@ -18,7 +18,7 @@ from finetune.models.captioner import encoded
 from finetune.models.generation import confidences, generate
 from finetune.models.rerank import log_probabilities
 from finetune.training.objective import Objective
-from finetune.training.optim import build_optimizer, pretrained_factor
+from finetune.training.optim import build_optimizer, describe_rates, pretrained_factor
 from prism import GenerationOptions
 from tests.helpers.decoders import train_steps
 from tests.helpers.files import refused
@@ -286,6 +286,8 @@ def test_prefix_and_adapters_have_their_own_learning_rates(folders):
     for settings, rate in (({}, 1.0), ({"lora_rank": 2}, 2e-4), ({"freeze_decoder": "false"}, 2e-5)):
         config = config_for(folders("qwen2"), **settings)
         config.training.learning_rate = 1e-3
+        said = describe_rates(config)
+        assert f" {rate:g} for the " in said if settings else said is None
         model = build_model(config, decoder_tokenizer(config))
         optimizer = build_optimizer(model.named_trained_parameters(), 1e-3, 0.01, pretrained_factor(config))
         of_lm = {id(p) for p in model.decoder.lm.parameters()}
@@ -342,8 +344,9 @@ def test_attention_to_the_prefix_is_passed_on_to_the_image_tokens(folders):
 def test_auto_chooses_a_prefix_and_says_so():
     config = Config()
     config.set("model.decoder", "hf:Qwen/Qwen2.5-0.5B", "test")
-    for slides in (100, 5000):
+    for slides, epochs in ((100, 20), (1000, 13), (5000, 10)):
         chosen = resolve(config, slides)
+        assert chosen.training.epochs == epochs
         assert (chosen.model.num_img_queries, chosen.model.dim, chosen.training.learning_rate) == (32, 512, 1e-3)
         assert "a prefix of 32 vectors" in describe(config, chosen, slides)
     config.model.num_img_queries = 64
