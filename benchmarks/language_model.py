@@ -15,6 +15,7 @@ import argparse
 import json
 import math
 import platform
+import shlex
 import shutil
 import sys
 import time
@@ -72,7 +73,7 @@ def table(arguments: Sequence[str]) -> tuple[str, bool]:
         rows.append(f"| {data_set} | {name} | {means['f1']:.3f} | {means['exact']:.3f} | {means['bleu']:.3f} | "
                     f"{means['minutes']:.1f} |")
     shown = [Path(a).name if "/" in a else a for a in arguments]
-    head = (f"`python -m benchmarks language_model {' '.join(shown)}`: {platform.processor() or 'CPU'}, "
+    head = (f"`python -m benchmarks language_model {shlex.join(shown)}`: {platform.processor() or 'CPU'}, "
             f"{torch.get_num_threads()} threads, torch {torch.__version__}, {date.today()}; --prism random-tiny")
     return "\n".join([head, "", _HEADINGS, *rows, "", *notes]), not args.small
 
