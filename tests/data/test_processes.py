@@ -15,10 +15,11 @@ from tests.helpers.files import ROOT, refused
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
 MAIN = """
-import sys, time
+import signal
 from finetune.data.loader_process import map_in_processes
 from tests.data.test_processes import tell_and_sleep
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins with it ignored
     list(map_in_processes(tell_and_sleep, range(8), 2, 1))
 """
 
