@@ -15,7 +15,7 @@ $(VENV)/.done: requirements.lock
 demo: setup
 	$(PYTHON) -m finetune.demo
 
-# the fast tests: under 90 seconds on two cores
+# the fast tests: under three minutes on two cores
 test: setup
 	$(PYTHON) -m pytest
 
