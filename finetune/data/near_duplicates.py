@@ -86,9 +86,10 @@ class _TrigramIndex:
     def __init__(self, texts: list[str]) -> None:
         self._texts = texts
         self._frequency = np.zeros(_TABLE_SIZE, np.int64)
-        for text in texts:
-            self._frequency[_bucket(_trigrams(text))] += 1
-        self._sketches = list(map(self._sketch, texts))
+        trigrams = list(map(_trigrams, texts))
+        for trigrams_of_text in trigrams:
+            self._frequency[_bucket(trigrams_of_text)] += 1
+        self._sketches = list(map(self._sketch, trigrams))
         self._texts_with: dict[int, list[int]] = defaultdict(list)  # trigram -> numbers of texts
         for number, sketch in enumerate(self._sketches):
             for trigram in sketch.rarest.tolist():
@@ -96,7 +97,7 @@ class _TrigramIndex:
 
     def has_similar(self, text: str) -> bool:
         """Whether a text of the index is a near duplicate of `text`."""
-        return next(self._similar(text, self._sketch(text)), None) is not None
+        return next(self._similar(text, self._sketch(_trigrams(text))), None) is not None
 
     def first_similar(self, number: int) -> int:
         """The number of an earlier text of the index that is a near duplicate of text `number`; else `number`."""
@@ -114,8 +115,7 @@ class _TrigramIndex:
                 if _jaccard(trigrams, _trigrams(self._texts[number])) >= SIMILARITY_THRESHOLD:
                     yield number
 
-    def _sketch(self, text: str) -> _Sketch:
-        trigrams = _trigrams(text)
+    def _sketch(self, trigrams: np.ndarray) -> _Sketch:
         hashes = np.zeros(_SKETCH_BITS, np.uint8)
         hashes[_bucket(trigrams) % _SKETCH_BITS] = 1
         bits = int.from_bytes(np.packbits(hashes).tobytes(), "big")
@@ -125,10 +125,21 @@ class _TrigramIndex:
         return _Sketch(len(trigrams), trigrams[order[:count]], bits)
 
 
+class _Compared(dict[int, int | None]):
+    """For `str.translate`: each code point itself, or None for punctuation, white space and control characters."""
+
+    def __missing__(self, code: int) -> int | None:
+        is_compared = unicodedata.category(chr(code))[0] not in "PZC"
+        self[code] = code if is_compared else None
+        return self[code]
+
+
+_COMPARED = _Compared()
+
+
 def _simplify(text: str) -> str:
     """Reduce a text to what is compared: letters, digits and signs such as +, in one width and case."""
-    text = unicodedata.normalize("NFKC", text).casefold()
-    return "".join(c for c in text if unicodedata.category(c)[0] not in "PZC")[:_MAX_CHARACTERS]
+    return unicodedata.normalize("NFKC", text).casefold().translate(_COMPARED)[:_MAX_CHARACTERS]
 
 
 def _trigrams(text: str) -> np.ndarray:
