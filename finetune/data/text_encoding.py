@@ -152,15 +152,21 @@ def _as_utf8(raw: bytes) -> str | None:
     if not first or len(first) > _FEW or max(first) > "\u07ff":
         return text
     words = re.findall(r"[\x80-\u07ff]{2,}", text)
-    by_chance = any(map(_may_be_gb2312, words)) or (words and _as_gb18030(raw) is not None)
+    # accented letters with no plain one beside them are no word of a Latin script
+    isolated = re.findall(r"(?<![A-Za-z\x80-\u07ff])[\x80-\u07ff]{2,}(?![A-Za-z\x80-\u07ff])", text)
+    by_chance = any(map(_may_be_gb2312, words)) or any(map(_are_gb2312_pairs, isolated))
+    by_chance = by_chance or (words and _as_gb18030(raw) is not None)
     return None if by_chance else text
 
 
 def _may_be_gb2312(word: str) -> bool:
     """Whether letters, each two bytes of UTF-8, are likelier to be as many characters of GB2312."""
     scripts = {_script(letter) for letter in word}
-    are_pairs = all(_GB2312_PAIR.fullmatch(letter.encode()) for letter in word)
-    return len(scripts) > 1 or (are_pairs and scripts != {"LATIN"})
+    return len(scripts) > 1 or (_are_gb2312_pairs(word) and scripts != {"LATIN"})
+
+
+def _are_gb2312_pairs(word: str) -> bool:
+    return all(_GB2312_PAIR.fullmatch(letter.encode()) for letter in word)
 
 
 def _as_gb18030(raw: bytes) -> str | None:

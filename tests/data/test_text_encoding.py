@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 
 import pytest
@@ -86,6 +87,15 @@ def test_short_tables_in_gbk_are_read_rightly_or_refused(tmp_path):
         except UserError:
             num_refused += 1
     assert also_utf8 > 3 and num_refused < 0.2 * 3000, "these are not about pathology, and far shorter than a table"
+
+
+@pytest.mark.parametrize("phrase", ["取模", "取模取模"])
+def test_characters_that_are_latin_letters_in_utf8_are_not_read_as_these(tmp_path, phrase):
+    raw = f"id,text\n1,{phrase}\n".encode("gbk")
+    assert raw.decode("utf-8").isprintable() or "\u0221" in raw.decode("utf-8"), "the trap: valid UTF-8, too"
+    with contextlib.suppress(UserError):
+        assert decode(raw, tmp_path) == raw.decode("gbk")
+    assert decode("id,text\n1,naïveté à Évry\n".encode(), tmp_path) == "id,text\n1,naïveté à Évry\n"
 
 
 HANGUL = ("가각간갈감갑강개거건검게격견결경계고공과관교구국군규균그극근금기길김나난남내너노논눈뉴는니다단당대더도동두드등디라란람래량러레려력련령로루류르른를리린림마만"
