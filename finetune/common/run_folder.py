@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .errors import UserError
+from .files import write_atomically
+
 REPORT = "report.html"
 EVENTS, METRICS = "events.jsonl", "metrics.jsonl"
 CAPTIONS, RETRIEVAL = "validation_captions.jsonl", "retrieval.json"
@@ -34,3 +37,12 @@ def _parsed(line: str) -> Any:
         return json.loads(line)
     except (ValueError, RecursionError):
         return None
+
+
+def write_run_file(path: Path, text: str) -> None:
+    """Replace a file of a run folder atomically. Raises UserError where it cannot be written."""
+    try:
+        write_atomically(path, text)
+    except OSError as error:
+        raise UserError(path, f"cannot be written ({error.strerror})",
+                        "free some space, then --resume auto; the last checkpoint is good") from None

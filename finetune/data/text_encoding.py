@@ -151,12 +151,19 @@ def _as_utf8(raw: bytes) -> str | None:
     first = [match[0] for match in islice(_NOT_ASCII.finditer(text), _FEW + 1)]
     if not first or len(first) > _FEW or max(first) > "\u07ff":
         return text
+    return None if _is_utf8_by_chance(text, raw) else text
+
+
+def _is_utf8_by_chance(text: str, raw: bytes) -> bool:
+    """Whether the few letters of a text, each two bytes of UTF-8, are likelier to be Chinese characters."""
     words = re.findall(r"[\x80-\u07ff]{2,}", text)
+    if any(map(_may_be_gb2312, words)):
+        return True
     # accented letters with no plain one beside them are no word of a Latin script
     isolated = re.findall(r"(?<![A-Za-z\x80-\u07ff])[\x80-\u07ff]{2,}(?![A-Za-z\x80-\u07ff])", text)
-    by_chance = any(map(_may_be_gb2312, words)) or any(map(_are_gb2312_pairs, isolated))
-    by_chance = by_chance or (words and _as_gb18030(raw) is not None)
-    return None if by_chance else text
+    if any(map(_are_gb2312_pairs, isolated)):
+        return True
+    return bool(words) and _as_gb18030(raw) is not None
 
 
 def _may_be_gb2312(word: str) -> bool:

@@ -12,8 +12,7 @@ import numpy as np
 
 from ..common.distributed import World
 from ..common.errors import UserError
-from ..common.files import write_atomically
-from ..common.run_folder import CAPTIONS, MOST_RETRIEVED, RETRIEVAL
+from ..common.run_folder import CAPTIONS, MOST_RETRIEVED, RETRIEVAL, write_run_file
 from ..common.score_table import LAST_EPOCH, SCORES, VALIDATION, Kind, score_names
 from ..common.visible import json_text
 from ..config.schema import Config
@@ -159,7 +158,7 @@ class CaptionScores:
         """Write validation_captions.jsonl: a line for each slide, with its scores."""
         ids = [sample.slide.slide_id for sample in self.chosen]
         more = [{"confidence": round(record.confidence, 6), "finished": record.finished} for record in records]
-        _write(self.folder / CAPTIONS, caption_lines(self._epoch, ids, answers, statistics, more))
+        write_run_file(self.folder / CAPTIONS, caption_lines(self._epoch, ids, answers, statistics, more))
 
     def _write_similarity(self, answers: Answers) -> None:
         """Write retrieval.json: cosines of the first slides (rows) and the first text of each (columns)."""
@@ -167,7 +166,7 @@ class CaptionScores:
         similarity = answers.similarity[:MOST_RETRIEVED, columns]
         ids = [sample.slide.slide_id for sample in self.chosen[:MOST_RETRIEVED]]
         content = {"ids": ids, "slides": len(self.chosen), "similarity": similarity.round(4).tolist()}
-        _write(self.folder / RETRIEVAL, json_text(content))
+        write_run_file(self.folder / RETRIEVAL, json_text(content))
 
 
 def _retrieval(records: Sequence[CaptionRecord], references: Sequence[list[str]]) -> tuple[list[str], np.ndarray]:
@@ -177,12 +176,3 @@ def _retrieval(records: Sequence[CaptionRecord], references: Sequence[list[str]]
         vector_of_text |= zip(texts, record.text_vectors, strict=True)
     slide_vectors = np.stack([record.slide_vector for record in records])
     return list(vector_of_text), slide_vectors @ np.stack(list(vector_of_text.values())).T
-
-
-def _write(path: Path, text: str) -> None:
-    """Replace a file atomically. Raises UserError."""
-    try:
-        write_atomically(path, text)
-    except OSError as error:
-        raise UserError(path, f"cannot be written ({error.strerror})",
-                        "free some space, then --resume auto; the last checkpoint is good") from None

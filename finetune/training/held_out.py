@@ -11,10 +11,8 @@ import torch
 from prism import GenerationOptions
 
 from ..common.device import Precision
-from ..common.errors import UserError
-from ..common.files import write_atomically
 from ..common.log import logger
-from ..common.run_folder import HELD_OUT, HELD_OUT_CAPTIONS
+from ..common.run_folder import HELD_OUT, HELD_OUT_CAPTIONS, write_run_file
 from ..common.visible import json_text
 from ..data.batch import Batch, Sample
 from ..evaluation.scoring import CAPTIONS, COMMON, NEAREST_TEXT, PROBE_TEXT, Answers, Report, evaluate
@@ -69,18 +67,10 @@ def compare_held_out(folder: Path, model: SlideCaptioner, precision: Precision, 
     if uses_rerank:
         answers = answers.with_captions(reranked)
     report = evaluate(answers, texts.common(), texts.lookups(SlideVectors.join(parts)))
-    _write(folder / HELD_OUT, json_text(report.to_dict()))
-    _write(folder / HELD_OUT_CAPTIONS, caption_lines(epoch, ids, answers, answers.statistics()))
+    write_run_file(folder / HELD_OUT, json_text(report.to_dict()))
+    write_run_file(folder / HELD_OUT_CAPTIONS, caption_lines(epoch, ids, answers, answers.statistics()))
     log_comparison(report)
     return uses_rerank
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        write_atomically(path, text)
-    except OSError as error:
-        raise UserError(path, f"cannot be written ({error.strerror})",
-                        "free some space, then --resume auto; the last checkpoint is good") from None
 
 
 def _captions(model: SlideCaptioner, image_tokens: torch.Tensor, slides: SlideVectors,
