@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import threading
 from collections.abc import Iterator
-from typing import Any, Self
+
+from ..common.signal_handlers import SignalHandlers
 
 
 class Interrupted(KeyboardInterrupt):
@@ -18,25 +18,16 @@ class Interrupted(KeyboardInterrupt):
         self.name, self.exit_code = signal.Signals(number).name, 128 + number
 
 
-class StopSignals:
+class StopSignals(SignalHandlers):
     """Context manager in which SIGINT and SIGTERM raise `Interrupted`; a second one ends the process.
 
     Nothing needs to be saved then, as records are written when they are made: a scheduler may kill soon after.
     """
 
     def __init__(self) -> None:
+        super().__init__(self._note)
         self._received: int | None = None
         self._is_writing = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python does not allow handlers
-            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:

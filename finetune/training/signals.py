@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
-from typing import Any
 
 from ..checkpoints.format import LAST
 from ..common.distributed import World
 from ..common.log import logger
+from ..common.signal_handlers import SignalHandlers
 
 
-class StopSignals:
+class StopSignals(SignalHandlers):
     """SIGINT and SIGTERM request a stop after the current step; a second one ends the process at once (except under
     torchrun, where the terminal and torchrun may both send the signal, and torchrun kills after 30 s anyway).
 
@@ -21,18 +20,9 @@ class StopSignals:
     """
 
     def __init__(self, world: World) -> None:
+        super().__init__(self._note)
         self.world = world
         self.received: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> StopSignals:
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python does not allow handlers
-            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
     def any_received(self) -> bool:
         """Whether a process of the run got a signal; the same on all ranks, which call this together."""

@@ -100,6 +100,7 @@ def test_a_folder_that_is_not_there_has_no_leftovers(tmp_path):
     remove_leftovers(tmp_path / "none")
     (tmp_path / "file").touch()
     remove_leftovers(tmp_path / "file")
+    assert os.listdir(tmp_path) == ["file"]
 
 
 def test_without_locks_only_what_nobody_has_written_for_a_day_goes(tmp_path, monkeypatch):
