@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import random
 import subprocess
 import sys
 from pathlib import Path
 
-import openpyxl
 import pytest
 
 from finetune.cleaning.rules import SHIPPED, Rules
@@ -18,6 +15,7 @@ from finetune.cleaning.run import Options, make_labels
 from finetune.data.labels import load_labels
 from tests.helpers import reports
 from tests.helpers.files import ROOT, refused, write_slides
+from tests.helpers.tables import write_csv, write_records, write_xlsx
 
 HEADER = ["病理号", "姓名", "送检医师", "镜下所见", "病理诊断", "免疫组化"]
 ROWS = [
@@ -33,26 +31,12 @@ LABELS = {"S23-0001": "（胃窦）中分化腺癌，Lauren分型：肠型。", 
           "S23-0004": ["慢性胃炎。", "慢性萎缩性胃炎。"]}
 
 
-def csv_bytes(rows: list[list[str]], encoding: str) -> bytes:
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows(rows)
-    return text.getvalue().encode(encoding)
-
-
 def write_table(folder: Path, kind: str, header: list[str] = HEADER, rows: list[list[str]] = ROWS) -> Path:
     if kind == "xlsx":
-        book = openpyxl.Workbook()
-        for row in [header, *rows]:
-            book.active.append(row)
-        path = folder / "table.xlsx"
-        book.save(path)
-    elif kind == "jsonl":
-        path = folder / "table.jsonl"
-        path.write_text("".join(json.dumps(dict(zip(header, row, strict=True)), ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    else:
-        path = folder / "table.csv"
-        path.write_bytes(csv_bytes([header, *rows], kind))
-    return path
+        return write_xlsx(folder / "table.xlsx", 报告=[header, *rows])
+    if kind == "jsonl":
+        return write_records(folder / "table.jsonl", [header, *rows])
+    return write_csv(folder / "table.csv", [header, *rows], kind)
 
 
 def run(table: Path, **options: object) -> dict:

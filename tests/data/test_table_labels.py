@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-from pathlib import Path
-
-import openpyxl
 import pytest
 
 from finetune.data.columns import ColumnNames
 from finetune.data.labels import Label, load_labels
 from tests.helpers.files import refused, write_json
+from tests.helpers.tables import write_csv, write_records, write_xlsx
 
 HEADER = ["序号", "病理号", "姓名", "临床诊断", "镜下所见", "病理诊断", "切片号", "数据划分"]
 ROWS = [
@@ -25,36 +20,13 @@ WANTED = {"2301001": Label(("（胃窦）低分化腺癌，\n浸润至浆膜层�
           "S23/77": Label(("管状腺瘤；低级别",), ("a.svs", "b.svs"), "test")}
 
 
-def xlsx(path: Path, rows: list[list[str]]) -> Path:
-    book = openpyxl.Workbook()
-    for row in rows:
-        book.active.append(row)
-    book.save(path)
-    return path
-
-
-def text(path: Path, rows: list[list[str]], encoding: str = "utf-8") -> Path:
-    memory = io.StringIO()
-    csv.writer(memory, delimiter="\t" if path.suffix == ".tsv" else ",").writerows(rows)
-    path.write_bytes(memory.getvalue().encode(encoding))
-    return path
-
-
-def records(path: Path, rows: list[list[str]]) -> Path:
-    found = [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
-    if path.suffix == ".json":
-        return write_json(path, found)
-    path.write_text("\n".join(json.dumps(r, ensure_ascii=False) for r in found), encoding="utf-8")
-    return path
-
-
-FORMATS = [pytest.param(lambda p, rows: xlsx(p / "t.xlsx", rows), id="xlsx"),
-           pytest.param(lambda p, rows: text(p / "t.csv", rows, "gbk"), id="GBK CSV"),
-           pytest.param(lambda p, rows: text(p / "t.csv", rows, "utf-16"), id="UTF-16 CSV"),
-           pytest.param(lambda p, rows: text(p / "t.csv", rows, "utf-8-sig"), id="UTF-8 CSV"),
-           pytest.param(lambda p, rows: text(p / "t.tsv", rows), id="TSV"),
-           pytest.param(lambda p, rows: records(p / "t.jsonl", rows), id="JSONL"),
-           pytest.param(lambda p, rows: records(p / "t.json", rows), id="JSON list")]
+FORMATS = [pytest.param(lambda p, rows: write_xlsx(p / "t.xlsx", 报告=rows), id="xlsx"),
+           pytest.param(lambda p, rows: write_csv(p / "t.csv", rows, "gbk"), id="GBK CSV"),
+           pytest.param(lambda p, rows: write_csv(p / "t.csv", rows, "utf-16"), id="UTF-16 CSV"),
+           pytest.param(lambda p, rows: write_csv(p / "t.csv", rows, "utf-8-sig"), id="UTF-8 CSV"),
+           pytest.param(lambda p, rows: write_csv(p / "t.tsv", rows, delimiter="\t"), id="TSV"),
+           pytest.param(lambda p, rows: write_records(p / "t.jsonl", rows), id="JSONL"),
+           pytest.param(lambda p, rows: write_records(p / "t.json", rows), id="JSON list")]
 
 
 @pytest.mark.parametrize("write", FORMATS)
@@ -69,7 +41,7 @@ def test_a_table_and_the_json_of_its_cases_are_equal(tmp_path):
     as_json = {"2301001": {"text": ROWS[0][5], "slides": ["2301001-A1.svs", "2301001-A2.svs"], "split": "train"},
                "0023": {"text": "直肠腺癌", "slides": ["扫描/0023.kfb"], "split": "val"},
                "S23/77": {"text": "管状腺瘤；低级别", "slides": ["a.svs", "b.svs"], "split": "test"}}
-    assert load_labels(write_json(tmp_path / "l.json", as_json)) == load_labels(xlsx(tmp_path / "t.xlsx", [HEADER, *ROWS]))
+    assert load_labels(write_json(tmp_path / "l.json", as_json)) == load_labels(write_xlsx(tmp_path / "t.xlsx", 报告=[HEADER, *ROWS]))
 
 
 @pytest.mark.parametrize("write", FORMATS)
@@ -102,12 +74,12 @@ def test_rows_become_cases(tmp_path, write, rows, wanted):
     ([["id", "text", "split"], ["a", "x", "fold1"]], {"a": "split 'fold1', expected train, val, test"})])
 def test_a_case_whose_rows_make_no_label_is_a_problem_of_its_own(tmp_path, rows, wanted):
     rows = [rows[0], ["good", "x", "s0" if "slide" in rows[0] else "train"][:len(rows[0])], *rows[1:]]
-    labels, problems = load_labels(text(tmp_path / "t.csv", rows))
+    labels, problems = load_labels(write_csv(tmp_path / "t.csv", rows))
     assert list(labels) == ["good"] and problems == wanted
 
 
 def test_slides_with_texts_of_their_own_are_cases_once_the_slide_is_the_id(tmp_path):
-    path = text(tmp_path / "t.csv", [["id", "text", "slide"], ["a", "x", "s1"], ["a", "y", "s2"]])
+    path = write_csv(tmp_path / "t.csv", [["id", "text", "slide"], ["a", "x", "s1"], ["a", "y", "s2"]])
     assert load_labels(path, ColumnNames(id="slide"))[0] == {"s1": Label(("x",), ("s1",)), "s2": Label(("y",), ("s2",))}
 
 
@@ -117,7 +89,7 @@ def test_lists_in_a_record_are_all_texts_and_slides_of_its_case(tmp_path):
 
 
 def test_named_columns_and_encoding_are_used(tmp_path):
-    path = text(tmp_path / "t.csv", [["k", "n", "é"], ["1", "a", "x"]], "cp1252")
+    path = write_csv(tmp_path / "t.csv", [["k", "n", "é"], ["1", "a", "x"]], "cp1252")
     with refused("t.csv:1", "cp1252"):
         load_labels(path)
     with refused("t.csv", "no column is known as the id; its columns: k, n, é"):
@@ -128,4 +100,4 @@ def test_named_columns_and_encoding_are_used(tmp_path):
 def test_the_same_errors_as_of_json(tmp_path):
     for rows, words in (([["id", "text"], ["../x", "y"]], "not a file name"), ([["id", "text"], ["a.h5", "y"], ["a", "y"]], "two ids name the slide 'a'")):
         with refused("t.csv", words):
-            load_labels(text(tmp_path / "t.csv", rows))
+            load_labels(write_csv(tmp_path / "t.csv", rows))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import datetime
-import io
-import json
 import random
 import zipfile
 from pathlib import Path
@@ -16,35 +14,10 @@ import pytest
 from finetune.common.errors import UserError
 from finetune.data.tables import Table, read_table
 from tests.helpers.files import refused, write_json
+from tests.helpers.tables import write_csv, write_records, write_xlsx
 
 HEADER = ["病理号", "病理诊断", "切片号"]
 ROWS = [["2301001", "（胃窦）低分化腺癌，\n浸润至浆膜层。", "a.svs"], ["2301002", '大小5"×2"；切缘(-)', "b,c.svs"], ["0023", "直肠腺癌；中分化\t肠型", ""]]
-
-
-def write_xlsx(path: Path, **sheets: list[list[object]]) -> Path:
-    book = openpyxl.Workbook()
-    book.remove(book.active)
-    for name, rows in sheets.items():
-        sheet = book.create_sheet(name)
-        for row in rows:
-            sheet.append(row)
-    book.save(path)
-    return path
-
-
-def write_csv(path: Path, rows: list[list[str]], encoding: str = "utf-8", **dialect: object) -> Path:
-    memory = io.StringIO()
-    csv.writer(memory, **dialect).writerows(rows)
-    path.write_bytes(memory.getvalue().encode(encoding))
-    return path
-
-
-def write_records(path: Path, rows: list[list[str]]) -> Path:
-    records = [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
-    if path.suffix == ".json":
-        return write_json(path, records)
-    path.write_text("\n".join(json.dumps(record, ensure_ascii=False) for record in records) + "\n", encoding="utf-8")
-    return path
 
 
 def cells(table: Table) -> list[list[str]]:

@@ -20,15 +20,6 @@ from tests.helpers.files import refused, write_json
 MODULE = "coca.img_context."
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch) -> Path:
-    kill_runs.make_data(tmp_path)
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    monkeypatch.setattr("finetune.models.build.load_prism", kill_runs.tiny_prism)
-    return tmp_path / "here"
-
-
 def train(*more: str) -> Checkpoint:
     assert run.train(apply_overrides(Config(), [*kill_runs.SETTINGS, "model.probe_tokens=2", *more])) == 0
     return Checkpoint.load("run/best_model.pth")

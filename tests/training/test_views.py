@@ -17,15 +17,6 @@ from finetune.training import run
 from tests.helpers import kill_runs
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch) -> Path:
-    kill_runs.make_data(tmp_path)
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    monkeypatch.setattr("finetune.models.build.load_prism", kill_runs.tiny_prism)
-    return tmp_path / "here"
-
-
 def train(*more: str) -> Checkpoint:
     assert run.train(apply_overrides(Config(), [*kill_runs.SETTINGS, *more])) == 0
     return Checkpoint.load("run/last_model.pth")
