@@ -10,6 +10,7 @@ from typing import Any
 
 from ..common.errors import UserError
 from ..data.columns import ColumnNames, Columns, find_columns, list_columns, simple_name
+from ..data.labels import id_problem
 from ..data.slide_names import slide_name
 from ..data.table_labels import cases_of_table
 from ..data.tables import Table
@@ -223,8 +224,8 @@ def _id_problem(case_id: str, value: Any, taken: set[str]) -> str:
     """Why the labels could not be read again with this id; '' if they can."""
     if slide_name(case_id) in taken:
         return "another id names the same slide"
-    is_path = case_id in (".", "..") or re.search(r"[/\\\0]", case_id)
-    return "the id is not a file name" if is_path and not value.get("slides") else ""
+    problem = id_problem(slide_name(case_id), bool(value.get("slides")))
+    return "the id is not a file name" if problem else ""
 
 
 def _case(case_id: str, value: Any, rows: Sequence[int]) -> Case:

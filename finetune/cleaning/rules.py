@@ -11,6 +11,7 @@ from typing import Any
 
 from ..common.errors import UserError
 from ..config.yaml_file import load_plain_yaml
+from ..data.columns import simple_name
 
 SHIPPED = Path(__file__).parent / "rules.yaml"
 SCOPES = ("sentence", "clause", "phrase", "bracket", "to_sentence_end", "to_end")
@@ -85,7 +86,7 @@ class Rules:
 
 
 def simplify_name(name: str) -> str:
-    """A column name or placeholder without case, white space, brackets and punctuation."""
+    """A placeholder or text without case, white space, brackets and punctuation."""
     return re.sub(r"[\W_]+", "", name).casefold()
 
 
@@ -108,7 +109,7 @@ class _Reader:
         if not keep:
             raise self._error("keep_sections names no section")
         columns = self._mapping(self._content.get("known_columns") or {}, "known_columns", ("patient", "doctor"))
-        named = {kind: frozenset(map(simplify_name, self._texts(names, f"known_columns.{kind}")))
+        named = {kind: frozenset(map(simple_name, self._texts(names, f"known_columns.{kind}")))
                  for kind, names in columns.items()}
         protect = self._texts(self._content.get("protect"), "protect")
         placeholders = self._texts(self._content.get("placeholders"), "placeholders")

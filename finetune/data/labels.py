@@ -99,10 +99,15 @@ def _read_cases(path: Path, named: ColumnNames | None, encoding: str | None,
 
 def _check_id(key: str, case_id: str, value: Any, path: Path) -> None:
     """Raise UserError for an id that can name neither a slide nor, beside slides of their own names, a case."""
-    has_slides = isinstance(value, dict) and value.get("slides")
-    problem = _surrogate_problem(case_id) if has_slides and case_id else _id_problem(case_id)
+    has_slides = isinstance(value, dict) and bool(value.get("slides"))
+    problem = id_problem(case_id, has_slides)
     if problem:
         raise UserError(path, f"id {key!r}: {problem}", "an id is the file name of a slide without folder and .h5")
+
+
+def id_problem(case_id: str, has_slides: bool) -> str | None:
+    """Why an id can name neither a slide nor, beside slides of their own names, a case; None if it can."""
+    return _surrogate_problem(case_id) if has_slides and case_id else _file_name_problem(case_id)
 
 
 def _cases(data: dict[str, Any], path: Path) -> list[tuple[str, Any]]:
@@ -180,13 +185,13 @@ def _parse_slide(value: Any) -> str:
         raise ValueError(_NO_NAMES)
     # a path is only compared with those of the files that were found, never opened
     parts = path_parts(slide_name(value.strip()))
-    problem = _id_problem(" ".join(parts)) if parts and ".." not in parts else "not a file name"
+    problem = _file_name_problem(" ".join(parts)) if parts and ".." not in parts else "not a file name"
     if problem:
         raise ValueError(f"slide {value!r}: {problem}")
     return "/".join(parts)
 
 
-def _id_problem(slide_id: str) -> str | None:
+def _file_name_problem(slide_id: str) -> str | None:
     """Why an id cannot be a file name inside the embeddings folder, or None."""
     if slide_id in ("", ".", "..") or any(c in slide_id for c in "/\\\0"):
         return "not a file name"

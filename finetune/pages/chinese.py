@@ -112,7 +112,7 @@ FAULTS = {
     "locked: is another process still writing it?": ("文件被占用", "is locked"),
     "is larger than %s GB": ("超过 {0} GB，请改用命令行", "is larger than {0} GB: use the command line"),
     "cannot be stored (%s)": ("存不下：磁盘空间不足", "cannot be stored: no space on this disk"),
-    "its name ends in %s": ("文件名应以 .h5、.hdf5 或 .pt 结尾", "must be a .h5, .hdf5 or .pt file"),
+    "its name ends in %s": ("文件名应以 .h5、.hdf5、.pt、.npy 或 .npz 结尾", "must be a .h5, .hdf5, .pt, .npy or .npz file"),
     "does not come from this page": ("请求不是从这个网页发出的", "the request does not come from this page"),
     "are not a list of texts": ("文本的格式不对", "the texts are not a list"),
     "its caption is empty": ("描述是空的，没有可解释的内容", "has an empty caption: nothing to explain"),

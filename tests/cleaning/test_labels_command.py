@@ -234,6 +234,22 @@ def test_a_rules_file_that_cannot_be_meant_is_refused(tmp_path, old, new, words)
         Rules.load(path)
 
 
+@pytest.mark.parametrize("column", ["姓名（全名）", "ＭＲＮ", "Patient (name)"])
+def test_a_column_of_a_patient_is_known_by_the_name_that_the_rules_give(tmp_path, column):
+    content = SHIPPED.read_text(encoding="utf-8").replace("  patient: [", f"  patient: ['{column}', ", 1)
+    (tmp_path / "mine.yaml").write_text(content, encoding="utf-8")
+    table = write_table(tmp_path, "utf-8", ["病理号", column, "病理诊断"], [["A", "诸葛七七", "胃腺癌，诸葛七七同意手术。"]])
+    assert "诸葛七七" not in run(table, rules=str(tmp_path / "mine.yaml"))["A"]
+
+
+@pytest.mark.parametrize("case_id", ["A\n1", "A\t1", "a/b", ".."])
+def test_an_id_that_the_loader_refuses_is_left_out(tmp_path, case_id):
+    table = write_table(tmp_path, "jsonl", ["病理号", "病理诊断"], [[case_id, "胃腺癌。"], ["B", "直肠腺癌。"]])
+    assert run(table) == {"B": "直肠腺癌。"}
+    assert load_labels(tmp_path / "labels.json")[0].keys() == {"B"}
+    assert "the id is not a file name" in (tmp_path / "labels.md").read_text(encoding="utf-8")
+
+
 def test_rules_of_the_user_replace_the_shipped_ones(tmp_path):
     (tmp_path / "mine.yaml").write_text("keep_sections: [all]\nsections:\n  all: {columns: [病理诊断], headings: []}\n"
                                         "drop:\n  mine: {clause: ['^{odd}']}\nwords: {odd: 'Lauren|慢性'}\nplaceholders: [见图]\n", encoding="utf-8")

@@ -279,7 +279,7 @@ def test_several_files_are_described_one_after_the_other_and_downloaded(watched,
     with page.expect_download() as table:
         page.click("#save_csv")
     lines = list(csv.reader(Path(table.value.path()).read_text(encoding="utf-8-sig").splitlines()))
-    assert lines[0] == ["id", "caption", "error", "confidence"] and lines[2][0] == "'=1+1" and lines[1][1] == rows[0][1]
+    assert lines[0] == ["id", "caption", "error", "confidence", "finished"] and lines[1][-1] in ("true", "false") and lines[3][-1] == "" and lines[2][0] == "'=1+1" and lines[1][1] == rows[0][1]
 
 
 def test_the_map_says_where_a_tile_is_and_can_be_saved(watched, server):

@@ -157,8 +157,8 @@ function cell(value) {
 }
 function csv() {
   const records = done(), texts = [...new Set(records.flatMap(one => Object.keys(one.similarity)))];
-  const head = ["id", "caption", "error", ...texts.map(text => `similarity: ${text}`), "confidence"];
-  const lines = records.map(one => [one.id, one.caption, one.error, ...texts.map(text => one.similarity[text]), one.confidence]);
+  const head = ["id", "caption", "error", ...texts.map(text => `similarity: ${text}`), "confidence", "finished"];
+  const lines = records.map(one => [one.id, one.caption, one.error, ...texts.map(text => one.similarity[text]), one.confidence, one.finished]);
   return "\ufeff" + [head, ...lines].map(line => line.map(cell).join(",") + "\r\n").join("");
 }
 part("save_csv").addEventListener("click", () => download("captions.csv", new Blob([csv()], { type: "text/csv" })));
