@@ -17,10 +17,10 @@ from .config import BioGptConfig, PerceiverConfig, PrismConfig
 from .errors import PrismWeightsError
 from .generation import GenerationOptions, search
 from .prism import Prism
-from .slide_encoder import PrismSlideEncoder, fingerprint
+from .slide_encoder import PrismSlideEncoder, fingerprint, hash_tensors
 from .tokenizer import BioGptTokenizer
 from .weights import load_prism, load_tokenizer
 
 __all__ = ["BioGptConfig", "BioGptTokenizer", "GenerationOptions", "PerceiverConfig", "Prism", "PrismConfig",
-           "PrismSlideEncoder", "PrismWeightsError", "TextDecoder", "fingerprint", "load_prism", "load_tokenizer",
-           "search"]
+           "PrismSlideEncoder", "PrismWeightsError", "TextDecoder", "fingerprint", "hash_tensors", "load_prism",
+           "load_tokenizer", "search"]

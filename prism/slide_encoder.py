@@ -4,6 +4,7 @@ Shapes: B slides, N tiles, C tile width (`tile_dim`), L image latents, D width o
 """
 
 import hashlib
+from collections.abc import Mapping
 from typing import Self
 
 import torch
@@ -149,10 +150,13 @@ def fingerprint(module: nn.Module, part: str = "") -> str:
     Args:
         part: Only parameters whose names begin with it.
     """
+    return hash_tensors({name: parameter for name, parameter in module.named_parameters() if name.startswith(part)})
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over name, type, shape and bytes of tensors on any device, sorted by name."""
     digest = hashlib.sha256()
-    for name, parameter in sorted(module.named_parameters()):
-        if not name.startswith(part):
-            continue
-        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
-        digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

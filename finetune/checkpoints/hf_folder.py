@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from ..common.caveats import is_random
 from ..common.errors import UserError
 from ..common.files import temporary_folder
 from ..common.visible import json_text
@@ -140,7 +141,7 @@ def _is_public(source: Any) -> bool:
     if not isinstance(source, str):
         return False
     looks_like_hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) is not None
-    return source in ("random", "random-tiny") or (looks_like_hub_id and not Path(source).exists())
+    return is_random(source) or (looks_like_hub_id and not Path(source).exists())
 
 
 def _write_json(path: Path, data: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from ..common.errors import UserError
 from ..common.files import expand, write_atomically
 from ..common.log import logger
+from ..common.threads import usable_cores
 from ..common.visible import json_text
 from ..data.columns import ColumnNames
 from ..data.loader_process import map_in_processes
@@ -108,7 +109,7 @@ def _outcome(options: Options, table: Table) -> Outcome:
     doctors: set[str] = set()
     for row in table.rows:
         doctors.update(known_values(row, layout.doctor))
-    cleaned = clean_table(table, layout, rules, frozenset(doctors), options.rules, options.sections)
+    cleaned = clean_table(table, layout, rules, frozenset(doctors))
     cases, left_out = group_rows(table, layout, cleaned)
     unused = None
     if options.embeddings_dir is not None:
@@ -119,21 +120,18 @@ def _outcome(options: Options, table: Table) -> Outcome:
     return Outcome(table, layout, rules, rules_name, cleaned, cases, left_out, unused, hide)
 
 
-def clean_table(table: Table, layout: Layout, rules: Rules, doctors: frozenset[str],
-                rules_file: str | None, sections: tuple[str, ...]) -> list[CleanedText]:
+def clean_table(table: Table, layout: Layout, rules: Rules, doctors: frozenset[str]) -> list[CleanedText]:
     """Clean each row; those of a large table in several processes.
 
     Args:
         table, layout, rules: As read.
         doctors: Names that are masked in every text.
-        rules_file, sections: Where `rules` come from, for the other processes.
     """
     jobs = [_job(row, layout) for row in table.rows]
     if len(jobs) < _PARALLEL_FROM:
         cleaner = Cleaner(rules, doctors)
         return [cleaner.clean(*job) for job in jobs]
-    return list(map_in_processes(_clean_in_worker, jobs, os.cpu_count() or 1, _CHUNK, _start_worker,
-                                 (rules_file, sections, doctors)))
+    return list(map_in_processes(_clean_in_worker, jobs, usable_cores(), _CHUNK, _start_worker, (rules, doctors)))
 
 
 def _job(row: dict[str, str], layout: Layout) -> Job:
@@ -141,9 +139,9 @@ def _job(row: dict[str, str], layout: Layout) -> Job:
     return cells, known_values(row, layout.patient)
 
 
-def _start_worker(rules_file: str | None, sections: tuple[str, ...], doctors: frozenset[str]) -> None:
+def _start_worker(rules: Rules, doctors: frozenset[str]) -> None:
     global _cleaner
-    _cleaner = Cleaner(Rules.load(rules_file or SHIPPED, sections), doctors)
+    _cleaner = Cleaner(rules, doctors)
 
 
 def _clean_in_worker(job: Job) -> CleanedText:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ..common.visible import visible
+from ..data.near_duplicates import SIMILARITY_THRESHOLD
 from ..data.tables import Table
 from .dataset import Case, Layout, LeftOut, known_values
 from .final_check import Suspect
@@ -221,8 +222,8 @@ def _pairs(texts: Sequence[str]) -> Iterator[str]:
     pairs = near_duplicates(texts)
     yield "## 几乎相同的文本 / Near duplicates"
     yield ""
-    yield (f"{len(pairs)} / {len(texts)} 条不同的文本与更早的一条几乎相同（字符三元组 Jaccard ≥ 0.8）"
-           f" / different texts are nearly equal to an earlier one")
+    yield (f"{len(pairs)} / {len(texts)} 条不同的文本与更早的一条几乎相同"
+           f"（字符三元组 Jaccard ≥ {SIMILARITY_THRESHOLD:g}） / different texts are nearly equal to an earlier one")
     if pairs:
         yield ""
         yield from _table(["文本 / text", "更早的 / earlier"],

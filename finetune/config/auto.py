@@ -31,8 +31,8 @@ _PRISM_DECODER = {"model.size": "large", "training.epochs": 50, "training.learni
 _LANGUAGE_MODEL = {"model.size": "large", "model.num_img_queries": 32, "training.learning_rate": 1e-3}
 
 # null in a size key means: as in model.size
-AUTO_KEYS = ("model.size", *(f"model.{name}" for name in SIZE_KEYS), "training.epochs", "training.learning_rate",
-             "data.views", "model.probe_tokens")
+SIZE_SETTINGS = ("model.size", *(f"model.{name}" for name in SIZE_KEYS))
+AUTO_KEYS = (*SIZE_SETTINGS, "training.epochs", "training.learning_rate", "data.views", "model.probe_tokens")
 
 
 def value_of(config: Config, key: str) -> Any:
@@ -119,11 +119,10 @@ def _encodes_once(config: Config) -> bool:
 def describe(before: Config, after: Config, num_training_slides: int) -> str | None:
     """One line that says what `resolve` made of `before`; None if nothing was open."""
     chosen = []
-    of_size = ["model.size", *(f"model.{name}" for name in SIZE_KEYS)]
-    if after.model.decoder != "prism" and any(is_open(before, key) for key in of_size):
+    if after.model.decoder != "prism" and any(is_open(before, key) for key in SIZE_SETTINGS):
         chosen.append(_describe_size(before, after))
     for key in AUTO_KEYS:
-        if key not in of_size and is_open(before, key):
+        if key not in SIZE_SETTINGS and is_open(before, key):
             chosen.append(f"{key} auto: {value_of(after, key):g}")
     if not chosen:
         return None

@@ -16,6 +16,7 @@ from ..common.errors import BadSlide, UserError
 from ..common.files import expand
 from ..common.log import logger
 from ..common.progress import progress
+from ..common.threads import usable_cores
 from . import h5_files, npy_files, pt_files
 from .loader_process import map_in_processes
 
@@ -260,7 +261,7 @@ def _map(inspect: partial, paths: list[str]) -> Iterable[SlideFile | BadSlide]:
     if len(paths) < _PARALLEL_FROM:
         yield from map(inspect, paths)
         return
-    yield from map_in_processes(inspect, paths, min(8, os.cpu_count() or 1), chunksize=64)
+    yield from map_in_processes(inspect, paths, min(8, usable_cores()), chunksize=64)
 
 
 def inspect_slide(path: str | Path, h5_key: str | None, image_dim: int, encoder: str | None = None) -> SlideFile:

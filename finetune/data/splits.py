@@ -81,6 +81,11 @@ def _draw_validation(ids: list[str], config: DataConfig, seed: int, groups: Mapp
     return split_ids(ids, config.val_split, seed, groups)
 
 
+def groups_of(ids: Iterable[str], pattern: str | None) -> list[str] | None:
+    """The patient of each id, in their order, for what is left out together; None without a pattern."""
+    return list(patients(ids, pattern).values()) if pattern else None
+
+
 def patients(ids: Iterable[str], pattern: str | None) -> dict[str, str]:
     """The patient of each id.
 

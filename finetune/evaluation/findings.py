@@ -8,8 +8,9 @@ reference and say the opposite; here that is counted.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from .text_metrics import Statistic, mean_of
 SHIPPED = Path(__file__).parent / "dictionaries"
 _WEIGHT = {PRESENT: 3, ABSENT: 2, UNCERTAIN: 1}
 _ENTRY_FORMAT = "write finding: {phrases: [...], negations: [...], uncertain: [...], questions: [...], ignore: [...]}"
+_TEXTS_KEPT = 1 << 16  # of 1 kB or so with their findings: captions change from epoch to epoch
 _FOR_ALL = ""  # no finding has this name
 _KINDS = {"phrases": Kind.NAME, "negations": Kind.DENIAL, "uncertain": Kind.DOUBT, "questions": Kind.QUESTION,
           "ignore": Kind.IGNORED}
@@ -38,7 +40,6 @@ class FindingDictionary:
 
     findings: dict[str, list[Term]]
     ignored: list[Term]
-    _known: dict[str, dict[str, str]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def load(cls, names: Iterable[str]) -> FindingDictionary:
@@ -67,17 +68,17 @@ class FindingDictionary:
         ignored = terms.pop(_FOR_ALL, [])
         return cls(terms, ignored)
 
-    def read(self, text: str) -> dict[str, str]:
-        """{finding: present, absent or uncertain} of those a text mentions.
+    @cached_property
+    def read(self) -> Callable[[str], dict[str, str]]:
+        """Reads {finding: present, absent or uncertain} of those a text mentions.
 
         An assertion in one clause outweighs negations in others: cancer in the stomach, none at its margin, is cancer.
+        References are read once for all baselines and epochs.
         """
-        if text not in self._known:  # a reference is read once for all baselines
-            self._known[text] = self._read(folded(text))
-        return self._known[text]
+        return lru_cache(_TEXTS_KEPT)(self._read)
 
     def _read(self, text: str) -> dict[str, str]:
-        """`read` of a folded text."""
+        text = folded(text)
         result: dict[str, str] = {}
         for statement in statements(text, mentions(text, self.findings, self.ignored)):
             finding, status = statement.mention.finding, statement.status

@@ -9,9 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from prism import GenerationOptions
+from prism import GenerationOptions, hash_tensors
 
 from .captioner import Captioner
 from .nearest import TrainingSlides
@@ -27,7 +25,7 @@ def source_of(captioner: Captioner, options: InferenceOptions, generation: Gener
     """The model and the options of a job. Where the model lies, and as which kind of file, does not count."""
     config, model = captioner.config, captioner.model
     about_model = {
-        "trained": _hash_weights(model.saved_state()),
+        "trained": hash_tensors(model.saved_state()),
         "frozen": [model.prism.sha256 if config.prism.freeze else None, model.decoder.describe()],
         "image_tokens": config.prism.image_tokens,
         "data": {name: getattr(config.data, name) for name in _DATA},
@@ -60,15 +58,6 @@ def slide_source(files: list[list[str]]) -> str:
         except OSError:
             found.append((Path(path).name, None, None))
     return _hash(found)
-
-
-def _hash_weights(state: dict[str, torch.Tensor]) -> str:
-    """Of the names and bytes of tensors on any device."""
-    digest = hashlib.sha256()
-    for name, weight in sorted(state.items()):
-        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
-        digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def _hash(value: Any) -> str:

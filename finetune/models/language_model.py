@@ -26,6 +26,7 @@ from coca_pytorch import CoCaOutputs, ContrastiveCaptioner, EmbedToLatents, Pack
 from ..common.errors import UserError
 from ..config.schema import Config, ModelConfig
 from ..data.tokenizer import FastTokenizer, Tokenizer
+from .adapters import inject_adapters
 from .language_model_folder import (
     LanguageModelFolder,
     cache_argument,
@@ -337,16 +338,8 @@ def build_language_model(config: Config, tokenizer: Tokenizer, language_model: L
 
 
 def add_adapters(model: nn.Module, rank: int) -> None:
-    """Low-rank adapters beside all matrices of a language model but its head; they alone train.
-
-    Raises UserError if peft is not installed.
-    """
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError:
-        raise UserError("model.lora_rank", f"is {rank}, but peft is not installed", "pip install peft") from None
+    """Low-rank adapters beside all matrices of a language model but its head; they alone train. Raises UserError."""
     modules = {name: module for name, module in model.named_modules() if module is not model.get_output_embeddings()}
     turned = [name for name, module in modules.items() if type(module).__name__ == "Conv1D"]  # of GPT-2
     plain = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=turned or plain,
-                                       fan_in_fan_out=bool(turned)), model)
+    inject_adapters(model, rank, turned or plain, is_transposed=bool(turned))

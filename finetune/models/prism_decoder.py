@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from coca_pytorch import CoCaOutputs, ContrastiveCaptioner, PackedLinears, caption_loss, equal_text_groups
 from prism import Prism, fingerprint
@@ -19,6 +19,7 @@ from prism.biogpt import DecoderCache
 from ..common.errors import UserError
 from ..config.schema import Config
 from ..data.tokenizer import Tokenizer
+from .adapters import inject_adapters
 
 _ADAPTED = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 
@@ -64,7 +65,7 @@ class PrismDecoder(ContrastiveCaptioner):
         """
         trained = [self.img_to_latents, self.text_to_latents, self.temperature] if pairs else []
         if captions and lora_rank:
-            _add_adapters(self.text_decoder.upper, lora_rank)
+            inject_adapters(self.text_decoder.upper, lora_rank, _ADAPTED)
         elif captions:
             trained += [self.text_decoder.upper, self.text_decoder.model.biogpt.layer_norm]
         for part in trained:
@@ -133,12 +134,3 @@ def build_prism_decoder(config: Config, tokenizer: Tokenizer, prism: Prism) -> P
     decoder.train_upper_half(model.lora_rank, captions=custom_loss or model.caption_loss_weight > 0,
                              pairs=custom_loss or model.contrastive_loss_weight > 0)
     return decoder
-
-
-def _add_adapters(layers: nn.ModuleList, rank: int) -> None:
-    """Low-rank adapters beside all matrices of the layers, which stay frozen themselves."""
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError:
-        raise UserError("model.lora_rank", f"is {rank}, but peft is not installed", "pip install peft") from None
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=_ADAPTED), layers)

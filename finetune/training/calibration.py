@@ -17,7 +17,7 @@ from ..common.progress import progress
 from ..config.schema import Config
 from ..data.batch import Batch, Sample
 from ..data.prepare import Data
-from ..data.splits import patients
+from ..data.splits import groups_of
 from ..models.captioner import SlideCaptioner, encoded
 from ..models.linear_probe import LinearProbe
 from ..models.training_texts import SlideVectors, TrainingTexts
@@ -90,8 +90,7 @@ def _index(model: SlideCaptioner, precision: Precision, data: Data, config: Conf
         ids += batch.ids
     vectors = SlideVectors.join(parts)
     samples = {sample.slide.slide_id: sample for sample in data.train}
-    pattern = config.data.group_pattern
-    groups = list(patients(ids, pattern).values()) if pattern else None
+    groups = groups_of(ids, config.data.group_pattern)
     probe = LinearProbe.fit(vectors.latent_mean, [samples[i].token_ids for i in ids], groups, config.training.seed)
     embeddings = None
     if model.decoder.contrastive_loss_weight:

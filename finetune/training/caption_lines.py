@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,6 @@ from ..evaluation.findings import SHIPPED, FindingDictionary
 from ..evaluation.scoring import Answers
 from ..evaluation.text_metrics import Statistic
 
-_TEXTS_KEPT = 1 << 16  # of 1 kB or so with their findings: captions change from epoch to epoch
 Statuses = Mapping[str, str]  # {finding: present, absent or uncertain} of those that a text mentions
 
 
@@ -61,4 +60,4 @@ def _both(in_caption: Statuses, in_references: Statuses) -> dict[str, list[str |
 def _finding_reader() -> Callable[[str], Statuses]:
     """Reads the findings of all shipped dictionaries in a text; references come again in each epoch."""
     dictionary = FindingDictionary.load(sorted(path.stem for path in SHIPPED.glob("*.yaml")))
-    return lru_cache(_TEXTS_KEPT)(dictionary.read)
+    return dictionary.read

@@ -20,7 +20,7 @@ from ..common.distributed import World
 from ..common.errors import UserError
 from ..common.files import expand
 from ..common.log import logger
-from ..config.auto import SIZE_KEYS, fill_open, value_of
+from ..config.auto import SIZE_SETTINGS, fill_open, value_of
 from ..config.schema import Config, from_dict, same_decoder
 from ..data.tokenizer import Tokenizer, tokenizer_from_dict
 from ..models.build import describe_prism
@@ -28,10 +28,9 @@ from ..models.captioner import SAVED_AS, SlideCaptioner
 
 _KEY = "training.init_from"
 _PROBE = f"{SAVED_AS['decoder']}.img_context."
-_SIZES = ("model.size", *(f"model.{name}" for name in SIZE_KEYS))
 # What a decoder's weights depend on besides the vocabulary
-_MUST_MATCH = ("model.decoder", *_SIZES, "model.image_dim", "model.ff_mult", "model.contrastive", "model.lora_rank",
-               "model.freeze_decoder", "prism.image_tokens", "data.image_dim", "data.normalize")
+_MUST_MATCH = ("model.decoder", *SIZE_SETTINGS, "model.image_dim", "model.ff_mult", "model.contrastive",
+               "model.lora_rank", "model.freeze_decoder", "prism.image_tokens", "data.image_dim", "data.normalize")
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ class StartingPoint:
             UserError: A size that is given, or another setting that the weights depend on, is not that of the model.
         """
         config = copy.deepcopy(config)
-        fill_open(config, {key: value_of(self.config, key) for key in _SIZES})
+        fill_open(config, {key: value_of(self.config, key) for key in SIZE_SETTINGS})
         for key in _MUST_MATCH:
             own, wanted = value_of(self.config, key), value_of(config, key)
             is_same = same_decoder(own, wanted) if key == "model.decoder" else own == wanted

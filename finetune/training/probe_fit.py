@@ -12,7 +12,7 @@ from ..config.schema import Config
 from ..data.batch import Sample
 from ..data.prepare import Data
 from ..data.slide_cache import SlideCache
-from ..data.splits import patients
+from ..data.splits import groups_of
 from ..models.captioner import SlideCaptioner
 from ..models.linear_probe import CrossFit, fitted_slides, predictable_tokens
 from ..models.probe_tokens import TrainingEvidence, latent_mean
@@ -23,12 +23,12 @@ def predictable_of(data: Data, config: Config) -> np.ndarray:
     return predictable_tokens([sample.token_ids for sample in data.train], config.training.seed)
 
 
-def require_probe_inputs(config: Config, data: Data, cache: SlideCache | None) -> None:
-    """Raises UserError if no probe can be fitted for a run that is to have probe tokens."""
+def require_probe_inputs(model: SlideCaptioner, cache: SlideCache | None) -> None:
+    """Raises UserError if no probe can be fitted for a run that is to have probe tokens: the model has none then."""
     if cache is None:
         raise UserError("model.probe_tokens", "needs slides that are encoded once, but data.latents_cache, "
                         "data.max_tiles or prism.freeze has them encoded in every epoch", "set model.probe_tokens=0")
-    if not len(predictable_of(data, config)):
+    if model.probe_tokens is None:
         raise UserError("model.probe_tokens", "a linear probe can predict nothing: it needs 8 training slides, and "
                         "tokens that stand in two of their texts but not in all", "set model.probe_tokens=0")
 
@@ -57,6 +57,5 @@ def _fit(config: Config, samples: list[Sample], cache: SlideCache) -> CrossFit |
         image_tokens = torch.from_numpy(cache.read(sample.slide)).float()
         features.append(latent_mean(image_tokens[None])[0].numpy())
     ids = [sample.slide.slide_id for sample in samples]
-    pattern = config.data.group_pattern
-    groups = list(patients(ids, pattern).values()) if pattern else None
+    groups = groups_of(ids, config.data.group_pattern)
     return CrossFit.fit(np.stack(features), [sample.token_ids for sample in samples], groups, config.training.seed)

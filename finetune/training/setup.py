@@ -136,7 +136,7 @@ def open_slide_cache(config: Config, data: Data, model: SlideCaptioner, precisio
     """
     cache = _slide_cache(config, data, model, precision)
     if config.model.probe_tokens:
-        require_probe_inputs(config, data, cache)
+        require_probe_inputs(model, cache)
     return cache
 
 
