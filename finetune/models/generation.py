@@ -56,10 +56,24 @@ def confidences(decoder: CaptionDecoder, image_tokens: torch.Tensor, captions: l
         if has_ended(caption, max_length):
             row.append(eos_id)
         rows.append(row)
-    longest = max(map(len, rows))
-    ids = torch.tensor([row + [pad_id] * (longest - len(row)) for row in rows], device=image_tokens.device)
-    lengths = torch.tensor([[len(row) - 1] for row in rows], device=ids.device)
-    mask = torch.arange(longest - 1, device=ids.device) < lengths  # (B, T)
-    generated = decoder.label_log_probabilities(ids[:, :-1], ids[:, 1:], image_tokens=image_tokens, text_mask=mask,
-                                                temperature=temperature).exp()  # (B, T)
+    log_probabilities, mask = token_log_probabilities(decoder, image_tokens, rows, pad_id, temperature)
+    generated = log_probabilities.exp()
     return (generated.where(mask, 0).sum(1) / mask.sum(1)).tolist()
+
+
+def token_log_probabilities(decoder: CaptionDecoder, image_tokens: torch.Tensor, texts: Sequence[list[int]],
+                            pad_id: int, temperature: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log probability of each token of texts [begin, ..., end] after the first, and which are not padding, both (B, T).
+
+    Args:
+        image_tokens: (B, n, D).
+        temperature: Logits are divided by it.
+    """
+    longest = max(map(len, texts))
+    ids = torch.tensor([text + [pad_id] * (longest - len(text)) for text in texts], device=image_tokens.device)
+    lengths = torch.tensor([[len(text) - 1] for text in texts], device=ids.device)
+    mask = torch.arange(longest - 1, device=ids.device) < lengths
+    inputs = ids[:, :-1].masked_fill(~mask, pad_id)  # as in training: no end token stands before padding
+    found = decoder.label_log_probabilities(inputs, ids[:, 1:], image_tokens=image_tokens, text_mask=mask,
+                                            temperature=temperature)
+    return found, mask

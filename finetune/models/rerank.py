@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from .captioner import CaptionDecoder
+from .generation import token_log_probabilities
 from .training_texts import SlideVectors, TrainingTexts
 
 _CANDIDATES = 8  # training texts beside the own caption
@@ -50,11 +51,5 @@ def log_probabilities(decoder: CaptionDecoder, image_tokens: torch.Tensor, texts
     Args:
         image_tokens: (1, n, D).
     """
-    longest = max(map(len, texts))
-    ids = torch.tensor([text + [pad_id] * (longest - len(text)) for text in texts], device=image_tokens.device)
-    lengths = torch.tensor([[len(text) - 1] for text in texts], device=ids.device)
-    mask = torch.arange(longest - 1, device=ids.device) < lengths  # (texts, T)
-    inputs = ids[:, :-1].masked_fill(~mask, pad_id)
-    found = decoder.label_log_probabilities(inputs, ids[:, 1:], image_tokens=image_tokens.expand(len(texts), -1, -1),
-                                            text_mask=mask)
+    found, _ = token_log_probabilities(decoder, image_tokens.expand(len(texts), -1, -1), texts, pad_id)
     return found.sum(1).cpu().numpy()
