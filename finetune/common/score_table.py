@@ -17,6 +17,12 @@ VALIDATION = "val_"  # prefix in metrics.jsonl of what is measured on the valida
 LAST_EPOCH = "last"  # value of `training.monitor` that is not a score: the last epoch, whatever its scores
 # The fields of a metrics.jsonl line that are not scores.
 RECORD_FIELDS = ("epoch", "step", "lr", "best", "skipped_steps")
+# Columns of a table of scores: the captions, and what they are held against.
+CAPTIONS, COMMON, SHUFFLED = "captions", "most_common_text", "shuffled_slides"
+NEAREST_TEXT, PROBE_TEXT = "nearest_training_text", "linear_probe"  # what looking up would answer
+# How the captions are compared with the others, in the log and on the page.
+FEW_SLIDES = 10  # the order of two scores of fewer is chance
+RARELY_EXACT = 0.1  # below this share of exact texts for all, another score tells more
 
 
 @dataclass(frozen=True)

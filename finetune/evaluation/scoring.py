@@ -15,12 +15,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..common.score_table import SCORES
+from ..common.score_table import CAPTIONS, COMMON, SCORES, SHUFFLED
 from .findings import FindingDictionary, finding_statistics, findings_table
 from .text_metrics import Statistic, mean_of, phrase_accuracy, signature, text_statistics
 
-CAPTIONS, COMMON, SHUFFLED = "captions", "most_common_text", "shuffled_slides"  # columns of a report
-NEAREST_TEXT, PROBE_TEXT = "nearest_training_text", "linear_probe"  # further columns: what looking up would answer
 _RESAMPLES, _SEED = 1000, 0
 _PERCENTILES = (2.5, 97.5)  # of the resamples: the ends of a 95 % interval
 

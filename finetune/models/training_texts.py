@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from ..common.score_table import NEAREST_TEXT, PROBE_TEXT
 from ..data.batch import encode_text
 from ..data.tokenizer import Tokenizer
-from ..evaluation.scoring import NEAREST_TEXT, PROBE_TEXT
 from .captioner import CaptionDecoder
 from .embeddings import embed_slides
 from .linear_probe import LinearProbe

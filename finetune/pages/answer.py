@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..common.score_table import SCORES
-from .held_out import BASELINES, CAPTIONS, LOOK_UPS, Cell, HeldOut, Text
-
-_RARELY_EXACT = 0.1  # below this share of exact texts for all, another score tells more
-_FEW_SLIDES = 10  # the order of two scores of fewer is chance
+from ..common.score_table import CAPTIONS, FEW_SLIDES, RARELY_EXACT, SCORES
+from .held_out import BASELINES, LOOK_UPS, Cell, HeldOut, Text
 
 _TEST_NEXT = (
     "先看下面最差的描述，再在没有用来挑选模型的切片上评分：inference.py --split test，或另一批切片。",
@@ -112,7 +109,7 @@ def _telling_score(held_out: HeldOut) -> str:
     answering = (CAPTIONS, *LOOK_UPS)
     exact = [cells["exact_match"].value for name, cells in held_out.cells.items()
              if name in answering and "exact_match" in cells]
-    if exact and max(exact) >= _RARELY_EXACT:
+    if exact and max(exact) >= RARELY_EXACT:
         return "exact_match"
     return "rouge_l" if "rouge_l" in held_out.cells[CAPTIONS] else held_out.scores[0]
 
@@ -156,7 +153,7 @@ def _next(slides: int, own: float, look_ups: dict[str, Cell], is_random: bool, a
         return _REAL_WEIGHTS_NEXT
     if all_seen:
         return _NEW_TEXTS_NEXT
-    if slides < _FEW_SLIDES:
+    if slides < FEW_SLIDES:
         return _MORE_SLIDES_NEXT
     is_better = all(cell.low > 0 for cell in look_ups.values())
     return _TEST_NEXT if is_better or own == 1 else _IMPROVE_NEXT

@@ -7,18 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..common.score_table import SCORES
+from ..common.score_table import CAPTIONS, COMMON, NEAREST_TEXT, PROBE_TEXT, SCORES, SHUFFLED
 from .drawable import finite_or_nan
 
 Text = tuple[str, str]  # Chinese, English
-CAPTIONS = "captions"
 BASELINES = {  # a baseline in the file -> its heading
-    "nearest_training_text": ("最近训练切片的文本", "nearest training text"),
-    "linear_probe": ("线性探针", "linear probe"),
-    "most_common_text": ("最常见的训练文本", "most common training text"),
-    "shuffled_slides": ("打乱切片", "shuffled slides"),
+    NEAREST_TEXT: ("最近训练切片的文本", "nearest training text"),
+    PROBE_TEXT: ("线性探针", "linear probe"),
+    COMMON: ("最常见的训练文本", "most common training text"),
+    SHUFFLED: ("打乱切片", "shuffled slides"),
 }
-LOOK_UPS = ("nearest_training_text", "linear_probe", "most_common_text")  # those that answer with a training text
+LOOK_UPS = (NEAREST_TEXT, PROBE_TEXT, COMMON)  # those that answer with a training text
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ from prism import GenerationOptions
 from ..common.device import Precision
 from ..common.log import logger
 from ..common.run_folder import HELD_OUT, HELD_OUT_CAPTIONS, write_run_file
+from ..common.score_table import CAPTIONS, COMMON, FEW_SLIDES, NEAREST_TEXT, PROBE_TEXT, RARELY_EXACT
 from ..common.visible import json_text
 from ..data.batch import Batch, Sample
-from ..evaluation.scoring import CAPTIONS, COMMON, NEAREST_TEXT, PROBE_TEXT, Answers, Report, evaluate
+from ..evaluation.scoring import Answers, Report, evaluate
 from ..models.captioner import SlideCaptioner
 from ..models.generation import generate
 from ..models.rerank import MIN_PREDICTABLE, rerank
@@ -23,8 +24,6 @@ from ..models.training_texts import SlideVectors, TrainingTexts
 from .caption_lines import caption_lines
 
 MOST_COMPARED = 100  # slides
-_MIN_TO_WARN = 10  # slides: the order of two scores of fewer is chance
-_RARELY_EXACT = 0.1  # below this share of exact texts for all, another score tells more
 _IN_WORDS = {CAPTIONS: "captioner", NEAREST_TEXT: "nearest training text", PROBE_TEXT: "linear probe",
              COMMON: "most common"}
 
@@ -99,7 +98,7 @@ def _is_better(reranked: Answers, captions: Answers) -> bool:
 def log_comparison(report: Report) -> None:
     """One line that compares the captions with looking up, and a warning if they are no better."""
     name, values = "exact text", _values(report, "exact_match")
-    if max(values.values()) < _RARELY_EXACT:
+    if max(values.values()) < RARELY_EXACT:
         name, values = "ROUGE-L", _values(report, "rouge_l")
     own = values.pop("captioner")
     num_slides = len(report.answers.captions)
@@ -107,7 +106,7 @@ def log_comparison(report: Report) -> None:
     logger.info("held-out slides: %s %.2f, %s (%d slides)", name, own, looked_up, num_slides)
     best = max(values, key=values.__getitem__)
     is_perfect = own == 1
-    if num_slides >= _MIN_TO_WARN and own <= values[best] and not is_perfect:
+    if num_slides >= FEW_SLIDES and own <= values[best] and not is_perfect:
         logger.warning("on the held-out slides the captioner is no better than looking up (%s: %s %.2f against %.2f): "
                        "try more training slides, another model.size (small is the smallest), or another "
                        "training.learning_rate; docs/scoring.md says how to read this", best, name, values[best], own)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from finetune.common.score_table import NEAREST_TEXT, PROBE_TEXT
 from finetune.data.tokenizer import VocabTokenizer
-from finetune.evaluation.scoring import NEAREST_TEXT, PROBE_TEXT
 from finetune.models.linear_probe import LinearProbe
 from finetune.models.training_texts import SlideVectors, TrainingTexts
 from tests.helpers.training import a_batch, tiny_model

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from finetune.common.device import Precision
+from finetune.common.score_table import NEAREST_TEXT, PROBE_TEXT
 from finetune.data.batch import Sample
 from finetune.data.slides import SlideFile
-from finetune.evaluation.scoring import NEAREST_TEXT, PROBE_TEXT, Answers, evaluate
+from finetune.evaluation.scoring import Answers, evaluate
 from finetune.models.training_texts import TrainingTexts
 from finetune.pages.held_out import read_held_out
 from finetune.training import held_out
