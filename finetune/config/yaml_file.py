@@ -15,7 +15,7 @@ from .schema import Config
 from .values import check_known
 
 _MAX_YAML_BYTES = 1_000_000
-_MAX_YAML_DEPTH = 4  # a config has 2; PyYAML takes 40 s for 50 kB of "["
+_MAX_YAML_DEPTH = 5  # a config has 2, a template 5; PyYAML takes 40 s for 50 kB of "["
 _COMPARE = "compare with config.yaml"
 _BACKSLASHES = r"in double quotes \ begins an escape: write a Windows path in single quotes, 'D:\data', or with /"
 
@@ -57,6 +57,11 @@ def load_plain_yaml(path: str | Path) -> Any:
 def dump_yaml(config: Config) -> str:
     """The resolved config as YAML text, readable by `load_yaml`."""
     return yaml.safe_dump(config.to_dict(), allow_unicode=True, sort_keys=False)
+
+
+def dump_plain_yaml(content: Any) -> str:
+    """Dicts, lists and texts as YAML text, readable by `load_plain_yaml`."""
+    return yaml.safe_dump(content, allow_unicode=True, sort_keys=False, width=1000)
 
 
 def _plain(node: yaml.Node, path: str | Path) -> Any:
