@@ -124,7 +124,8 @@ class _Reader:
     def _check_conditions(self, slot: Slot, slots: Mapping[str, Slot], earlier: list[str]) -> None:
         for name, values in slot.only_if.items():
             if name not in slots:
-                raise self._error(f"slot {slot.name}: only_if names {name}, which is not a slot", "name an earlier slot")
+                raise self._error(f"slot {slot.name}: only_if names {name}, which is not a slot",
+                                  "name an earlier slot")
             if name not in earlier:
                 raise self._error(f"slot {slot.name}: only_if names {name}, which does not stand before it in text",
                                   "name a slot that stands earlier in text")
