@@ -165,7 +165,7 @@ def _fit(features: np.ndarray, token_ids: Sequence[Sequence[int]], groups: Seque
     features = features[kept].astype(np.float64)
     mean, std = features.mean(0), np.maximum(features.std(0), _SMALLEST)
     standardised = (features - mean) / std
-    folds = _clusters(standardised, rng) if groups is None else _folds_of_groups([groups[i] for i in kept], rng)
+    folds = _clusters(standardised, rng) if groups is None else folds_of_groups([groups[i] for i in kept], rng)
     frequency = presence.mean(0)
     targets = (presence - frequency) / np.sqrt(frequency * (1 - frequency))
     weight, left_out, penalty = ridge(standardised, targets, folds)
@@ -270,8 +270,8 @@ def _clusters(points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return nearest
 
 
-def _folds_of_groups(groups: Sequence[str], rng: np.random.Generator) -> np.ndarray:
-    """The number of the fold of each slide (N,): whole groups, dealt out at random."""
+def folds_of_groups(groups: Sequence[str], rng: np.random.Generator, count: int = _FOLDS) -> np.ndarray:
+    """The number of the fold of each slide (N,): whole groups, dealt out at random to `count` folds or fewer."""
     names = sorted(set(groups))
-    fold_of = {names[place]: number % _FOLDS for number, place in enumerate(rng.permutation(len(names)))}
+    fold_of = {names[place]: number % count for number, place in enumerate(rng.permutation(len(names)))}
     return np.array([fold_of[group] for group in groups])

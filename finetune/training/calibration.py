@@ -18,13 +18,13 @@ from ..config.schema import Config
 from ..data.batch import Batch, Sample
 from ..data.prepare import Data
 from ..data.splits import groups_of
-from ..models.captioner import SlideCaptioner, encoded
+from ..models.captioner import SlideCaptioner
 from ..models.linear_probe import LinearProbe
 from ..models.training_texts import SlideVectors, TrainingTexts
 from .caption_validation import choose_samples
 from .held_out import MOST_COMPARED, compare_held_out
+from .temperature import calibrate
 
-_TEMPERATURES = [2 ** (k / 8) for k in range(-16, 17)]  # 1/4 to 4 in steps of 9 %
 _MOST_EMBEDDINGS = 20_000  # slide embeddings of Prism that nearest.pt holds: 50 MB
 _HALF_MAX = 65504.0  # of float16
 
@@ -44,7 +44,8 @@ def calibrate_and_index(folder: Path, model: SlideCaptioner, precision: Precisio
     model.load_saved_state(best.model, BEST)
     model.eval()
     calibrated_on = data.validation if config.trains_captions else []
-    best.calibration = calibrate(model, precision, _with_progress("calibrating", calibrated_on, batches_of))
+    best.calibration = calibrate(model, precision, _with_progress("calibrating", calibrated_on, batches_of),
+                                 config.data.group_pattern)
     index = _index(model, precision, data, config, _with_progress(f"writing {NEAREST}", data.train, batches_of))
     write_pth(folder, [NEAREST], {"format_version": FORMAT_VERSION, **mark_of(best), **index})
     if config.trains_captions and data.validation:
@@ -104,47 +105,3 @@ def _slide_embeddings(vectors: SlideVectors) -> torch.Tensor | None:
     if len(vectors.embedding) > _MOST_EMBEDDINGS:
         return None
     return torch.from_numpy(vectors.embedding).clamp(-_HALF_MAX, _HALF_MAX).half()
-
-
-def _one_by_one(model: SlideCaptioner, precision: Precision, batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Encoded slides, one at a time: with the 152 000 words of some language models the logits of a text of 256 tokens
-    are 160 MB, and calibration holds them three times."""
-    for batch in batches:
-        with precision.autocast():
-            yield from encoded(model, batch.to(precision.device)).split(1)
-
-
-@torch.no_grad()
-def calibrate(model: SlideCaptioner, precision: Precision, batches: Iterable[Batch]) -> dict[str, float]:
-    """The temperature at which the reference texts of the validation slides are most probable.
-
-    Temperature scaling (Guo et al. 2017, https://arxiv.org/abs/1706.04599) of the token probabilities.
-
-    Returns:
-        `temperature` (1.0 without batches) and `words`, the number of tokens; with batches also the share of tokens
-        predicted `right`, and their mean highest probability before and after: `confidence_before`, `confidence`.
-    """
-    likelihood = torch.zeros(len(_TEMPERATURES), dtype=torch.float64)  # sums over tokens, as is the next one
-    confidence = torch.zeros(len(_TEMPERATURES), dtype=torch.float64)
-    num_tokens = num_right = 0
-    for batch in _one_by_one(model, precision, batches):
-        with precision.autocast():
-            logits = model.decoder(batch.text, image_tokens=model.encode(batch), text_mask=batch.text_mask)
-        logits = logits[batch.text_mask].float()  # (tokens, vocabulary)
-        labels = batch.labels[batch.text_mask]
-        num_tokens += len(labels)
-        num_right += int((logits.argmax(-1) == labels).sum())
-        for k, temperature in enumerate(_TEMPERATURES):
-            log_probabilities = (logits / temperature).log_softmax(-1)
-            likelihood[k] += log_probabilities.gather(1, labels[:, None]).sum().item()
-            confidence[k] += log_probabilities.max(-1).values.exp().sum().item()
-    if not num_tokens:
-        return {"temperature": 1.0, "words": 0}
-    accuracy = num_right / num_tokens
-    confidence /= num_tokens
-    best, uncalibrated = int(likelihood.argmax()), _TEMPERATURES.index(1.0)
-    logger.info("confidence: %.1f %% of the validation tokens are right; their mean probability is %.1f %%, and "
-                "%.1f %% at temperature %.2f", 100 * accuracy, 100 * confidence[uncalibrated], 100 * confidence[best],
-                _TEMPERATURES[best])
-    return {"temperature": _TEMPERATURES[best], "words": num_tokens, "right": accuracy,
-            "confidence_before": confidence[uncalibrated].item(), "confidence": confidence[best].item()}

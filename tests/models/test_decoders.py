@@ -19,7 +19,7 @@ from finetune.models import build
 from finetune.models.captioner import CaptionDecoder, SlideCaptioner
 from finetune.models.embeddings import embed_slides, embed_texts
 from finetune.models.generation import confidences, generate
-from finetune.training.calibration import calibrate
+from finetune.training.temperature import calibrate
 from prism import GenerationOptions
 from tests.helpers.decoders import LETTERS, SPECIAL, batch_of, train_steps
 from tests.helpers.files import refused

@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,7 +20,9 @@ from finetune.data.prepare import Data
 from finetune.data.slides import SlideFile
 from finetune.models.embeddings import embed_slides
 from finetune.models.generation import confidences, generate
-from finetune.training.calibration import calibrate, calibrate_and_index, is_calibrated_and_indexed
+from finetune.models.linear_probe import folds_of_groups
+from finetune.training.calibration import calibrate_and_index, is_calibrated_and_indexed
+from finetune.training.temperature import TEMPERATURES, TokenSums, calibrate
 from prism import GenerationOptions
 from tests.helpers.files import refused
 from tests.helpers.scripts import TEXTS
@@ -62,16 +65,85 @@ def likelihood(model, batches, temperature: float) -> float:
     return total
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("scale", [0.3, 4.0])
-def test_the_temperature_maximizes_the_likelihood_of_the_validation_tokens(scale):
-    model, batches = tiny_model(), [a_batch(1, 3, [5, 2, 4]), a_batch(2, 2)]
-    model.eval()
+def scaled_model(scale: float):
+    """A model that is far too sure, or not sure at all."""
+    model = tiny_model().eval()
     norm, _ = model.decoder.to_logits
-    norm.gamma.mul_(scale)  # far too sure, or not sure at all
-    found = calibrate(model, FP32, batches)["temperature"]
-    grid = [2 ** (k / 8) for k in range(-16, 17)]
-    assert found == max(grid, key=lambda t: likelihood(model, batches, t))
+    with torch.no_grad():
+        norm.gamma.mul_(scale)
+    return model
+
+
+def own_texts(model, batch, wrong: float = 0.0):
+    """The batch with the model's own first choices as its texts, a share of the last ones exchanged for others."""
+    labels = batch.labels.clone()
+    tokens = model.image_tokens(batch.tile_embeddings, batch.tile_mask)
+
+    def text() -> torch.Tensor:
+        return torch.cat([batch.text[:, :1], labels[:, :-1]], dim=1) * batch.text_mask
+
+    for column in range(labels.shape[1]):
+        labels[:, column] = model.decoder(text(), image_tokens=tokens, text_mask=batch.text_mask)[:, column].argmax(-1)
+    labels[:int(wrong * len(labels)), -1] += 1
+    return dataclasses.replace(batch, text=text(), labels=labels % 11)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("scale", "wrong", "at_bound"), [(1.0, 1.0, True), (8.0, 1.0, False), (200.0, 0.9, True)])
+def test_the_temperature_maximizes_the_likelihood_of_the_validation_tokens(scale, wrong, at_bound, log_lines):
+    model = scaled_model(scale)
+    batches = [own_texts(model, a_batch(1, 13), wrong), own_texts(model, a_batch(2, 12), wrong)]
+    found = calibrate(model, FP32, batches)
+    assert found["temperature"] == max(TEMPERATURES, key=lambda t: likelihood(model, batches, t)) != 1
+    assert found["at_bound"] == at_bound == any("end of what is tried" in line for line in log_lines)
+
+
+@torch.no_grad()
+def test_nothing_is_sharpened_where_all_is_right_or_slides_are_few(log_lines):
+    model = scaled_model(1.0)
+    for number, (slides, wrong) in enumerate([(25, 0.0), (25, 0.7), (19, 1.0)]):
+        batch = own_texts(model, a_batch(1, slides), wrong)
+        assert max(TEMPERATURES, key=lambda t: likelihood(model, [batch], t)) == 0.25
+        found = calibrate(model, FP32, [batch])
+        assert (found["temperature"], found["at_bound"]) == (1, False) and found["confidence"] == found["confidence_before"]
+        assert f"{slides} validation slides with {int(wrong * slides)} wrong tokens cannot show" in log_lines[3 * number]
+
+
+@torch.no_grad()
+def test_a_temperature_that_does_not_pay_on_slides_that_did_not_fit_it_is_not_used(log_lines):
+    model, batch = scaled_model(12.0), a_batch(1, 25)
+    assert max(TEMPERATURES, key=lambda t: likelihood(model, [batch], t)) > 1
+    rows = np.arange(25)
+    sums = TokenSums.of(model, FP32, [batch])
+    folds = folds_of_groups(batch.ids, np.random.default_rng(0), 5)
+    gain = 0.0
+    for fold in range(5):
+        place = max(16, int(sums.likelihood[folds != fold].sum(0).argmax()))
+        gain += sum(sums.likelihood[i, place] - sums.likelihood[i, 16] for i in rows[folds == fold])
+    assert (calibrate(model, FP32, [batch])["temperature"] == 1) == (gain <= 0) == ("it stays 1" in log_lines[0])
+
+
+@torch.no_grad()
+def test_the_calibration_error_is_that_of_tokens_whose_slide_did_not_fit_the_temperature():
+    model, batch = scaled_model(4.0), a_batch(1, 9, [5, 2, 4] * 3)
+    batch = dataclasses.replace(batch, ids=[f"p{i // 3}_{i}" for i in range(9)])
+    found = calibrate(model, FP32, [batch], group_pattern="^p[0-9]")
+    parts = {patient: [one for one in batch.split(1) if one.ids[0].startswith(patient)] for patient in ("p0", "p1", "p2")}
+    gaps = {name: [0.0] * 10 for name in ("error", "error_before")}
+    for patient, own in parts.items():  # a fold each
+        others = [one for name, part in parts.items() if name != patient for one in part]
+        best = max([t for t in TEMPERATURES if t >= 1], key=lambda t: likelihood(model, others, t))
+        for one, (name, temperature) in itertools.product(own, (("error", best), ("error_before", 1.0))):
+            tokens = model.image_tokens(one.tile_embeddings, one.tile_mask)
+            logits = model.decoder(one.text, image_tokens=tokens, text_mask=one.text_mask)[one.text_mask] / temperature
+            for row, label in zip(logits.softmax(-1), one.labels[one.text_mask], strict=True):
+                gaps[name][int(row.max() * 10)] += row.max().item() - float(row.argmax() == label)
+    for name, of_bins in gaps.items():
+        assert found[name] == pytest.approx(sum(map(abs, of_bins)) / 33, abs=1e-5), name
+    assert found["error"] < found["error_before"] and found["error_low"] <= found["error"] <= found["error_high"]
+    assert "error" not in calibrate(model, FP32, [batch], group_pattern="^p"), "one patient judges nothing"
+    sums = TokenSums.of(model, FP32, [batch])
+    assert sums.likelihood[:, 16].sum() == pytest.approx(likelihood(model, [batch], 1.0), rel=1e-5)
 
 
 def test_without_validation_nothing_is_calibrated():
