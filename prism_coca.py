@@ -1,0 +1,55 @@
+"""The command `prism-coca` that `pip install .` brings: it runs a script, or a module of finetune."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import os
+import pkgutil
+import re
+import sys
+from pathlib import Path
+
+import finetune
+from finetune.common.errors import UserError, run_script, say
+
+_SCRIPTS = {"train": "train_finetune", "train-config": "train_with_config", "caption": "inference"}
+
+
+def modules() -> dict[str, str]:
+    """{command: the module whose `main` it runs}: the three scripts, and what `python -m finetune.NAME` runs."""
+    tools = [m.name for m in pkgutil.iter_modules(finetune.__path__) if not m.ispkg and not m.name.startswith("_")]
+    return _SCRIPTS | {name.replace("_", "-"): f"finetune.{name}" for name in tools}
+
+
+def main() -> int:
+    """The command line of `prism-coca`; what follows the command is that of the script."""
+    known = modules()
+    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
+        say("usage: prism-coca COMMAND ...   (prism-coca COMMAND --help: its options)", "",
+            *(f"  {command:14}{_summary(module)}" for command, module in known.items()))
+        return 0
+    command = sys.argv[1]
+    if command not in known:
+        raise UserError("prism-coca", f"no command {command!r}", f"give one of {', '.join(known)}")
+    sys.argv = [f"prism-coca {command}", *sys.argv[2:]]
+    sys.path.append(os.getcwd())  # for training.loss=my_losses:focal, as beside the scripts; last: it hides no library
+    return importlib.import_module(known[command]).main()
+
+
+def _summary(module: str) -> str:
+    """What a module's docstring says first; read without running it, as some import torch."""
+    spec = importlib.util.find_spec(module)
+    text = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) if spec and spec.origin else None
+    first = (text or " ").splitlines()[0].partition(": python ")[0]
+    return re.split(r"[;:] ", first)[0]
+
+
+def console() -> None:
+    """What the installed command calls."""
+    run_script(main)
+
+
+if __name__ == "__main__":
+    console()
