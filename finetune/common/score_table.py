@@ -66,11 +66,14 @@ _ROWS = (
     Score("bleu_4", "text", "higher", 0, 1, "BLEU-4", "BLEU-4", log_line=True),
     Score("chrf", "text", "higher", 0, 1, "chrF", "chrF"),
     Score("rouge_l", "text", "higher", 0, 1, "ROUGE-L", "ROUGE-L", log_line=True),
-    Score("meteor_exact", "text", "higher", 0, 1, "METEOR (exact matches only)", "METEOR（只算完全相同的词）",
-          old_names=("meteor",)),
+    Score("token_alignment", "text", "higher", 0, 1, "token alignment", "词元对齐",
+          old_names=("meteor", "meteor_exact")),
     Score("cider", "text", "higher", 0, 10, "CIDEr", "CIDEr"),
-    Score("exact_match", "text", "higher", 0, 1, "exact matches", "与参考一字不差的比例", log_line=True),
     Score("distinct_share", "text", "higher", 0, 1, "distinct captions", "不同描述的比例", per_slide=False),
+    Score("exact_match", "text", "higher", 0, 1, "exact (strict) matches", "与参考一字不差的比例（严格）",
+          log_line=True),
+    Score("acceptable_match", "text", "higher", 0, 1, "acceptable matches", "可接受的比例"),
+    Score("safe_match", "text", "higher", 0, 1, "safe captions", "没有危险矛盾的比例"),
     Score("image_to_text_r1", "retrieval", "higher", 0, 1, "image-to-text R@1", "以图搜文 R@1"),
     Score("image_to_text_r5", "retrieval", "higher", 0, 1, "image-to-text R@5", "以图搜文 R@5"),
     Score("image_to_text_r10", "retrieval", "higher", 0, 1, "image-to-text R@10", "以图搜文 R@10"),
@@ -108,7 +111,8 @@ def find_score(name: str) -> Score | None:
 def canonical_name(name: str) -> str:
     """The current name of a score; `val_` stays, and so does a name that is not in the table.
 
-    Configs, checkpoints and run folders of earlier versions hold `meteor` and `val_meteor`.
+    Configs, checkpoints and run folders of earlier versions hold `meteor`, `val_meteor`,
+    `meteor_exact` and `val_meteor_exact`.
     """
     bare = name.removeprefix(VALIDATION)
     for score in SCORES.values():

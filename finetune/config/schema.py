@@ -11,9 +11,11 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from ..common.errors import UserError
+from ..common.log import logger
 from ..common.score_table import canonical_name
 from .values import check_known, set_field, setting
 
@@ -217,7 +219,7 @@ class Config:
     def set(self, key: str, text: str | None, where: str) -> None:
         """Set `section.key` from text (None = null). Raises UserError naming `where`, key, value and allowed range."""
         if key == "training.monitor" and text is not None:
-            text = canonical_name(text)  # scores were renamed; configs and checkpoints hold the old names
+            text = _current_score(text)  # configs and checkpoints hold the names that scores once had
         section_name, _, name = key.partition(".")
         check_known(section_name, [f.name for f in dataclasses.fields(self)], where, "section")
         section = getattr(self, section_name)
@@ -289,6 +291,15 @@ class Config:
         if self.training.compile or self.training.grad_checkpointing:
             raise UserError(where, "training.compile and grad_checkpointing are for model.decoder=coca",
                             "leave them out with model.decoder=prism")
+
+
+@cache  # the YAML file and the checkpoint of a run say the same
+def _current_score(name: str) -> str:
+    """The name that a score has today; says so where it is another one."""
+    current = canonical_name(name)
+    if current != name:
+        logger.info("training.monitor: the score %s is now called %s", name, current)
+    return current
 
 
 def apply_overrides(config: Config, pairs: Iterable[str]) -> Config:

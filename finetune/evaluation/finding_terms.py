@@ -104,7 +104,7 @@ def _of_one_finding(text: str, terms: Iterable[Term]) -> Iterator[Mention]:
     present = [term for term in terms if term.literal in text]  # most terms are not in a text: this is what takes time
     candidates = [Mention(match.start(), match.end(), term, _gaps(match))
                   for term in present for match in term.pattern.finditer(text)]
-    candidates.sort(key=lambda mention: (mention.kind, mention.start - mention.end, mention.start))
+    candidates.sort(key=lambda mention: (mention.kind, mention.start - mention.end, mention.start, len(mention.gaps)))
     taken: list[tuple[int, int]] = []  # by place, disjoint
     for mention in candidates:
         place = bisect_left(taken, (mention.end, 0))  # the first that begins at its end or later

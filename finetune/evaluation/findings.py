@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from dataclasses import dataclass, field
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +30,26 @@ _WEIGHT = {PRESENT: 3, ABSENT: 2, UNCERTAIN: 1}
 _ENTRY_FORMAT = "write finding: {phrases: [...], negations: [...], uncertain: [...], questions: [...], ignore: [...]}"
 _TEXTS_KEPT = 1 << 16  # of 1 kB or so with their findings: captions change from epoch to epoch
 _FOR_ALL = ""  # no finding has this name
+_DANGEROUS, _DISTINCT = "dangerous", "distinct"  # keys beside the findings, as `ignore` is
 _KINDS = {"phrases": Kind.NAME, "negations": Kind.DENIAL, "uncertain": Kind.DOUBT, "questions": Kind.QUESTION,
           "ignore": Kind.IGNORED}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # two are never equal: caches know them by identity
 class FindingDictionary:
-    """The terms of each finding, and those in which no finding is meant."""
+    """The terms of each finding, and those in which no finding is meant.
+
+    Attributes:
+        findings: {finding: its terms}.
+        ignored: Terms in which none is meant.
+        dangerous: The findings that are dangerous to assert or deny wrongly.
+        distinct: {folded term: its meaning}, of terms that say more than that their finding is there.
+    """
 
     findings: dict[str, list[Term]]
     ignored: list[Term]
+    dangerous: frozenset[str] = frozenset()
+    distinct: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def load(cls, names: Iterable[str]) -> FindingDictionary:
@@ -48,7 +58,8 @@ class FindingDictionary:
         `phrases` name the finding, `negations` deny it outright as `HER2(0)` does, `uncertain` leave it open as
         `HER2(2+)` does, `questions` say nothing without an answer (`ER: 90%`, `切缘:阴性`), and what is in `ignore`
         contains one of the others and means something else (`nuclear grade 3`). An `ignore` beside the findings is for
-        all of them.
+        all of them. Beside them may also stand `dangerous: [finding, ...]`, and `distinct: [[phrase, ...], ...]`:
+        phrases of one finding with another meaning than its other phrases, those of a list with the same meaning.
 
         A finding that is in several files has the terms of all. In a term a blank is any white space or colon or none,
         and `…` is up to 12 characters of the same clause.
@@ -60,13 +71,24 @@ class FindingDictionary:
             UserError: For a missing or unusable file.
         """
         terms: dict[str, list[Term]] = {}
+        dangerous: set[str] = set()
+        distinct: dict[str, str] = {}
         for path in map(_dictionary_path, names):
-            for finding, entry in _entries(load_plain_yaml(path), path):
+            content = load_plain_yaml(path)
+            for finding, entry in _entries(content, path):
                 for key, phrases in entry.items():
                     new = [Term.of(finding, _KINDS[key], phrase) for phrase in dict.fromkeys(phrases)]
                     terms.setdefault(finding, []).extend(new)
+            dangerous.update(_names_beside(content, path))
+            for phrases in _phrases_beside(content, path):
+                distinct |= {Term.of("", Kind.NAME, phrase).folded: phrases[0] for phrase in phrases}
         ignored = terms.pop(_FOR_ALL, [])
-        return cls(terms, ignored)
+        return cls(terms, ignored, frozenset(dangerous), distinct)
+
+    @classmethod
+    def shipped(cls) -> FindingDictionary:
+        """All shipped dictionaries as one, the same object each time."""
+        return _shipped()
 
     @cached_property
     def read(self) -> Callable[[str], dict[str, str]]:
@@ -171,12 +193,35 @@ def _entries(content: Any, path: Path) -> Iterator[tuple[str, dict[str, list[str
     if not isinstance(content, dict):
         raise UserError(path, "is not a dictionary of findings", _ENTRY_FORMAT)
     for finding, entry in content.items():
+        if finding in (_DANGEROUS, _DISTINCT):
+            continue
         if finding == "ignore" and _is_phrases(entry):
             yield _FOR_ALL, {"ignore": entry}
             continue
         if not _is_entry(entry):
             raise UserError(path, f"finding {finding!r} has no usable phrases", _ENTRY_FORMAT)
         yield finding, entry
+
+
+def _names_beside(content: dict[str, Any], path: Path) -> list[str]:
+    """`dangerous` of a dictionary. Raises UserError for one that is no list of its findings."""
+    names = content.get(_DANGEROUS, [])
+    if not isinstance(names, list) or not set(map(str, names)) <= content.keys():
+        raise UserError(path, f"{_DANGEROUS} is no list of its findings", f"write {_DANGEROUS}: [finding, ...]")
+    return names
+
+
+def _phrases_beside(content: dict[str, Any], path: Path) -> list[list[str]]:
+    """`distinct` of a dictionary. Raises UserError for one that is no list of lists of phrases."""
+    groups = content.get(_DISTINCT, [])
+    if not isinstance(groups, list) or not all(map(_is_phrases, groups)) or not all(groups):
+        raise UserError(path, f"{_DISTINCT} is no list of lists of phrases", f"write {_DISTINCT}: [[phrase, ...], ...]")
+    return groups
+
+
+@cache
+def _shipped() -> FindingDictionary:
+    return FindingDictionary.load(sorted(path.stem for path in SHIPPED.glob("*.yaml")))
 
 
 def _is_entry(entry: Any) -> bool:

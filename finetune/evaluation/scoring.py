@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..common.score_table import CAPTIONS, COMMON, SCORES, SHUFFLED
+from .agreement import agreement_statistics
 from .findings import FindingDictionary, finding_statistics, findings_table
 from .text_metrics import Statistic, mean_of, phrase_accuracy, signature, text_statistics
 
@@ -45,7 +46,8 @@ class Answers:
         similarity: Cosines of slides and `texts`, (S, M).
         class_probabilities: For zero-shot classification, (S, C).
         true_classes: Indices of the classes, (S,); -1 for unknown.
-        findings: To look for in captions and references.
+        findings: To look for in captions and references; without, acceptable and safe captions are judged by all
+            shipped dictionaries.
         finished: Whether each caption came to its end before `max_length` tokens cut it; empty where not known.
     """
 
@@ -64,6 +66,8 @@ class Answers:
         scores: dict[str, Statistic] = {}
         if self.references:
             scores |= text_statistics(self.captions, self.references)
+            dictionary = self.findings or FindingDictionary.shipped()
+            scores |= agreement_statistics(dictionary, self.captions, self.references)
         if self.similarity is not None:
             scores |= retrieval_statistics(self.similarity, self.texts, self.references)
         if self.class_probabilities is not None and self.true_classes is not None:

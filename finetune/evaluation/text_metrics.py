@@ -31,10 +31,10 @@ _SEPARATORS = re.compile(r"(?:[，。；、,;\n]|\.(?!\d))+")  # 3.5 cm is one n
 _CHINESE = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 _ORDERS = range(1, 5)  # n-grams of BLEU and CIDEr
 _ROUGE_BETA = 1.2  # how much heavier recall weighs, as in the COCO tools
-# METEOR 1.5 for English: weights of precision and recall in the mean (alpha, 1 - alpha), exponent and weight of the
-# fragmentation (beta, gamma)
-_METEOR_PRECISION, _METEOR_RECALL, _METEOR_BETA, _METEOR_GAMMA = 0.85, 0.15, 0.2, 0.6
-_METEOR_TOKENS = 1000  # of a text that are compared; reports have a tenth of it
+# Of the token alignment, as METEOR 1.5 has them for English: weights of precision and recall in the mean (alpha,
+# 1 - alpha), exponent and weight of the fragmentation (beta, gamma)
+_ALIGN_PRECISION, _ALIGN_RECALL, _ALIGN_BETA, _ALIGN_GAMMA = 0.85, 0.15, 0.2, 0.6
+_ALIGN_TOKENS = 1000  # of a text that are compared; reports have a tenth of it
 _CIDER_SIGMA = 6  # tokens, of the length penalty of CIDEr-D
 
 
@@ -52,8 +52,8 @@ def text_statistics(captions: Sequence[str], references: Sequence[Sequence[str]]
         {score: its statistic} in the order of the score table.
     """
     scores = _bleu(captions, references) | _chrf(captions, references) | _token_scores(captions, references)
-    scores["exact_match"] = mean_of([c in texts for c, texts in zip(captions, references, strict=True)])
     scores["distinct_share"] = lambda indices: distinct_share([captions[i] for i in indices])
+    scores["exact_match"] = mean_of([c in texts for c, texts in zip(captions, references, strict=True)])
     return scores
 
 
@@ -66,9 +66,9 @@ def _token_scores(captions: Sequence[str], references: Sequence[Sequence[str]]) 
         pairs = zip(caption_tokens, reference_tokens, strict=True)
         scores[name] = mean_of([score_caption(caption, texts) for caption, texts in pairs])
     texts = itertools.chain(caption_tokens, *reference_tokens)
-    num_long = sum(len(text) > _METEOR_TOKENS for text in texts)
+    num_long = sum(len(text) > _ALIGN_TOKENS for text in texts)
     if num_long:
-        logger.warning("meteor_exact compares the first %d tokens of %d longer texts", _METEOR_TOKENS, num_long)
+        logger.warning("token_alignment compares the first %d tokens of %d longer texts", _ALIGN_TOKENS, num_long)
     scores["cider"] = mean_of(cider(caption_tokens, reference_tokens))
     return scores
 
@@ -83,7 +83,7 @@ def signature(references: Sequence[Sequence[str]]) -> str:
     return (f"tok:{language(references)}|case:mixed|nrefs:{num_references}|"
             f"BLEU+chrF:sacrebleu-{sacrebleu.__version__}|bleu:corpus,smooth:exp,eff:yes|chrf:chars6,words0,beta2|"
             "rouge_l:beta1.2,mean|"
-            "meteor_exact:1.5-parameters,exact matches only (no stems, synonyms or function words),mean|"
+            "token_alignment:exact tokens,alpha0.85,beta0.2,gamma0.6,mean (not METEOR)|"
             "cider:CIDEr-D,n4,sigma6,idf of these references,mean")
 
 
@@ -136,28 +136,28 @@ def longest_common_subsequence(first: Sequence[str], second: Sequence[str]) -> i
     return len(first) - row.bit_count()
 
 
-def meteor_exact(caption: Tokens, references: Sequence[Tokens]) -> float:
-    """METEOR with exact matches only, of the reference that gives most.
+def token_alignment(caption: Tokens, references: Sequence[Tokens]) -> float:
+    """Precision and recall of aligned equal tokens, less where they stand in another order; of the best reference.
 
-    Denkowski and Lavie 2014 (https://aclanthology.org/W14-3348) with their parameters for English, but without stems,
-    synonyms, paraphrases and function words: the same number with and without Java and for every language, and not
-    comparable with published METEOR. Of longer texts, only the first 1000 tokens are compared: the time grows with the
-    square of the length.
+    The formula and the English parameters of METEOR 1.5 (Denkowski and Lavie 2014,
+    https://aclanthology.org/W14-3348), but without its stems, synonyms, paraphrases and function words: the same
+    number with and without Java and for every language. It is another score than published METEOR, hence its name. Of
+    longer texts, only the first 1000 tokens are compared: the time grows with the square of the length.
     """
-    begin = caption[:_METEOR_TOKENS]
-    return max(_meteor_exact(begin, reference[:_METEOR_TOKENS]) for reference in references)
+    begin = caption[:_ALIGN_TOKENS]
+    return max(_align_one(begin, reference[:_ALIGN_TOKENS]) for reference in references)
 
 
-def _meteor_exact(caption: Tokens, reference: Tokens) -> float:
+def _align_one(caption: Tokens, reference: Tokens) -> float:
     matches, chunks = align_tokens(caption, reference)
     if matches == 0:
         return 0.0
     if chunks == 1 and matches == len(caption) == len(reference):
         return 1.0  # the reference itself is not fragmented, as in the original
     precision, recall = matches / len(caption), matches / len(reference)
-    f_mean = precision * recall / (_METEOR_PRECISION * precision + _METEOR_RECALL * recall)
+    f_mean = precision * recall / (_ALIGN_PRECISION * precision + _ALIGN_RECALL * recall)
     fragmentation = chunks / matches
-    return f_mean * (1 - _METEOR_GAMMA * fragmentation**_METEOR_BETA)
+    return f_mean * (1 - _ALIGN_GAMMA * fragmentation**_ALIGN_BETA)
 
 
 def align_tokens(caption: Tokens, reference: Tokens) -> tuple[int, int]:
@@ -221,7 +221,7 @@ def _stretches(flags: Sequence[bool]) -> list[tuple[int, int]]:
 # Scores of one caption by itself: (its tokens, the tokens of each reference) -> 0 to 1.
 CAPTION_SCORES: dict[str, Callable[[Tokens, Sequence[Tokens]], float]] = {
     "rouge_l": rouge_l,
-    "meteor_exact": meteor_exact,
+    "token_alignment": token_alignment,
 }
 
 

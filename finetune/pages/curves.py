@@ -30,7 +30,7 @@ class _Family:
 
 _CAPTIONS = _Family(
     ("描述与参考有多像", "how close captions are to references"), _SHARE,
-    ("exact_match", "bleu_4", "rouge_l", "meteor_exact", "chrf"),
+    ("exact_match", "bleu_4", "rouge_l", "token_alignment", "chrf"),
     ("BLEU-4：连续 4 词相同；ROUGE-L：最长共同序列；“一字不差”最严格",
      "BLEU-4: equal runs of 4 words; ROUGE-L: longest common sequence; exact matches are the strictest"))
 _RECALLS = _Family(

@@ -43,15 +43,22 @@ NOTES: dict[str, Text] = {
     "rouge_l": (
         "最长的共同词序列占多少，0–1",
         "how much the longest common sequence of words covers, 0-1"),
-    "meteor_exact": (
-        "词的精确率与召回率，惩罚乱序；不用同义词",
-        "precision and recall of words, minus disorder; no synonyms"),
+    "token_alignment": (
+        "相同词元的精确率与召回率，惩罚乱序；不是论文里的 METEOR",
+        "precision and recall of equal tokens, minus disorder; not the METEOR of papers"),
     "cider": (
         "越少见的词越重要的相似度，0–10；全部相同为 10",
         "likeness where rare words weigh more, 0-10; equal texts have 10"),
     "exact_match": (
         "与任一参考文本一字不差的比例，最严格",
         "share equal to a reference word for word, the strictest score"),
+    "acceptable_match": (
+        "换成同一种说法、不计分句顺序后与参考相同的比例",
+        "share equal to a reference once synonyms of findings and the order of clauses are set aside"),
+    "safe_match": (
+        "没有把恶性、侵犯、转移说反的比例；什么都不说也算，须与上一项同看",
+        "share that do not reverse malignancy, invasion or metastasis; saying nothing is safe too: read it with the "
+        "share above"),
     "distinct_share": (
         "互不相同的描述的比例",
         "share of captions that differ from each other"),

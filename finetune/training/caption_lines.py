@@ -3,15 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..common.score_table import SCORES, score_names
 from ..common.visible import json_text
-from ..evaluation.findings import SHIPPED, FindingDictionary
+from ..evaluation.findings import FindingDictionary
 from ..evaluation.scoring import Answers
 from ..evaluation.text_metrics import Statistic
 
@@ -29,7 +28,7 @@ def caption_lines(epoch: int, ids: Sequence[str], answers: Answers, statistics: 
         statistics: The scores of `answers`.
         more: Further entries of each line.
     """
-    read = _finding_reader()
+    read = FindingDictionary.shipped().read
     lines = []
     for row, (slide_id, caption, references) in enumerate(zip(ids, answers.captions, answers.references, strict=True)):
         line = {
@@ -54,10 +53,3 @@ def _scores(statistics: Mapping[str, Statistic], row: int) -> dict[str, float]:
 def _both(in_caption: Statuses, in_references: Statuses) -> dict[str, list[str | None]]:
     """{finding: [its status in the caption, in the references]} of those that either mentions."""
     return {name: [in_caption.get(name), in_references.get(name)] for name in {**in_references, **in_caption}}
-
-
-@cache
-def _finding_reader() -> Callable[[str], Statuses]:
-    """Reads the findings of all shipped dictionaries in a text; references come again in each epoch."""
-    dictionary = FindingDictionary.load(sorted(path.stem for path in SHIPPED.glob("*.yaml")))
-    return dictionary.read

@@ -31,13 +31,13 @@ def test_the_scores_are_those_of_the_epoch_with_what_they_mean_under_their_curre
     (tmp_path / "metrics.jsonl").write_text(text + '{"cut', encoding="utf-8")
     assert table(model_card(a_checkpoint(tmp_path / "best_model.pth"), "x")) == [
         "| epoch |  | 2 |", "| my_loss |  | 0.5 |", "| val_loss | loss, lower is better | 1.25 |",
-        "| val_meteor_exact | METEOR (exact matches only), higher is better | 0.5 |"]
+        "| val_token_alignment | token alignment, higher is better | 0.5 |"]
 
 
 def test_without_the_line_the_card_has_the_best_value_of_the_monitored_score(tmp_path):
     card = model_card(a_checkpoint(tmp_path / "best_model.pth", "val_meteor"), "x")
     assert table(card) == ["| epoch |  | 2 |",
-                           "| best_val_meteor_exact | METEOR (exact matches only), higher is better | 0.75 |"]
+                           "| best_val_token_alignment | token alignment, higher is better | 0.75 |"]
     assert "best_last" not in model_card(a_checkpoint(tmp_path / "best_model.pth", "last"), "x")
     assert "best_val_loss" in model_card(a_checkpoint(tmp_path / "best_model.pth"), "x")
 

@@ -77,7 +77,7 @@ def test_every_phrase_of_a_shipped_dictionary_asserts_and_every_negation_denies(
         dictionary = FindingDictionary.load([path.stem])
         for name, entry in load_plain_yaml(path).items():
             for kind, wanted in (("phrases", PRESENT), ("negations", ABSENT), ("uncertain", UNCERTAIN)):
-                for phrase in entry.get(kind, []) if name != "ignore" else []:
+                for phrase in entry.get(kind, []) if isinstance(entry, dict) else []:
                     assert dictionary.read(phrase.replace("…", "处")).get(name) == wanted, (path.stem, name, phrase)
 
 

@@ -61,8 +61,8 @@ def test_names_are_used_once():
     assert len(names) == len(set(names)) and not set(names) & set(score_table.RECORD_FIELDS)
 
 
-@pytest.mark.parametrize(("old", "new"), [("meteor", "meteor_exact"), ("val_meteor", "val_meteor_exact"),
-                                          ("val_meteor_exact", "val_meteor_exact"), ("my_meteor", "my_meteor")])
+@pytest.mark.parametrize(("old", "new"), [("meteor", "token_alignment"), ("val_meteor", "val_token_alignment"),
+                                          ("val_meteor_exact", "val_token_alignment"), ("my_meteor", "my_meteor")])
 def test_old_names_are_read(old, new):
     assert canonical_name(old) == new
     assert higher_is_better(old) == higher_is_better(new) == ("my_" not in old)
@@ -73,7 +73,7 @@ def test_an_old_monitor_is_the_same_run_as_the_new_one():
     check_monitor(config)
     saved = Config().to_dict()
     saved["training"] |= {"monitor": "val_meteor", "eval_captions": 3}
-    assert from_dict(saved, "old.pth").to_dict() == config.to_dict() and config.training.monitor == "val_meteor_exact"
+    assert from_dict(saved, "old.pth").to_dict() == config.to_dict() and config.training.monitor == "val_token_alignment"
 
 
 def test_losses_and_ranks_are_better_when_lower():

@@ -18,12 +18,12 @@ from finetune.evaluation.text_metrics import (
     distinct_share,
     language,
     longest_common_subsequence,
-    meteor_exact,
     phrase_accuracy,
     phrases,
     rouge_l,
     signature,
     text_statistics,
+    token_alignment,
 )
 
 REFERENCES = ["胃腺癌，低分化，可见坏死。", "胃腺癌，高分化，未见坏死。",
@@ -94,14 +94,14 @@ def test_the_bit_parallel_subsequence_is_the_usual_one():
         assert longest_common_subsequence(a, b) == slow(a, b)
 
 
-def test_meteor_of_exact_matches_by_hand():
+def test_token_alignment_by_hand():
     reference = ["the", "cat", "sat", "on", "the", "mat"]
     # on the mat | sat | the cat: all 6 tokens in 3 chunks
-    assert meteor_exact(["on", "the", "mat", "sat", "the", "cat"], [["dog"], reference]) == pytest.approx(1 - 0.6 * (3 / 6) ** 0.2)
+    assert token_alignment(["on", "the", "mat", "sat", "the", "cat"], [["dog"], reference]) == pytest.approx(1 - 0.6 * (3 / 6) ** 0.2)
     # the cat: P 1, R 1/3, one chunk of two
     mean = 1 / 3 / (0.85 + 0.15 / 3)
-    assert meteor_exact(["the", "cat"], [reference]) == pytest.approx(mean * (1 - 0.6 * (1 / 2) ** 0.2))
-    assert meteor_exact(["dog"], [reference]) == meteor_exact([], [reference]) == 0
+    assert token_alignment(["the", "cat"], [reference]) == pytest.approx(mean * (1 - 0.6 * (1 / 2) ** 0.2))
+    assert token_alignment(["dog"], [reference]) == token_alignment([], [reference]) == 0
 
 
 def test_tokens_are_matched_as_often_as_both_have_them_in_runs_that_exist():
@@ -127,7 +127,7 @@ def test_the_tokenization_follows_the_corpus_and_is_in_the_signature():
     assert language([[t] for t in REFERENCES]) == "zh" and language([[t] for t in ENGLISH]) == "13a"
     assert language([["胃癌"], ["癌", "cancer"]]) == "zh"
     said = signature([["胃癌"], ["癌", "肿瘤"]])
-    assert "tok:zh|" in said and "nrefs:1-2|" in said and "sacrebleu-2" in said and "exact matches only" in said
+    assert "tok:zh|" in said and "nrefs:1-2|" in said and "sacrebleu-2" in said and "not METEOR" in said
 
 
 def test_phrases_are_scored_by_their_place():
@@ -170,14 +170,14 @@ def test_A04_scores_of_texts_of_100_000_tokens_do_not_take_minutes_and_it_is_sai
     caption, reference = (" ".join(f"w{rng.randrange(words)}" for _ in range(100_000)) for _ in range(2))
     start = time.process_time()
     with caplog.at_level("WARNING", "prism_coca"):
-        found = text_statistics([caption], [[reference]])["meteor_exact"](np.array([0]))
+        found = text_statistics([caption], [[reference]])["token_alignment"](np.array([0]))
     assert time.process_time() - start < 60
     assert "first 1000 tokens of 2 longer texts" in caplog.text
-    assert found == meteor_exact(caption.split()[:1000], [reference.split()[:1000]])
+    assert found == token_alignment(caption.split()[:1000], [reference.split()[:1000]])
 
 
 def test_texts_of_1000_tokens_are_compared_as_a_whole(caplog):
     text = " ".join(map(str, range(1000)))
     with caplog.at_level("WARNING", "prism_coca"):
-        assert text_statistics([text], [[text]])["meteor_exact"](np.array([0])) == 1.0
+        assert text_statistics([text], [[text]])["token_alignment"](np.array([0])) == 1.0
     assert not caplog.text

@@ -109,12 +109,12 @@ def test_a_rank_that_is_1_so_far_is_no_share(tmp_path):
 def test_old_and_new_names_of_a_score_are_one_curve_with_its_label(tmp_path):
     caption = {"epoch": 6, "id": "a", "caption": "x", "references": ["y"], "scores": {"meteor": 0.25}}
     folder = make_run(tmp_path / "run", captions=[caption])
-    lines(folder / "metrics.jsonl", [{"epoch": 1, "val_meteor": 0.1}, {"epoch": 2, "val_meteor_exact": 0.3}])
+    lines(folder / "metrics.jsonl", [{"epoch": 1, "val_meteor": 0.1}, {"epoch": 2, "val_token_alignment": 0.3}])
     (chart,) = [c for c in all_charts(folder) if c.title[1] == "how close captions are to references"]
     (line,) = chart.lines
-    assert line.name[1] == "METEOR (exact matches only)" and len(line.points) == 2
+    assert line.name[1] == "token alignment" and len(line.points) == 2
     (score,) = unpacked(view(folder)["captions"])["scores"]
-    assert score["name"][1] == "METEOR (exact matches only)" and score["values"] == [0.25]
+    assert score["name"][1] == "token alignment" and score["values"] == [0.25]
 
 
 def test_numbers_too_large_to_draw_are_left_out(tmp_path):
