@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..common.errors import UserError
 from ..common.files import expand, write_atomically
-from ..common.log import logger
+from ..common.log import logger, notice
 from ..common.threads import usable_cores
 from ..common.visible import json_text
 from ..data.columns import ColumnNames
@@ -104,7 +104,7 @@ def _outcome(options: Options, table: Table) -> Outcome:
     named = ColumnNames(id=options.id_column, slide=options.slide_column, split=options.split_column)
     layout = find_layout(table, rules, named, options.text_columns)
     texts = ", ".join(f"{column} ({section})" for section, column in layout.texts)
-    logger.info("%s: %d rows; %s; texts %s", table.path.name, len(table.rows), layout.columns, texts)
+    notice("%s: %d rows; %s; texts %s", table.path.name, len(table.rows), layout.columns, texts)
 
     doctors: set[str] = set()
     for row in table.rows:

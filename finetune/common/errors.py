@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from .terminal import styled
 from .threads import prepare_threads
 from .visible import visible
 
@@ -72,7 +73,8 @@ def run_script(main: Callable[[], int | None]) -> None:
 
 def _print_error(error: UserError) -> None:
     details = [f"  {visible(detail)[:_MAX_LINE]}" for detail in error.details]
-    print(f"error: {error.line()}", *details, sep="\n", file=sys.stderr)
+    beginning = styled("error:", "red", sys.stderr)
+    print(f"{beginning} {error.line()}", *details, sep="\n", file=sys.stderr)
 
 
 def _is_reported_elsewhere(error: UserError) -> bool:

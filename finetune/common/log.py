@@ -1,4 +1,7 @@
-"""Logging to the console, above a progress bar if there is one, and to training.log."""
+"""Logging to the console, above a progress bar if there is one, and to training.log.
+
+The console has notices and warnings: what a person at the terminal wants to see. The file has all lines, with times.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,23 @@ import sys
 from pathlib import Path
 
 from .errors import UserError
+from .terminal import styled, width_of, wrapped
 from .visible import visible
 
 logger = logging.getLogger("prism_coca")
+NOTICE = (logging.INFO + logging.WARNING) // 2  # a level of its own, between details and warnings
+_STYLES = {logging.WARNING: "yellow"}  # of the name of a level, else red
+
+
+def notice(message: str, *values: object, style: str = "", indent: int = 0) -> None:
+    """Log a line that the console shows.
+
+    Args:
+        message: As in `logging`, with `values` for its placeholders.
+        style: bold, red, green or yellow on a terminal.
+        indent: Spaces before the rest of a line that is too long for the terminal.
+    """
+    logger.log(NOTICE, message, *values, extra={"style": style, "indent": indent})
 
 
 class _Printable(logging.Formatter):
@@ -18,6 +35,19 @@ class _Printable(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return visible(super().format(record))
+
+
+class _ForTerminal(_Printable):
+    """As wide as the terminal, in colour where it has colours; only warnings say what level they are."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        if record.levelno < logging.WARNING:
+            text = wrapped(text, width_of(sys.stderr), getattr(record, "indent", 0))
+            return styled(text, getattr(record, "style", ""), sys.stderr)
+        text = wrapped(f"{record.levelname} {text}", width_of(sys.stderr), indent=2)
+        level = styled(record.levelname, _STYLES.get(record.levelno, "red"), sys.stderr)
+        return level + text.removeprefix(record.levelname)
 
 
 class _TqdmHandler(logging.Handler):
@@ -41,11 +71,12 @@ class _FileHandler(logging.FileHandler):
             super().close()
 
 
-def log_to_console(quiet: bool = False) -> logging.handlers.MemoryHandler:
-    """Send log lines to stderr, and keep them in memory for `log_to_file`.
+def log_to_console(quiet: bool = False, details: bool = False) -> logging.handlers.MemoryHandler:
+    """Send notices and warnings to stderr, and keep all lines in memory for `log_to_file`.
 
     Args:
         quiet: Neither lines nor progress bars, for all ranks but the first.
+        details: Send all lines to stderr: where no file has them.
 
     Returns:
         The handler that keeps the lines.
@@ -55,7 +86,9 @@ def log_to_console(quiet: bool = False) -> logging.handlers.MemoryHandler:
         handler.close()
     memory = logging.handlers.MemoryHandler(100_000, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
     console = _TqdmHandler()
-    console.setFormatter(_Printable("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    console.setFormatter(_ForTerminal())
+    console.setLevel(logging.INFO if details else NOTICE)
+    logging.addLevelName(NOTICE, "NOTICE")
     logger.setLevel(logging.CRITICAL if quiet else logging.INFO)
     logger.propagate = False
     logger.addHandler(console)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import threading
 import time
@@ -12,7 +11,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .log import logger
+from .log import logger, notice
+from .terminal import is_terminal
 
 _SECONDS = 50  # between two lines: one a minute at least, even if the machine is late
 _SCALED_FROM = 100_000  # larger totals are shown as 1.2M
@@ -25,7 +25,7 @@ def progress(items: Iterable | None, name: str, total: int, unit: str, initial: 
     quiet processes of a run.
     """
     is_quiet = logger.level >= logging.CRITICAL
-    if is_quiet or (sys.stderr.isatty() and not os.environ.get("CI")):
+    if is_quiet or is_terminal(sys.stderr):
         return tqdm(items, name, total, unit=unit, leave=False, disable=is_quiet, initial=initial,
                     unit_scale=total >= _SCALED_FROM)
     return LoggedProgress(items, name, total, unit, initial)
@@ -81,7 +81,7 @@ class LoggedProgress:
 
     def _write_lines(self) -> None:
         while not self._finished.wait(_SECONDS):
-            logger.info("%s", self.line())
+            notice("%s", self.line(), indent=2)
 
 
 Progress = tqdm | LoggedProgress

@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 
 from ..common.errors import UserError
-from ..common.log import logger
+from ..common.log import notice
 from .labels import Label
 from .patterns import Pattern
 from .slide_matching import common_end, relative_name
@@ -45,8 +45,8 @@ def join_cases(labels: Mapping[str, Label], files: Mapping[str, list[str]], root
 def _log(slides: Mapping[str, list[str]], beginning: str) -> None:
     if slides:
         case_id, names = max(slides.items(), key=lambda item: len(item[1]))
-        logger.info("%s %d slides to %d cases, such as %s: %s", beginning, sum(map(len, slides.values())), len(slides),
-                    case_id, ", ".join(names[:5]))
+        notice("%s %d slides to %d cases, such as %s: %s", beginning, sum(map(len, slides.values())), len(slides),
+               case_id, ", ".join(names[:5]))
 
 
 def _by_pattern(labels: Mapping[str, Label], files: Mapping[str, list[str]], root: Path, pattern: str,

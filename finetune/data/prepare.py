@@ -53,6 +53,11 @@ class Data:
         return [slide.slide_id for slide in self.test]
 
     @property
+    def seen_texts(self) -> dict[str, int]:
+        """How many validation texts there are, and how many of them stand in training: `caveats` takes it."""
+        return {"validation": len(self.validation), "also_in_training": self.num_seen_texts}
+
+    @property
     def slides(self) -> list[Slide]:
         """The slides of training and validation."""
         return [sample.slide for sample in self.train + self.validation]

@@ -19,7 +19,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ..common.errors import BadSlide
-from ..common.log import logger
+from ..common.log import notice
 from .slide_names import base_name, path_parts, slide_name, without_endings
 
 _PANDAS_NUMBER = re.compile(r"(\d+)\.0+")  # what pandas makes of a whole number in a column with empty cells
@@ -266,6 +266,6 @@ def _log_differences(found: Mapping[str, tuple[str, str]], matches: Matches) -> 
     for difference, count in differences.items():
         if difference:
             name = next(name for name in matches.paths if found[name][1] == difference)
-            logger.info("%d slides are matched with their files without the %s: %s is %s", count, difference, name,
-                        os.path.basename(matches.paths[name]))
+            notice("%d slides are matched with their files without the %s: %s is %s", count, difference, name,
+                   os.path.basename(matches.paths[name]))
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..common.errors import BadSlide, UserError
 from ..common.files import expand
-from ..common.log import logger
+from ..common.log import notice
 from ..common.progress import progress
 from ..common.threads import usable_cores
 from . import h5_files, npy_files, pt_files
@@ -150,8 +150,8 @@ def _paths_by_name(root: Path) -> dict[str, list[str]]:
     if not arrays and not others:
         raise _no_files(root, found[_ZARR])
     if arrays and others:
-        logger.info("%d NumPy files beside H5 or .pt files are not taken for slides: %s ...", len(arrays),
-                    ", ".join(list(arrays)[:5]))
+        notice("%d NumPy files beside H5 or .pt files are not taken for slides: %s ...", len(arrays),
+               ", ".join(list(arrays)[:5]))
     return others or arrays
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..common.log import logger
+from ..common.log import logger, notice
 from .columns import ColumnNames, Columns, find_columns
 from .slide_names import base_name, path_parts
 from .tables import Table
@@ -133,7 +133,7 @@ def _value(case: _Case) -> dict[str, Any]:
 
 def _log_columns(table: Table, columns: Columns, cases: dict[str, _Case]) -> None:
     """Say what was taken: a wrong column must not pass unnoticed."""
-    logger.info("%s: %s; not used: %s", table.path.name, columns, _listed(set(table.columns) - columns.used, table))
+    notice("%s: %s; not used: %s", table.path.name, columns, _listed(set(table.columns) - columns.used, table))
     num_slides = sum(len(case.slides) > 1 for case in cases.values())
     num_texts = sum(len(case.texts) > 1 for case in cases.values())
     logger.info("%s: %d rows, %d cases, of which %d have several slides and %d several texts", table.path.name,

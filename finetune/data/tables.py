@@ -10,7 +10,7 @@ from typing import Any
 
 from ..common.errors import UserError
 from ..common.files import expand
-from ..common.log import logger
+from ..common.log import notice
 from .columns import count_known, list_columns
 from .delimited import Row, read_delimited
 from .json_text import parse_json
@@ -190,8 +190,8 @@ def _workbook_table(sheets: list[Sheet], path: Path) -> Table:
                         "save the one that holds the reports as a file of its own")
     others = [sheet.name for sheet in sheets if sheet.name not in tables and sheet.rows]
     if len(sheets) > 1:
-        logger.info("%s: read sheets %s; not read: %s", path.name, ", ".join(map(repr, tables)),
-                    ", ".join(map(repr, others)) or "none")
+        notice("%s: read sheets %s; not read: %s", path.name, ", ".join(map(repr, tables)),
+               ", ".join(map(repr, others)) or "none")
     return _join_tables(tables, path, len(sheets) > 1)
 
 

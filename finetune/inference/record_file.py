@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Self
 
 from ..common.errors import UserError
 from ..common.files import replacing
-from ..common.log import logger
+from ..common.log import notice
 from ..common.run_lock import RunLock
 from ..common.visible import json_text
 from .records import Record, write_csv, write_json
@@ -144,9 +144,9 @@ class RecordFile:
         changed = {name for name, line in here.items() if line.made_from != source.of_slide(slides[name])}
         again = self.failed_before | changed
         self._rewrite([name for name in self._lines if name not in again])
-        logger.info("--resume: %d of %d captions are in %s already; %d failed slides and %d whose file has changed are "
-                    "captioned again", len(here) - len(again), len(slides), self._path.name, len(self.failed_before),
-                    len(changed - self.failed_before))
+        notice("--resume: %d of %d captions are in %s already; %d failed slides and %d whose file has changed are "
+               "captioned again", len(here) - len(again), len(slides), self._path.name, len(self.failed_before),
+               len(changed - self.failed_before))
 
     def _require_no_part_of(self, source: Source, slides: Mapping[str, str]) -> None:
         """Raise UserError rather than begin again over the captions of a job that did not come to its end."""

@@ -34,11 +34,11 @@ from ..common.run_folder import (
 from ..common.score_table import LAST_EPOCH, canonical_name, find_score
 from ..config.schema import Config
 from ..config.yaml_file import load_yaml
-from .answer import answer
+from .answer import Answer, answer
 from .caption_table import caption_table
 from .curves import NUM_FIRST, charts, label_of
 from .drawable import finite_or_nan, has_epoch
-from .held_out import Text, read_held_out
+from .held_out import HeldOut, Text, read_held_out
 from .html import render
 from .retrieval_matrix import read_retrieval
 from .run_state import RunState, read_state
@@ -76,18 +76,15 @@ def view(folder: Path) -> dict[str, Any]:
     state, config = read_state(events), _config(folder / "config.yaml")
     held_out = read_held_out(folder / HELD_OUT)
     best = _best(metrics, config)
-    texts = _seen_texts(state)
-    source = state.about.get("Prism")
     drawn = charts(list(metrics.values()), _epoch_events(events, metrics), best.epoch if best else None)
-    done = max(metrics, default=0), str(config.training.epochs) if config else "?"
-    all_seen = bool(texts["validation"]) and texts["validation"] == texts["also_in_training"]
+    done = _epochs_done(metrics, config)
     return {
         "name": folder.resolve().name,
-        "banners": caveats(source, texts),
+        "banners": caveats(state.about.get("Prism"), _seen_texts(state)),
         "state": state,
         "epochs": done,
         "best": best,
-        "answer": answer(held_out, state.status, done, _num_validation(state), is_random(source), all_seen),
+        "answer": _answer(held_out, state, done),
         "held_out": held_out,
         "find_score": find_score,
         "note": note,
@@ -99,6 +96,23 @@ def view(folder: Path) -> dict[str, Any]:
         "training": config and config.training,
         "about": about_rows(state.about),
     }
+
+
+def answer_of(folder: Path) -> Answer:
+    """What the page of a run says first."""
+    metrics, state = _metrics_by_epoch(folder), read_state(list(read_records(folder / EVENTS)))
+    return _answer(read_held_out(folder / HELD_OUT), state, _epochs_done(metrics, _config(folder / "config.yaml")))
+
+
+def _answer(held_out: HeldOut | None, state: RunState, done: tuple[int, str]) -> Answer:
+    texts = _seen_texts(state)
+    all_seen = bool(texts["validation"]) and texts["validation"] == texts["also_in_training"]
+    return answer(held_out, state.status, done, _num_validation(state), is_random(state.about.get("Prism")), all_seen)
+
+
+def _epochs_done(metrics: dict[int, Record], config: Config | None) -> tuple[int, str]:
+    """(epochs done, epochs planned)"""
+    return max(metrics, default=0), str(config.training.epochs) if config else "?"
 
 
 def _caption_records(folder: Path) -> list[Record]:

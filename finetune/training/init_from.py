@@ -19,7 +19,7 @@ from ..checkpoints.hf_folder import WEIGHTS, model_path, read_model
 from ..common.distributed import World
 from ..common.errors import UserError
 from ..common.files import expand
-from ..common.log import logger
+from ..common.log import logger, notice
 from ..config.auto import SIZE_SETTINGS, fill_open, value_of
 from ..config.schema import Config, from_dict, same_decoder
 from ..data.tokenizer import Tokenizer, tokenizer_from_dict
@@ -164,9 +164,9 @@ def take_weights(model: SlideCaptioner, start: StartingPoint, old: int, new: int
     tokens = f"the vocabulary of {old} tokens"
     if new > old:
         tokens = f"the embeddings of {old} tokens, {new - old} more are new"
-    logger.info("%s: started from %s, epoch %s (sha256 %s): %d weights taken, %s; optimizer, epochs and calibration "
-                "start anew", _KEY, start.describe()["source"], start.checkpoint.progress.get("epoch"),
-                start.sha256[:12], len(saved), tokens)
+    notice("%s: started from %s, epoch %s (sha256 %s): %d weights taken, %s; optimizer, epochs and calibration start "
+           "anew", _KEY, start.describe()["source"], start.checkpoint.progress.get("epoch"), start.sha256[:12],
+           len(saved), tokens, indent=2)
 
 
 def _probe_tokens(own: dict[str, torch.Tensor], saved: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

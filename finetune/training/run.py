@@ -14,13 +14,14 @@ from ..common.device import keep_freed_memory, resolve_precision
 from ..common.distributed import ALONE, World, join_world
 from ..common.errors import UserError
 from ..common.files import expand
-from ..common.log import log_to_console, logger
+from ..common.log import log_to_console, logger, notice
+from ..common.run_folder import REPORT
 from ..common.run_lock import RunLock
-from ..common.score_table import LAST_EPOCH
 from ..config.schema import Config
 from ..data.prepare import Data, contents_are_checked, scan_contents
 from ..models.build import decoder_tokenizer
 from ..pages.run_report import write_report
+from .announcements import announce_end, announce_start
 from .calibration import calibrate_and_index, is_calibrated_and_indexed
 from .caption_validation import check_monitor, not_in_log_line
 from .custom_loss import LossFunction, load_loss, try_loss
@@ -30,7 +31,7 @@ from .objective import Objective
 from .optim import configured_optimizer, learning_rate_schedule
 from .random_states import seed_all
 from .resume import check_same_run, open_checkpoint, restore, saved_state
-from .run_files import describe_sizes, open_run_folder
+from .run_files import open_run_folder
 from .run_log import RunLog
 from .saver import Saver
 from .setup import (
@@ -105,14 +106,15 @@ def _train(config: Config, resume: str | None, folder: Path, buffered: MemoryHan
     if checkpoint:
         restore(checkpoint, model, optimizer, scaler, world)
     if state.epoch >= training.epochs and world.broadcast_object(lambda: is_calibrated_and_indexed(folder)):
-        logger.info("%s belongs to a finished run: nothing to do", checkpoint.path.name)
+        notice("%s belongs to a finished run: nothing to do; its report is %s", checkpoint.path.name, folder / REPORT)
         return 0
 
     log = RunLog(folder if world.is_main else None, quiet=not_in_log_line(training.monitor), write_report=write_report,
-                 marks_best=training.monitor != LAST_EPOCH)
+                 monitor=training.monitor)
     saver = Saver(folder, training.save_every, model, optimizer, scaler, description, world)
     open_run_folder(config, data, saver, log, buffered, checkpoint, state)
-    log_run(config, data, objective, batches, state, checkpoint)
+    log_run(config, data, objective, batches, state)
+    announce_start(config, data, objective, batches, state, checkpoint)
     fill_caches(config, data, model, precision, cache, world, fresh=checkpoint is None)
     with StopSignals(world) as signals:
         parts = Parts(objective, optimizer, scaler, batches, learning_rate, validator, log, saver.save,
@@ -137,8 +139,8 @@ def _end(parts: Parts, state: TrainState, config: Config, data: Data, folder: Pa
     if parts.objective.world.is_main:
         calibrate_and_index(folder, parts.model, parts.objective.precision, data, config, loaders.in_order)
     parts.log.finish("finished")
-    logger.info("finished: best epoch %d, files in %s%s", state.best_epoch, config.training.output_dir,
-                describe_sizes(folder))
+    if parts.objective.world.is_main:
+        announce_end(config, folder, state)
     return 0
 
 
@@ -147,7 +149,7 @@ def check(config: Config) -> int:
     check_monitor(config.check("config"))
     user_loss = load_loss(config.training.loss)
     with join_world(torch.device("cpu")) as world:  # only rank 0 reads and logs
-        log_to_console(quiet=not world.is_main)
+        log_to_console(quiet=not world.is_main, details=True)
         return world.broadcast_object(partial(_check, config, user_loss))
 
 

@@ -1,5 +1,5 @@
-"""The output of a running training: console lines and progress bars; metrics.jsonl, events.jsonl and the report in the
-run folder; experiment trackers. Only the report contains label texts and captions."""
+"""The output of a running training: lines and progress bars on the terminal; training.log; metrics.jsonl, events.jsonl
+and the report in the run folder; experiment trackers. Only the report contains label texts and captions."""
 
 from __future__ import annotations
 
@@ -13,35 +13,41 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import UserError
-from ..common.log import logger
+from ..common.log import logger, notice
 from ..common.progress import Progress, progress
 from ..common.run_folder import EVENTS, METRICS, REPORT
+from ..common.score_table import LAST_EPOCH, VALIDATION, label
 from ..common.visible import json_text, visible
+from .epoch_times import EpochTimes, clock_text
 from .state import TrainState
 from .trackers import Tracker
 
+_TELLING = f"{VALIDATION}rouge_l"  # on the terminal where no score is monitored, if captions are scored
+
 
 class RunLog:
-    """Progress bars and, after each epoch, a console line, a record in metrics.jsonl and a new report.
+    """Progress bars and, after each epoch, a line on the terminal, one in training.log with all losses and the usual
+    scores, a record in metrics.jsonl and a new report.
 
     metrics.jsonl holds what a resumed run reproduces bit for bit; times, rates and warnings go to events.jsonl.
     """
 
     def __init__(self, folder: Path | None, trackers: Sequence[Tracker] = (), quiet: Iterable[str] = (),
-                 write_report: Callable[[Path], object] | None = None, marks_best: bool = True) -> None:
+                 write_report: Callable[[Path], object] | None = None, monitor: str = "val_loss") -> None:
         """
         Args:
             folder: Of the run; None on a rank that writes nothing.
             trackers: Also receive the record of each epoch.
-            quiet: Scores left out of the console line.
+            quiet: Scores left out of the line of training.log.
             write_report: Writes the report from the files in the run folder.
-            marks_best: Whether the console line says that an epoch is the best so far.
+            monitor: The score that selects the best epoch, or `last`.
         """
         self.folder, self.trackers, self._quiet = folder, trackers, frozenset(quiet)
         self.path = folder / METRICS if folder else None
-        self._write_report, self._marks_best = write_report, marks_best
+        self._write_report, self._monitor = write_report, monitor
         self._events = _EventFile(folder / EVENTS if folder else None)
-        self._start_clock()
+        self._times = EpochTimes()
+        self._num_slides, self._epochs, self._steps = 0.0, 0, 0
 
     def start(self, earlier: Iterable[logging.LogRecord], about: dict[str, str]) -> None:
         """Start recording warnings in events.jsonl.
@@ -76,25 +82,29 @@ class RunLog:
 
     def epoch_bar(self, state: TrainState, total: int, epochs: int) -> Progress:
         """The progress bar of the running epoch, and the start of its clock. total: steps of the epoch."""
-        self._start_clock()
+        self._num_slides, self._epochs, self._steps = 0.0, epochs, total
+        self._times.begin(whole=state.batches_done == 0)
         return progress(None, f"epoch {state.epoch + 1}/{epochs}", total, "step", initial=state.batches_done)
 
     def step(self, bar: Progress, report: dict[str, float]) -> None:
         """Move the progress bar on by a step."""
         self._num_slides += report["num_slides"]
-        self._training_seconds = time.monotonic() - self._epoch_start
         bar.set_postfix_str(f"loss={report['loss']:.3f}, lr={report['lr']:.2e}", refresh=False)
         bar.update()
+        if (seconds := self._times.step()) is not None:
+            notice("a step takes %.2g s, an epoch of %d steps about %s, and validation (measured on the first steps)",
+                   seconds, self._steps, clock_text(self._steps * seconds))
 
     def epoch(self, state: TrainState, scores: dict[str, float], lr: float, is_best: bool) -> None:
         """Log a finished epoch everywhere, and note the new length of metrics.jsonl in `state`."""
         record: dict[str, Any] = {"epoch": state.epoch, "step": state.step, "lr": lr, **scores, "best": is_best}
         if state.skipped:
             record["skipped_steps"] = state.skipped
-        seconds = time.monotonic() - self._epoch_start
-        rate = self._num_slides / max(self._training_seconds, 1e-9)  # validation does not count
-        mark = "  best" if is_best and self._marks_best else ""
-        self._log_line(state.epoch, scores, f"lr {lr:.2e}  {rate:.1f} slides/s{mark}")
+        rate = self._num_slides / max(self._times.training_seconds, 1e-9)
+        seconds = self._times.end()
+        is_marked = is_best and self._monitor != LAST_EPOCH
+        self._show(state.epoch, scores, seconds, is_marked)
+        self._log_line(state.epoch, scores, f"lr {lr:.2e}  {rate:.1f} slides/s{'  best' if is_marked else ''}")
         if self.path is None:
             return
         state.metrics_bytes = _append_durably(self.path, record)
@@ -102,14 +112,21 @@ class RunLog:
         self._for_each_tracker(lambda tracker: tracker.log(record | {"slides_per_second": rate}, state.epoch))
         self._update_report()
 
+    def _show(self, epoch: int, scores: dict[str, float], seconds: float, is_marked: bool) -> None:
+        """The short line of an epoch for the terminal."""
+        number = f"epoch {epoch:>{len(str(self._epochs))}}/{self._epochs}"
+        names = dict.fromkeys(("loss", "val_loss", _TELLING if self._monitor == LAST_EPOCH else self._monitor))
+        values = [f"{_short_label(name)} {scores[name]:.3f}" for name in names if name in scores]
+        left = self._times.left(self._epochs - epoch)
+        times = [clock_text(seconds)]
+        if left:
+            times.append(f"{clock_text(left)} left")
+        mark = ["best"] if is_marked else []
+        notice("%s", "  ".join([number, *values, *times, *mark]), style="green" if is_marked else "", indent=2)
+
     def _log_line(self, epoch: int, scores: dict[str, float], rest: str) -> None:
         shown = [f"{name} {value:.4f}" for name, value in scores.items() if name not in self._quiet]
         logger.info("epoch %d  %s  %s", epoch, "  ".join(shown), rest)
-
-    def _start_clock(self) -> None:
-        self._epoch_start = time.monotonic()
-        self._training_seconds = 0.0  # from the start of the epoch to the end of its last step
-        self._num_slides = 0.0
 
     def _for_each_tracker(self, call: Callable[[Tracker], None]) -> None:
         """A tracker that fails must not end the run: it is dropped with one warning."""
@@ -129,6 +146,14 @@ class RunLog:
             self._write_report(self.folder)
         except Exception as error:
             logger.warning("%s could not be written (%s: %s)", REPORT, type(error).__name__, error)
+
+
+def _short_label(name: str) -> str:
+    """Of a score of metrics.jsonl: `val` is the validation loss."""
+    of_validation = name.removeprefix(VALIDATION)
+    if of_validation == name:
+        return label(name)
+    return "val" if of_validation == "loss" else f"val {label(of_validation)}"
 
 
 class _EventFile(logging.Handler):

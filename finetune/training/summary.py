@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..checkpoints.format import Checkpoint, RunDescription
+from ..checkpoints.format import RunDescription
 from ..common.device import Precision
 from ..common.distributed import World
 from ..common.log import logger
@@ -39,7 +39,7 @@ def describe_run(config: Config, data: Data, model: SlideCaptioner, precision: P
         data={"fingerprint": data.fingerprint, "test_ids": data.test_ids,
               "validation_ids": [sample.slide.slide_id for sample in data.validation],
               "slides": {"training": len(data.train), "validation": len(data.validation)},
-              "texts": {"validation": len(data.validation), "also_in_training": data.num_seen_texts}},
+              "texts": data.seen_texts},
         versions={"torch": str(torch.__version__), "python": platform.python_version(),
                   "threads": torch.get_num_threads(), "precision": precision.name, "device": device_name,
                   "processes": world.size}, init_from=init_from)
@@ -73,9 +73,8 @@ def describe_for_report(data: Data, model: SlideCaptioner, run: RunDescription) 
     }
 
 
-def log_run(config: Config, data: Data, objective: Objective, batches: BatchLoader, state: TrainState,
-            checkpoint: Checkpoint | None) -> None:
-    """Log data, model, device, precision, steps, and the checkpoint that is resumed."""
+def log_run(config: Config, data: Data, objective: Objective, batches: BatchLoader, state: TrainState) -> None:
+    """Log data, model, device, precision and steps."""
     model, precision = objective.model, objective.precision
     log_data(data)
     logger.info("Prism %s (%s), sha256 %s; %.1f M trainable parameters", config.prism.weights,
@@ -90,8 +89,6 @@ def log_run(config: Config, data: Data, objective: Objective, batches: BatchLoad
     if config.training.precision not in ("auto", precision.name):
         logger.warning("training.precision is %s, used is %s: %s", config.training.precision, precision.name,
                        precision.reason)
-    if checkpoint:
-        logger.info("resumed from %s", checkpoint.path.name)
 
 
 def _describe_steps(config: Config, batches: BatchLoader, state: TrainState) -> str:

@@ -1,0 +1,131 @@
+"""What a person at the terminal reads: one block at the start, a line for each epoch, the answer at the end."""
+
+from __future__ import annotations
+
+import html
+import io
+import itertools
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from finetune.config.schema import Config, apply_overrides
+from finetune.training import epoch_times, run
+from finetune.training.epoch_times import EpochTimes, clock_text
+from tests.helpers import kill_runs
+
+COLOUR = re.compile("\033\\[\\d+m")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory) -> tuple[Path, str, str]:
+    """A folder with a run that was stopped after two of four epochs and resumed, and what two terminals showed."""
+    base = tmp_path_factory.mktemp("terminal")
+    kill_runs.make_data(base)
+    (base / "here").mkdir()
+    outputs = []
+    for epochs, resumed in ((2, None), (4, "auto")):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(base / "here")
+            for name in ("CI", "NO_COLOR", "TERM"):
+                patch.delenv(name, raising=False)
+            patch.setenv("COLUMNS", "80")
+            patch.setattr("finetune.models.build.load_prism", kill_runs.tiny_prism)
+            patch.setattr("sys.stderr", terminal := Terminal())
+            pairs = [*kill_runs.SETTINGS, f"training.epochs={epochs}", "training.monitor=val_rouge_l"]
+            assert run.train(apply_overrides(Config(), pairs), resumed) == 0
+            outputs.append(terminal.getvalue())
+    return base / "here", *outputs
+
+
+def lines_of(output: str) -> list[str]:
+    """The lines that stay: a progress bar is drawn over after a carriage return."""
+    return [line.split("\r")[-1] for line in output.split("\n")]
+
+
+def test_the_start_is_one_block_that_says_what_trains_on_what(shown):
+    folder, first, _ = shown
+    plain = [COLOUR.sub("", line) for line in lines_of(first)]
+    start = plain.index("training a slide captioner")
+    block = list(itertools.takewhile(lambda line: line.startswith("  "), plain[start + 1:]))
+    rows = {line[2:13].strip(): line[13:] for line in block if line[2:13].strip()}
+    assert list(rows) == ["data", "slides", "texts", "model", "training", "device", "files"]
+    about = json.loads((folder / "run" / "events.jsonl").read_text(encoding="utf-8").splitlines()[0])["about"]
+    assert about["slides"] in rows["slides"] and f"vocabulary of {about['vocabulary']}" in rows["texts"]
+    assert "dim 16" in rows["model"] and rows["training"].startswith("2 epochs of ") and "run (report.html" in rows["files"]
+
+
+def test_each_epoch_has_one_line_of_the_numbers_in_the_metrics(shown):
+    folder, first, second = shown
+    records = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = [COLOUR.sub("", line) for line in lines_of(first + second)]
+    epochs = [line for line in lines if re.match(r"epoch +\d+/\d+  ", line)]
+    assert len(epochs) == len(records) == 4
+    for line, record in zip(epochs, records, strict=True):
+        total = 2 if record["epoch"] < 3 else 4
+        assert line.startswith(f"epoch {record['epoch']}/{total}  loss {record['loss']:.3f}  val {record['val_loss']:.3f}  "
+                               f"val ROUGE-L {record['val_rouge_l']:.3f}  0:0"), line
+        assert line.endswith("best") == record["best"] and (" left" in line) == (record["epoch"] % 2 == 1)
+        assert len(line) <= 79
+
+
+def test_lines_fit_and_the_end_says_the_sentence_of_the_report_and_where_it_is(shown):
+    folder, _, second = shown
+    lines = [COLOUR.sub("", line) for line in lines_of(second)]
+    assert all(len(line) <= 80 for line in lines if "/report.html" not in line)
+    end = " ".join(" ".join(lines[next(i for i, line in enumerate(lines) if line.startswith("finished:")):]).split())
+    page = html.unescape((folder / "run" / "report.html").read_text(encoding="utf-8"))
+    sentence = re.search(r'class="lead">.*?lang="en">(.*?)</span>', page, re.S)[1]
+    assert " ".join(sentence.split()) in end and sentence.startswith("On 4 held-out slides")
+    assert str(folder / "run" / "report.html") in end and "python inference.py --checkpoint run --embeddings_dir ../h5" in end
+
+
+def test_a_resumed_run_says_so_and_only_the_terminal_has_colours_and_bars(shown):
+    folder, first, second = shown
+    assert "resumed from" not in first and "resumed from last_model.pth, after epoch 2 of 4" in second
+    assert "\033[32mepoch" in first + second and "%|" in first
+    log = (folder / "logs" / "training.log").read_text(encoding="utf-8")
+    assert "\033" not in log and "\r" not in log and "%|" not in log
+    assert log.count("  val_bleu_4 ") == 4 and "effective batch" in log and "effective batch" not in first
+
+
+def test_the_first_steps_tell_how_long_an_epoch_takes_and_the_first_of_them_does_not_count(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(epoch_times.time, "monotonic", lambda: now[0])
+    times = EpochTimes()
+    times.begin(whole=True)
+    estimates = []
+    for seconds in [30.0] + [2.0] * 12:
+        now[0] += seconds
+        estimates.append(times.step())
+    assert estimates == [None] * 10 + [2.0] + [None] * 2 and times.left(3) is None
+    now[0] += 6.0  # validation
+    assert times.training_seconds == 54 and times.end() == 60 and times.left(3) == 180
+    times.begin(whole=False)
+    now[0] += 5
+    times.end()
+    assert times.left(1) == 60, "the rest of an epoch that was interrupted says little of a whole one"
+
+
+def test_slow_steps_are_enough_after_a_minute(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(epoch_times.time, "monotonic", lambda: now[0])
+    times = EpochTimes()
+    times.begin(whole=True)
+    found = []
+    for _ in range(3):
+        now[0] += 70
+        found.append(times.step())
+    assert found == [None, 70.0, None]
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(6.6, "0:07"), (754, "12:34"), (11_100, "3:05:00")])
+def test_times_are_short(seconds, text):
+    assert clock_text(seconds) == text
