@@ -5,6 +5,7 @@ To read another JSON format, add its test and its reader beside `_is_histgen` an
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ SPLITS = ("train", "val", "test")
 _FIELDS = ("text", "slides", "split")
 _EXPECTED = "expected an object {id: text}"
 _NO_NAMES = "slides must be a list of names"
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -210,6 +212,6 @@ def _text_problem(text: Any) -> str | None:
 
 def _surrogate_problem(text: str) -> str | None:
     """JSON can hold half of a UTF-16 pair, which no file or terminal can."""
-    if any("\ud800" <= c <= "\udfff" for c in text):
+    if _SURROGATE.search(text):
         return "half of a UTF-16 pair (\\ud800-\\udfff)"
     return None

@@ -7,6 +7,7 @@ import os
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain
 from pathlib import Path
 
@@ -156,8 +157,15 @@ def _join_cases(labels: Mapping[str, Label], files: Mapping[str, SlideFile]) -> 
 
 def _links_out(folder: str, files: Mapping[str, SlideFile]) -> list[str]:
     """Names of the slides whose files are links out of the folder in which they were found."""
-    root = os.path.realpath(expand(folder)) + os.sep
-    return [name for name, file in files.items() if not os.path.realpath(file.location).startswith(root)]
+    root = os.path.join(os.path.realpath(expand(folder)), "")
+    real_folder = cache(os.path.realpath)  # few folders hold all files
+
+    def target(file: SlideFile) -> str:
+        if os.path.islink(file.path):
+            return os.path.realpath(file.path)
+        return os.path.join(real_folder(os.path.dirname(file.path)), os.path.basename(file.path))
+
+    return [name for name, file in files.items() if not target(file).startswith(root)]
 
 
 def _unlabelled(files: Mapping[str, list[str]], matches: Matches, label_problems: Mapping[str, str]) -> list[str]:

@@ -67,7 +67,9 @@ def match_slides(names: Sequence[str], files: Mapping[str, list[str]], root: Pat
 
 def relative_name(path: str, root: Path) -> str:
     """The path of a file below the folder of all files, without the ending of feature files, with `/`."""
-    return slide_name(Path(os.path.relpath(path, root)).as_posix())
+    beginning = f"{root}{os.sep}"
+    inside = path[len(beginning):] if path.startswith(beginning) else os.path.relpath(path, root)
+    return slide_name(inside.replace(os.sep, "/"))
 
 
 # --- what a name may differ in ---------------------------------------------------------------------------------------
@@ -142,8 +144,10 @@ class _Index:
         patients where names repeat between the folders of the files or of the labels, or where the labels' folder is
         there and has no such file.
         """
+        if not folders:
+            return
         own = path_parts(os.path.dirname(os.path.relpath(path, self.root)))
-        if not folders or not own or common_end(folders, path_parts(os.path.dirname(path))):
+        if not own or common_end(folders, path_parts(os.path.dirname(path))):
             return
         if folders[-1] in self._folders or own[-1] in self._folders_of_patients or base_name(path) in self._repeated:
             name = relative_name(path, self.root)

@@ -58,7 +58,8 @@ class SlideFile:
     @property
     def in_shared_file(self) -> bool:
         """Whether the file holds a dataset or a group per slide, named after it."""
-        return self.slide_id != Path(self.path).stem
+        # os.path: with 100 000 slides, a Path of each takes seconds
+        return self.slide_id != os.path.splitext(os.path.basename(self.path))[0]
 
     @property
     def location(self) -> str:
