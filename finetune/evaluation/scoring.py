@@ -18,7 +18,8 @@ import numpy as np
 from ..common.score_table import CAPTIONS, COMMON, SCORES, SHUFFLED
 from .agreement import agreement_statistics
 from .findings import FindingDictionary, finding_statistics, findings_table
-from .text_metrics import Statistic, mean_of, phrase_accuracy, signature, text_statistics
+from .retrieval import Cosines, retrieval_statistics
+from .text_metrics import Statistic, phrase_accuracy, signature, text_statistics
 
 _RESAMPLES, _SEED = 1000, 0
 _PERCENTILES = (2.5, 97.5)  # of the resamples: the ends of a 95 % interval
@@ -43,7 +44,7 @@ class Answers:
         captions: One per slide.
         references: One or more texts per slide; empty if only classes are known.
         texts: The M different texts among the references, for retrieval.
-        similarity: Cosines of slides and `texts`, (S, M).
+        similarity: Of slides and `texts`.
         class_probabilities: For zero-shot classification, (S, C).
         true_classes: Indices of the classes, (S,); -1 for unknown.
         findings: To look for in captions and references; without, acceptable and safe captions are judged by all
@@ -54,7 +55,7 @@ class Answers:
     captions: Sequence[str]
     references: Sequence[Sequence[str]] = ()
     texts: Sequence[str] = ()
-    similarity: np.ndarray | None = None
+    similarity: Cosines | None = None
     class_probabilities: np.ndarray | None = None
     true_classes: np.ndarray | None = None
     findings: FindingDictionary | None = None
@@ -93,7 +94,8 @@ class Answers:
         def rows(array: np.ndarray | None) -> np.ndarray | None:
             return None if array is None else array[source]
 
-        return replace(self, captions=[self.captions[i] for i in source], similarity=rows(self.similarity),
+        return replace(self, captions=[self.captions[i] for i in source],
+                       similarity=self.similarity and self.similarity.take(source),
                        class_probabilities=rows(self.class_probabilities))
 
 
@@ -218,49 +220,6 @@ def _differences(columns: Mapping[str, ColumnScores], resampled: Mapping[str, Ma
         difference = columns[CAPTIONS][name].value - columns[baseline][name].value
         differences[name] = _interval(difference, resampled[CAPTIONS][name] - values)
     return differences
-
-
-def retrieval_statistics(similarity: np.ndarray, texts: Sequence[str],
-                         references: Sequence[Sequence[str]]) -> dict[str, Statistic]:
-    """Recall at 1, 5, 10 and median rank both ways: from a slide to any of its texts among all different texts, from a
-    slide's first text to any slide that has it. Slides with equal texts are all right answers.
-
-    Args:
-        similarity: Cosines of S slides and M texts, (S, M).
-        texts: The M different texts.
-        references: The texts of each slide, among `texts`.
-    """
-    column = {text: j for j, text in enumerate(texts)}
-    hits = np.zeros(similarity.shape, dtype=bool)  # (S, M): is it a text of the slide?
-    first_texts = []
-    for i, own_texts in enumerate(references):
-        own_columns = [column[text] for text in own_texts]
-        hits[i, own_columns] = True
-        first_texts.append(own_columns[0])
-    ranks = {"image_to_text": first_hit_ranks(similarity, hits),
-             "text_to_image": first_hit_ranks(similarity.T, hits.T)[first_texts]}
-    scores: dict[str, Statistic] = {}
-    for direction, rank in ranks.items():
-        for k in (1, 5, 10):
-            scores[f"{direction}_r{k}"] = mean_of(rank <= k)
-        scores[f"{direction}_median_rank"] = lambda indices, rank=rank: float(np.median(rank[indices]))
-    return scores
-
-
-def first_hit_ranks(similarity: np.ndarray, hits: np.ndarray) -> np.ndarray:
-    """Rank from 1 of the most similar hit of each query.
-
-    A wrong candidate just as similar ranks before it, so that equal embeddings for all gain nothing.
-
-    Args:
-        similarity: (queries, candidates).
-        hits: Which candidates are right, (queries, candidates).
-
-    Returns:
-        (queries,)
-    """
-    best = np.where(hits, similarity, -np.inf).max(1, keepdims=True)
-    return 1 + (~hits & (similarity >= best)).sum(1)
 
 
 def classification_statistics(probabilities: np.ndarray, true: np.ndarray) -> dict[str, Statistic]:

@@ -13,6 +13,7 @@ from ..config.yaml_file import load_plain_yaml
 from ..data.columns import ColumnNames
 from ..data.labels import Label, load_labels
 from ..evaluation.findings import FindingDictionary
+from ..evaluation.retrieval import Cosines
 from ..evaluation.scoring import Answers
 from ..models.training_texts import SlideVectors
 from .captioner import Captioner
@@ -73,7 +74,7 @@ class GroundTruth:
         if self.labels is not None:
             answers.references = [list(self.labels[i].texts) for i in ids]
             answers.texts = _unique(answers.references)
-            answers.similarity = images @ captioner.embed_texts(answers.texts).T
+            answers.similarity = Cosines(images, captioner.embed_texts(answers.texts))
         if self.classes is not None:
             answers.class_probabilities = captioner.class_probabilities(images, self.prompts)
             answers.true_classes = self._class_numbers(ids)

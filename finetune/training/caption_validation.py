@@ -18,6 +18,7 @@ from ..common.visible import json_text
 from ..config.schema import Config
 from ..data.batch import Sample
 from ..data.tokenizer import Tokenizer
+from ..evaluation.retrieval import Cosines
 from ..evaluation.scoring import Answers
 from ..evaluation.text_metrics import Statistic
 from ..models.embeddings import embed_slides, embed_texts
@@ -130,7 +131,7 @@ class CaptionScores:
         records = self._gather_records(world)
         self._num_cut = sum(not record.finished for record in records)
         references = [list(sample.references) for sample in self.chosen]
-        texts, similarity = _retrieval(records, references)
+        texts, similarity = _cosines(records, references)
         answers = Answers([record.caption for record in records], references, texts, similarity)
         statistics = answers.statistics()
         if world.is_main:
@@ -163,16 +164,16 @@ class CaptionScores:
     def _write_similarity(self, answers: Answers) -> None:
         """Write retrieval.json: cosines of the first slides (rows) and the first text of each (columns)."""
         columns = [answers.texts.index(text) for text in answers.first_references()[:MOST_RETRIEVED]]
-        similarity = answers.similarity[:MOST_RETRIEVED, columns]
+        similarity = answers.similarity[:MOST_RETRIEVED][:, columns]
         ids = [sample.slide.slide_id for sample in self.chosen[:MOST_RETRIEVED]]
         content = {"ids": ids, "slides": len(self.chosen), "similarity": similarity.round(4).tolist()}
         write_run_file(self.folder / RETRIEVAL, json_text(content))
 
 
-def _retrieval(records: Sequence[CaptionRecord], references: Sequence[list[str]]) -> tuple[list[str], np.ndarray]:
-    """All different texts, and the cosines (slides, texts): equal texts are one candidate."""
+def _cosines(records: Sequence[CaptionRecord], references: Sequence[list[str]]) -> tuple[list[str], Cosines]:
+    """All different texts, and the cosines of slides and texts: equal texts are one candidate."""
     vector_of_text: dict[str, np.ndarray] = {}
     for record, texts in zip(records, references, strict=True):
         vector_of_text |= zip(texts, record.text_vectors, strict=True)
     slide_vectors = np.stack([record.slide_vector for record in records])
-    return list(vector_of_text), slide_vectors @ np.stack(list(vector_of_text.values())).T
+    return list(vector_of_text), Cosines(slide_vectors, np.stack(list(vector_of_text.values())))

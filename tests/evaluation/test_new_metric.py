@@ -11,6 +11,7 @@ from finetune.common.score_table import SCORES, Score, canonical_name, higher_is
 from finetune.config.schema import Config, apply_overrides, from_dict
 from finetune.evaluation import text_metrics
 from finetune.evaluation.findings import FindingDictionary
+from finetune.evaluation.retrieval import Cosines
 from finetune.evaluation.scoring import CAPTIONS, Answers, evaluate
 from finetune.training.caption_validation import check_monitor, not_in_log_line
 from finetune.training.custom_loss import LossInputs, parts_of
@@ -18,7 +19,7 @@ from tests.helpers.files import refused
 
 REFERENCES = [["胃癌，高分化"], ["乳腺癌"], ["胃癌，高分化"], ["肺癌"]]
 ALL = Answers(["胃癌，高分化", "胃癌", "乳腺癌", "肺癌"], REFERENCES, texts=["胃癌，高分化", "乳腺癌", "肺癌"],
-              similarity=np.random.default_rng(0).standard_normal((4, 3)), class_probabilities=np.eye(4),
+              similarity=Cosines(np.random.default_rng(0).standard_normal((4, 3)), np.eye(3)), class_probabilities=np.eye(4),
               true_classes=np.arange(4), findings=FindingDictionary.load(["gastric"]))
 
 
