@@ -152,7 +152,8 @@ def test_flags_and_bad_configs_are_checked_without_torch():
 def test_each_library_has_one_owner():
     assert users_of("h5py") == {"finetune/data/h5_files.py", "finetune/demo.py"}
     assert users_of("tokenizers") == {"finetune/data/tokenizer.py"}
-    assert users_of("transformers") == {"finetune/data/tokenizer.py", "finetune/models/language_model_folder.py"}
+    assert users_of("transformers") == {"finetune/data/tokenizer.py", "finetune/evaluation/reg_models.py",
+                                        "finetune/models/language_model_folder.py"}
     assert users_of("yaml") == {"finetune/config/yaml_file.py"}
     assert users_of("safetensors") <= {"prism/files.py", "finetune/checkpoints/hf_folder.py"}
     assert all("huggingface_hub" not in top_level(n) for n in SHIPPED if package(n) != "prism")

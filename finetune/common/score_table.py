@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["loss", "collapse", "text", "retrieval", "classification", "finding"]
+Kind = Literal["loss", "collapse", "text", "retrieval", "classification", "finding", "reg2025"]
 VALIDATION = "val_"  # prefix in metrics.jsonl of what is measured on the validation slides
 LAST_EPOCH = "last"  # value of `training.monitor` that is not a score: the last epoch, whatever its scores
 # The fields of a metrics.jsonl line that are not scores.
@@ -74,6 +74,7 @@ _ROWS = (
           log_line=True),
     Score("acceptable_match", "text", "higher", 0, 1, "acceptable matches", "可接受的比例"),
     Score("safe_match", "text", "higher", 0, 1, "safe captions", "没有危险矛盾的比例"),
+    Score("text_findings", "text", "higher", 0, 1, "text and findings", "文本与发现综合"),
     Score("image_to_text_r1", "retrieval", "higher", 0, 1, "image-to-text R@1", "以图搜文 R@1"),
     Score("image_to_text_r5", "retrieval", "higher", 0, 1, "image-to-text R@5", "以图搜文 R@5"),
     Score("image_to_text_r10", "retrieval", "higher", 0, 1, "image-to-text R@10", "以图搜文 R@10"),
@@ -94,6 +95,11 @@ _ROWS = (
           "“不存在”的精确率"),
     Score("finding_absence_recall", "finding", "higher", 0, 1, "recall of findings absent", "“不存在”的召回率"),
     Score("finding_contradictions", "finding", "lower", 0, math.inf, "contradictions per slide", "每张切片的矛盾数"),
+    Score("reg2025_rouge", "reg2025", "higher", 0, 1, "REG2025: ROUGE", "REG2025：ROUGE"),
+    Score("reg2025_bleu", "reg2025", "higher", 0, math.inf, "REG2025: BLEU", "REG2025：BLEU"),
+    Score("reg2025_keywords", "reg2025", "higher", 0, 1, "REG2025: keywords", "REG2025：关键词"),
+    Score("reg2025_embedding", "reg2025", "higher", -1, 1, "REG2025: embedding", "REG2025：句向量"),
+    Score("reg2025", "reg2025", "higher", -0.3, math.inf, "REG2025 ranking score", "REG2025 总分"),
 )
 SCORES = {score.name: score for score in _ROWS}
 

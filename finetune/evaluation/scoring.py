@@ -18,7 +18,9 @@ import numpy as np
 from ..common.score_table import CAPTIONS, COMMON, SCORES, SHUFFLED
 from .agreement import agreement_statistics
 from .findings import FindingDictionary, finding_statistics, findings_table
+from .reg2025 import RegModels, reg2025_statistics
 from .retrieval import Cosines, retrieval_statistics
+from .text_findings import text_findings_statistics
 from .text_metrics import Statistic, phrase_accuracy, signature, text_statistics
 
 _RESAMPLES, _SEED = 1000, 0
@@ -47,8 +49,9 @@ class Answers:
         similarity: Of slides and `texts`.
         class_probabilities: For zero-shot classification, (S, C).
         true_classes: Indices of the classes, (S,); -1 for unknown.
-        findings: To look for in captions and references; without, acceptable and safe captions are judged by all
+        findings: To look for in captions and references; without, the scores that always need them use all
             shipped dictionaries.
+        reg_models: For the score of the REG2025 challenge; None leaves it out.
         finished: Whether each caption came to its end before `max_length` tokens cut it; empty where not known.
     """
 
@@ -59,6 +62,7 @@ class Answers:
     class_probabilities: np.ndarray | None = None
     true_classes: np.ndarray | None = None
     findings: FindingDictionary | None = None
+    reg_models: RegModels | None = None
     finished: Sequence[bool] = ()
     max_length: int | None = None
 
@@ -69,12 +73,15 @@ class Answers:
             scores |= text_statistics(self.captions, self.references)
             dictionary = self.findings or FindingDictionary.shipped()
             scores |= agreement_statistics(dictionary, self.captions, self.references)
+            scores |= text_findings_statistics(dictionary, self.captions, self.references)
         if self.similarity is not None:
             scores |= retrieval_statistics(self.similarity, self.texts, self.references)
         if self.class_probabilities is not None and self.true_classes is not None:
             scores |= classification_statistics(self.class_probabilities, self.true_classes)
         if self.findings is not None and self.references:
             scores |= finding_statistics(self.findings, self.captions, self.references)
+        if self.reg_models is not None and self.references:
+            scores |= reg2025_statistics(self.reg_models, self.captions, self.references)
         return scores
 
     def first_references(self) -> list[str]:
@@ -139,6 +146,8 @@ class Report:
                  f"bootstrap:{_RESAMPLES} resamples of slides,percentiles,seed{_SEED}"]
         if self.answers.references:
             parts.insert(0, signature(self.answers.references))
+        if self.answers.reg_models is not None:
+            parts.append(self.answers.reg_models.signature())
         finished = self.answers.finished
         if finished:
             parts.append(f"captions:max_length {self.answers.max_length},{len(finished) - sum(finished)} of "

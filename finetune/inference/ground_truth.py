@@ -13,6 +13,8 @@ from ..config.yaml_file import load_plain_yaml
 from ..data.columns import ColumnNames
 from ..data.labels import Label, load_labels
 from ..evaluation.findings import FindingDictionary
+from ..evaluation.reg2025 import RegModels
+from ..evaluation.reg_models import load_reg_models
 from ..evaluation.retrieval import Cosines
 from ..evaluation.scoring import Answers
 from ..models.training_texts import SlideVectors
@@ -29,6 +31,7 @@ class GroundTruth:
     prompts: dict[str, list[str]] | None = None
     classes: dict[str, str] | None = None
     findings: FindingDictionary | None = None
+    reg_models: RegModels | None = None
 
     @classmethod
     def load(cls, options: InferenceOptions) -> GroundTruth:
@@ -42,6 +45,8 @@ class GroundTruth:
             truth.classes = _load_classes(options.classes_file, truth.prompts or {}, options.prompts)
         if options.findings:
             truth.findings = FindingDictionary.load(options.findings)
+        if options.reg2025:
+            truth.reg_models = _load_reg_models(options)
         return truth
 
     @property
@@ -70,6 +75,7 @@ class GroundTruth:
         ids = [record["id"] for record in scored]
         images = np.concatenate([vectors[i].contrastive for i in ids])  # (slides, dim_latents)
         answers = Answers([record["caption"] for record in scored], findings=self.findings, max_length=max_length,
+                          reg_models=self.reg_models,
                           finished=[record["finished"] is not False for record in scored])
         if self.labels is not None:
             answers.references = [list(self.labels[i].texts) for i in ids]
@@ -87,6 +93,17 @@ class GroundTruth:
         if set(classes) == {None}:
             logger.warning("none of the %d slides has a class in --classes_file: compare the ids", len(ids))
         return np.array([numbers.get(name, -1) for name in classes])
+
+
+def _load_reg_models(options: InferenceOptions) -> RegModels:
+    """Those of the flags; says which part of the score cannot be computed. Raises UserError."""
+    models = load_reg_models(options.reg_keywords, options.reg_embedding)
+    missing = [f"--{name}" for name, model in (("reg_keywords", models.keywords), ("reg_embedding", models.embedding))
+               if model is None]
+    if missing:
+        logger.warning("REG2025: without %s there are only the other parts of the score, and no ranking score",
+                       " and ".join(missing))
+    return models
 
 
 def load_usable_labels(path: str, named: ColumnNames | None = None, encoding: str | None = None) -> dict[str, Label]:

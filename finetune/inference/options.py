@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
 _EXACTLY_ONE = (("checkpoint", "prism_only"), ("embeddings_file", "embeddings_dir", "serve"))
 _OF_LABELS = ("id_column", "text_column", "slide_column", "split_column", "encoding")
-_CAPTION_ONLY = ("text", "labels_file", *_OF_LABELS, "rerank", "findings", "prompts", "classes_file", "abstain_below",
-                 "split", "output", "resume", "latents_cache")
+_REG2025 = ("reg2025", "reg_keywords", "reg_embedding")
+_CAPTION_ONLY = ("text", "labels_file", *_OF_LABELS, "rerank", *_REG2025, "findings", "prompts", "classes_file",
+                 "abstain_below", "split", "output", "resume", "latents_cache")
 _MODES_OF = {  # flag -> the modes that use it; a flag that is not listed is used by all
     "port": ("serve",),
     "explain": ("explain",),
@@ -67,6 +68,14 @@ class InferenceOptions:
     slide_column: str | None = setting(None, "column of the slides in --labels_file; default: by its name")
     split_column: str | None = setting(None, "column of the splits in --labels_file; default: by its name")
     encoding: str | None = setting(None, "encoding of --labels_file, such as gb18030; default: recognized")
+    reg2025: bool = setting(False, "score as the REG2025 challenge does: 0.15 (ROUGE + BLEU) + 0.4 keywords + 0.3 "
+                            "embedding, with --reg_keywords and --reg_embedding")
+    reg_keywords: str | None = setting(
+        None, "with --reg2025: keyword model, a spaCy pipeline on this machine (folder or package, such as "
+        "en_core_sci_lg) or package.module:function")
+    reg_embedding: str | None = setting(
+        None, "with --reg2025: embedding model, an encoder of transformers on this machine (folder, such as "
+        "biobert-v1.1) or package.module:function")
     findings: tuple[str, ...] = setting((), "score findings too: shipped dictionaries (breast ...) or YAML files")
     prompts: str | None = setting(None, "zero-shot classification: YAML or JSON {class: [prompt, ...]}")
     classes_file: str | None = setting(None, "JSON {id: class}: score the classification")
@@ -126,8 +135,10 @@ class InferenceOptions:
         if self.explain is not None and self.embeddings_file is None:
             raise UserError("--explain", "is for one slide", "give it with --embeddings_file")
         self._check_needed("language_model", "checkpoint")
-        for name in ("findings", *_OF_LABELS):
+        for name in ("findings", "reg2025", *_OF_LABELS):
             self._check_needed(name, "labels_file")
+        for name in ("reg_keywords", "reg_embedding"):
+            self._check_needed(name, "reg2025")
         self._check_needed("classes_file", "prompts")
         self._check_needed("resume", "output")
         if not all(text.strip() for text in self.text):
@@ -158,7 +169,8 @@ class InferenceOptions:
 
     def _check_needed(self, name: str, needed: str) -> None:
         if self._is_given(name) and not self._is_given(needed):
-            raise UserError(f"--{name}", f"needs --{needed}", f"add --{needed} FILE")
+            is_switch = isinstance(getattr(self, needed), bool)
+            raise UserError(f"--{name}", f"needs --{needed}", f"add --{needed}{'' if is_switch else ' FILE'}")
 
     def _check_exactly_one(self, names: tuple[str, ...]) -> None:
         given = [f"--{name}" for name in names if self._is_given(name)]

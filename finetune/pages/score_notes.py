@@ -62,6 +62,9 @@ NOTES: dict[str, Text] = {
     "distinct_share": (
         "互不相同的描述的比例",
         "share of captions that differ from each other"),
+    "text_findings": (
+        "文本相似（ROUGE、BLEU，按字）与发现一致的加权和，0–1",
+        "weighted likeness of the text (ROUGE, BLEU by character in Chinese) and of its findings, 0-1"),
     "image_to_text_r1": _RECALL,
     "image_to_text_r5": _RECALL,
     "image_to_text_r10": _RECALL,

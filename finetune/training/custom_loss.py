@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from torch.nn.functional import normalize
 
 from ..common.errors import UserError
 from ..common.score_table import RECORD_FIELDS, find_score
+from ..common.user_function import import_function
 
 # Names in the report of a step and in metrics.jsonl that are not scores.
 _RESERVED = (*RECORD_FIELDS, "negatives", "num_tokens", "num_slides", "words", "slides", "grad_norm")
@@ -52,14 +52,7 @@ def load_loss(name: str | None) -> LossFunction | None:
     """
     if name is None:
         return None
-    module, _, function_name = name.partition(":")
-    try:
-        function = getattr(importlib.import_module(module), function_name)
-    except Exception as error:  # whatever the user's module raises
-        raise UserError("training.loss", f"{name} cannot be imported ({type(error).__name__}: {error})",
-                        "give package.module:function, importable from here (see PYTHONPATH)") from None
-    if not callable(function):
-        raise UserError("training.loss", f"{name} is not a function", "give package.module:function")
+    function = import_function(name, "training.loss")
     _check_signature(function, name)
     return function
 

@@ -1,0 +1,82 @@
+"""The keyword and embedding models of the REG2025 score: a Python function, or a model on this disk.
+
+Nothing is downloaded. The challenge used scispaCy's `en_core_sci_lg` and `dmis-lab/biobert-v1.1`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..common.errors import UserError
+from ..common.files import expand
+from ..common.user_function import import_function, is_function_name
+from .reg2025 import EmbeddingModel, KeywordModel, RegModels
+
+_KEYWORDS, _EMBEDDING = "--reg_keywords", "--reg_embedding"
+_MOST_TOKENS = 512  # of a text, as in the challenge
+
+
+def load_reg_models(keywords: str | None, embedding: str | None) -> RegModels:
+    """The models of the two flags; each may be None.
+
+    Args:
+        keywords: package.module:function (text -> keywords), or a spaCy pipeline: its folder or installed package.
+        embedding: package.module:function (text -> vector), or an encoder of transformers: its folder, or its hub
+            name if it is in the local cache.
+
+    Raises:
+        UserError: A model cannot be loaded.
+    """
+    return RegModels(keywords and load_keywords(keywords), embedding and load_embedding(embedding),
+                     (keywords or "none", embedding or "none"))
+
+
+def load_keywords(name: str) -> KeywordModel:
+    """A function that lists the entities of a text. Raises UserError."""
+    if is_function_name(name):
+        return import_function(name, _KEYWORDS)
+    try:
+        import spacy
+    except ImportError:
+        raise UserError(_KEYWORDS, "spaCy is not installed",
+                        "python -m pip install spacy, or give package.module:function") from None
+    try:
+        pipeline = spacy.load(str(expand(name)) if expand(name).is_dir() else name)
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(_KEYWORDS, f"{name} is no spaCy pipeline on this machine ({_first_line(error)})",
+                        "give the folder of one, such as en_core_sci_lg; nothing is downloaded") from None
+    return lambda text: [entity.text for entity in pipeline(text).ents]
+
+
+def load_embedding(name: str) -> EmbeddingModel:
+    """A function that embeds a text: the mean of the last hidden states of all its tokens. Raises UserError."""
+    if is_function_name(name):
+        return import_function(name, _EMBEDDING)
+    try:
+        import transformers
+    except ImportError:
+        raise UserError(_EMBEDDING, "transformers is not installed",
+                        'python -m pip install ".[hf]", or give package.module:function') from None
+    path = str(expand(name)) if expand(name).is_dir() else name
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        model = transformers.AutoModel.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise UserError(_EMBEDDING, f"{name} is no encoder on this machine ({_first_line(error)})",
+                        "give the folder of one, such as biobert-v1.1; nothing is downloaded") from None
+    return _embedder(tokenizer, model.eval())
+
+
+def _embedder(tokenizer: Any, model: Any) -> EmbeddingModel:
+    import torch
+
+    @torch.no_grad()
+    def embed(text: str) -> list[float]:
+        inputs = tokenizer(text, return_tensors="pt", truncation=True, max_length=_MOST_TOKENS)
+        return model(**inputs).last_hidden_state[0].mean(0).float().tolist()
+
+    return embed
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
