@@ -63,7 +63,7 @@ class CoCa(ContrastiveCaptioner):
             reads of the image tokens, (b, q' - q, n); the pooled ones come last.
     """
 
-    supports = frozenset({"compile", "grad_checkpointing", "attention", "probe_tokens"})
+    supports = frozenset({"compile", "grad_checkpointing", "attention", "probe_tokens", "template"})
 
     def __init__(
         self,
@@ -290,10 +290,14 @@ class CoCa(ContrastiveCaptioner):
         First the whole prompt, then token by token; all rows have the same length. Adds the tokens to the cache.
         Raises ValueError if the cache is for another number of sequences.
         """
-        if len(token_ids) != cache.batch:
-            raise ValueError(f"{len(token_ids)} sequences of tokens for a cache of {cache.batch}")
         with cache.packed:
-            return self._decode(token_ids, cache)
+            return self.to_logits(self._decode(token_ids, cache)[:, -1])
+
+    @torch.no_grad()
+    def decode_text(self, token_ids: Tensor, cache: DecoderCache) -> Tensor:
+        """As `decode_step`, with the logits after each token, (b, t, num_tokens)."""
+        with cache.packed:
+            return self.to_logits(self._decode(token_ids, cache))
 
     # --- parts of a forward pass
 
@@ -362,7 +366,9 @@ class CoCa(ContrastiveCaptioner):
         return layer(*args)
 
     def _decode(self, token_ids: Tensor, cache: DecoderCache) -> Tensor:
-        """`decode_step` after its checks."""
+        """token_ids (b, t) -> their hidden states (b, t, dim); adds them to the cache."""
+        if len(token_ids) != cache.batch:
+            raise ValueError(f"{len(token_ids)} sequences of tokens for a cache of {cache.batch}")
         total = cache.length + token_ids.shape[1]
         positions = torch.arange(cache.length, total, device=token_ids.device).unsqueeze(0)
         rotary, bias = rotary_table(positions, self.dim_head), None
@@ -376,4 +382,4 @@ class CoCa(ContrastiveCaptioner):
             x = block(x, rotary, bias, partial(cache.append, layer))
             x = cross_attention(x, *keys_values)
         cache.advance(token_ids.shape[1])
-        return self.to_logits(x[:, -1])
+        return x

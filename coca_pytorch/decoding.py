@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from typing import Any
 
 import torch
@@ -55,6 +56,12 @@ class DecoderCache:
         self.batch = len(indices)
         self.cross = [(k.index_select(0, indices), v.index_select(0, indices)) for k, v in self.cross]
         self._past = [None if past is None else past.index_select(1, indices) for past in self._past]
+
+    def select(self, indices: Tensor) -> DecoderCache:
+        """A new cache whose sequence n continues sequence indices[n]; this one stays as it is."""
+        selected = copy(self)
+        selected.reorder(indices)
+        return selected
 
     def repeat(self, n: int) -> None:
         """Expand each sequence to n neighbours: a b c -> a a b b c c for n = 2."""

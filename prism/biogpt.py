@@ -10,6 +10,7 @@ each has B / S texts (the beams of a search).
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 
 import torch
 from torch import Tensor, nn
@@ -19,17 +20,34 @@ from .config import BioGptConfig
 from .perceiver import attend
 
 
+class SlideGrid:
+    """Texts whose number differs from slide to slide, each slide's one after another, as rows of equal length."""
+
+    def __init__(self, counts: Tensor) -> None:
+        """counts: (S,) texts of each slide."""
+        self.counts = counts
+        self._real = torch.arange(int(counts.max()), device=counts.device) < counts.unsqueeze(1)  # (S, most texts)
+        self._texts = torch.zeros_like(self._real, dtype=torch.long)
+        self._texts[self._real] = torch.arange(int(counts.sum()), device=counts.device)
+
+    def apply(self, x: Tensor, attention: Callable[[Tensor], Tensor]) -> Tensor:
+        """x (B, T, D) -> (B, T, D), by what makes (S, queries, D) of (S, queries, D)."""
+        grid = x[self._texts]  # (S, most texts, T, D)
+        return attention(grid.flatten(1, 2)).view_as(grid)[self._real]
+
+
 class DecoderCache:
     """Keys and values of all layers: of the tokens so far, each (B, H, length, d), and of the slides, (S, H, n, d).
 
     Made by `TextDecoder.start_decoding`, filled by `decode_step`. Beams share the keys of their slide. Within `packed`
-    the tokens are computed, a hook for faster products.
+    the tokens are computed, a hook for faster products. `grid`: of caches whose slides have different numbers of texts.
     """
 
     def __init__(self, cross: list[tuple[Tensor, Tensor]], batch: int, depth: int) -> None:
         """cross: a pair for each layer of the upper half. batch: S. depth: number of all layers."""
         self.cross, self.batch, self.length = cross, batch, 0
         self.packed: AbstractContextManager = nullcontext()
+        self.grid: SlideGrid | None = None
         self._past: list[tuple[Tensor, Tensor] | None] = [None] * depth
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,15 +68,33 @@ class DecoderCache:
             self.cross = [(key.index_select(0, slides), value.index_select(0, slides)) for key, value in self.cross]
         self.batch = len(rows)
 
+    def select(self, rows: Tensor) -> "DecoderCache":
+        """A new cache whose text i continues text rows[i], any number for each slide, slides in their order; this one
+        stays as it is."""
+        selected = copy(self)
+        selected._change(lambda tensor: tensor.index_select(0, rows))
+        selected.batch = len(rows)
+        counts = self._counts(rows)
+        kept = counts.nonzero().flatten()
+        if len(kept) < len(counts):
+            selected.cross = [(key.index_select(0, kept), value.index_select(0, kept)) for key, value in self.cross]
+        selected.grid = SlideGrid(counts[kept])
+        return selected
+
+    def _counts(self, rows: Tensor) -> Tensor:
+        """How many of these texts (B',) each slide has, (S,)."""
+        slides = len(self.cross[0][0])
+        texts = torch.tensor(self.batch // slides, device=rows.device) if self.grid is None else self.grid.counts
+        slide_of = torch.arange(slides, device=rows.device).repeat_interleave(texts.expand(slides))
+        return torch.bincount(slide_of[rows], minlength=slides)
+
     def repeat(self, n: int) -> None:
         """Expand each text to n neighbours: a b c -> a a b b c c for n = 2."""
         self._change(lambda tensor: tensor.repeat_interleave(n, 0))
         self.batch *= n
 
     def _change(self, change: Callable[[Tensor], Tensor]) -> None:
-        for layer, past in enumerate(self._past):
-            if past is not None:
-                self._past[layer] = change(past[0]), change(past[1])
+        self._past = [None if past is None else (change(past[0]), change(past[1])) for past in self._past]
 
 
 class Attention(nn.Module):
@@ -109,9 +145,12 @@ class DecoderLayer(nn.Module):
             key, value = cache.append(index, key, value)
         x = x + self.self_attn(normed, key, value, bias)
         if cross is not None:
-            # the texts of a slide follow each other: together they are the queries to its keys
-            normed = self.x_attn_layer_norm(x).reshape(len(cross[0]), -1, x.shape[-1])
-            x = x + self.x_attn(normed, *cross).view_as(x)
+            normed = self.x_attn_layer_norm(x)
+            if cache is None or cache.grid is None:
+                # the texts of a slide follow each other: together they are the queries to its keys
+                x = x + self.x_attn(normed.reshape(len(cross[0]), -1, x.shape[-1]), *cross).view_as(x)
+            else:
+                x = x + cache.grid.apply(normed, lambda queries: self.x_attn(queries, *cross))
         return x + self.fc2(F.gelu(self.fc1(self.final_layer_norm(x))))
 
 
@@ -215,14 +254,20 @@ class TextDecoder(nn.Module):
         First the whole prompt, then token by token; all rows have the same length. Adds the tokens to the cache.
         Raises ValueError for another number of texts than the cache has, and for texts that grow too long.
         """
+        with cache.packed:
+            return self.model.output_projection(self._decode(token_ids, cache)[:, -1])
+
+    @torch.no_grad()
+    def decode_text(self, token_ids: Tensor, cache: DecoderCache) -> Tensor:
+        """As `decode_step`, with the logits after each token, (B, T, vocabulary)."""
+        with cache.packed:
+            return self.model.output_projection(self._decode(token_ids, cache))
+
+    def _decode(self, token_ids: Tensor, cache: DecoderCache) -> Tensor:
+        """token_ids (B, T) -> their hidden states (B, T, D) for the head; adds them to the cache."""
         if len(token_ids) != cache.batch:
             raise ValueError(f"{len(token_ids)} sequences of tokens for a cache of {cache.batch}")
         self._check_length(cache.length + token_ids.shape[1])
-        with cache.packed:
-            return self._decode(token_ids, cache)
-
-    def _decode(self, token_ids: Tensor, cache: DecoderCache) -> Tensor:
-        """`decode_step` after its checks."""
         new, total = token_ids.shape[1], cache.length + token_ids.shape[1]
         positions = torch.arange(cache.length, total, device=token_ids.device).unsqueeze(0)
         x = self.model.biogpt.embed(token_ids, positions)
@@ -232,7 +277,7 @@ class TextDecoder(nn.Module):
         for index, (layer, cross) in enumerate(zip(self.upper, cache.cross, strict=True), start=len(self.lower)):
             x = layer(x, bias, cross, cache, index)
         cache.length = total
-        return self.model.output_projection(self.model.biogpt.layer_norm(x[:, -1]))
+        return self.model.biogpt.layer_norm(x)
 
     def _check_length(self, length: int) -> None:
         if length > self.config.max_position_embeddings:

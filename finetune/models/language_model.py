@@ -13,6 +13,7 @@ the vocabulary, w width of the language model.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,6 +102,14 @@ class LanguageModelCache:
         else:
             self.past.reorder_cache(rows)
 
+    def select(self, rows: Tensor) -> LanguageModelCache:
+        """A new cache whose sequence i continues sequence rows[i]; this one stays as it is."""
+        selected = copy(self)
+        selected.past = copy(self.past)
+        selected.past.layers = [copy(layer) for layer in self.past.layers]
+        selected.reorder(rows)
+        return selected
+
 
 class LanguageModelDecoder(ContrastiveCaptioner):
     """A language model with a soft prefix, as `CaptionDecoder`. See the module for what it does.
@@ -112,7 +121,7 @@ class LanguageModelDecoder(ContrastiveCaptioner):
         img_context: None, or what makes further tokens of the pooled ones, as in `coca_pytorch.CoCa`.
     """
 
-    supports = frozenset({"grad_checkpointing", "attention", "probe_tokens"})
+    supports = frozenset({"grad_checkpointing", "attention", "probe_tokens", "template"})
 
     def __init__(self, language_model: LanguageModel, tokenizer: Tokenizer, config: Config) -> None:
         model = config.model
@@ -270,13 +279,23 @@ class LanguageModelDecoder(ContrastiveCaptioner):
     @torch.no_grad()
     def decode_step(self, token_ids: Tensor, cache: LanguageModelCache) -> Tensor:
         """token_ids (b, t), the tokens after those in the cache -> next-token logits (b, v)."""
-        prefix, cache.prefix = cache.prefix, None
-        embeds = self._embed(token_ids) if prefix is None else self._join(token_ids, prefix)
         with cache.packed:
-            out = self.lm.base_model(inputs_embeds=embeds, use_cache=True, **{cache_argument(self.lm): cache.past})
-            return self._logits(out.last_hidden_state[:, -1])
+            return self._logits(self._decode(token_ids, cache)[:, -1])
+
+    @torch.no_grad()
+    def decode_text(self, token_ids: Tensor, cache: LanguageModelCache) -> Tensor:
+        """As `decode_step`, with the logits after each token, (b, t, v)."""
+        with cache.packed:
+            return self._logits(self._decode(token_ids, cache))
 
     # --- parts of a pass
+
+    def _decode(self, token_ids: Tensor, cache: LanguageModelCache) -> Tensor:
+        """token_ids (b, t) -> hidden states (b, t, w), for the begin token that of the prefix; fills the cache."""
+        prefix, cache.prefix = cache.prefix, None
+        embeds = self._embed(token_ids) if prefix is None else self._join(token_ids, prefix)
+        out = self.lm.base_model(inputs_embeds=embeds, use_cache=True, **{cache_argument(self.lm): cache.past})
+        return out.last_hidden_state[:, -token_ids.shape[1]:]
 
     def _embed(self, ids: Tensor) -> Tensor:
         """Token embeddings (b, t, w)."""

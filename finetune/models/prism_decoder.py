@@ -34,6 +34,8 @@ class PrismDecoder(ContrastiveCaptioner):
             what trains; None on the meta device.
     """
 
+    supports = frozenset({"template"})
+
     def __init__(self, prism: Prism, caption_loss_weight: float = 1.0, contrastive_loss_weight: float = 1.0,
                  contrastive: str = "clip", label_smoothing: float = 0.0) -> None:
         super().__init__(caption_loss_weight, contrastive_loss_weight, label_smoothing)
@@ -119,6 +121,10 @@ class PrismDecoder(ContrastiveCaptioner):
     def decode_step(self, token_ids: Tensor, cache: DecoderCache) -> Tensor:
         """token_ids (b, t), the tokens after those in the cache -> next-token logits (b, vocabulary)."""
         return self.text_decoder.decode_step(token_ids, cache)
+
+    def decode_text(self, token_ids: Tensor, cache: DecoderCache) -> Tensor:
+        """As `decode_step`, with the logits after each token, (b, t, vocabulary)."""
+        return self.text_decoder.decode_text(token_ids, cache)
 
 
 def build_prism_decoder(config: Config, tokenizer: Tokenizer, prism: Prism) -> PrismDecoder:

@@ -28,7 +28,7 @@ from tests.helpers.language_models import make_language_model
 TEXTS = ["invasive", "benign", "no tumor"]
 MEMBERS = {name for name in {*vars(CaptionDecoder), *CaptionDecoder.__annotations__} if not name.startswith("_")}
 OPTIONAL = {"attention": "logits_and_attention", "compile": "compile", "grad_checkpointing": "grad_checkpointing",
-            "probe_tokens": "img_context"}
+            "probe_tokens": "img_context", "template": "decode_text"}
 PREDICTED = 5  # text tokens of the probe, where there are probe tokens
 
 
@@ -122,6 +122,25 @@ def test_the_cache_gives_the_logits_of_the_whole_text(model):
         steps = torch.stack([model.decoder.decode_step(batch.text[:, i:i + 1], cache) for i in range(shortest)], dim=1)
         logits = model.decoder(batch.text, image_tokens=tokens, text_mask=batch.text_mask)
     torch.testing.assert_close(steps, logits[:, :shortest], atol=1e-4, rtol=1e-4)
+
+
+def test_texts_of_any_number_continue_a_selected_cache(model):
+    """As `fill_template` does with the values of a slot: padded texts of several slides in one pass."""
+    batch = batch_of(TEXTS)
+    rows = torch.tensor([0, 2, 2, 2])
+    with torch.no_grad():
+        tokens = model.encode(batch)
+        cache = model.decoder.start_decoding(model.decoder.embed_image(image_tokens=tokens)[1])
+        model.decoder.decode_step(batch.text[:, :2], cache)
+        for chosen in (rows, torch.tensor([1, 1, 3])):  # 1, 1, 3 of the rows: slide 2 alone
+            cache = cache.select(chosen)
+            rows = rows if chosen is rows else rows[chosen]
+            kept = cache.select(torch.arange(len(rows)))
+            found = model.decoder.decode_text(batch.text[rows, 2:6], cache.select(torch.arange(len(rows))))
+            again = model.decoder.decode_text(batch.text[rows, 2:6], kept)
+            whole = model.decoder(batch.text, image_tokens=tokens, text_mask=batch.text_mask)[rows, 2:6]
+            torch.testing.assert_close(found, whole, atol=1e-4, rtol=1e-4)
+            assert torch.equal(found, again)
 
 
 @pytest.mark.parametrize("beams", [1, 2])

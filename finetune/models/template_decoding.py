@@ -1,0 +1,369 @@
+"""Captions that follow a template: for each slot, the value that the decoder finds most probable of all allowed ones.
+
+The values of a slot are scored by the tokens of value and following text up to the next decision, all of a batch in one
+pass behind a shared cache; forced text costs no pass of its own. A value is left out where an upper bound, the
+probability of its first tokens, shows that all that are left out cannot change the result: the choice is exact, and
+the probabilities are up to `EXACT`. Chained they are the decoder's probability of the whole text among all
+texts of the template that have the same beginning.
+
+Shapes: B slides, n image tokens of a slide, R rows decoded together, T tokens, V size of the vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from .captioner import CaptionDecoder
+from .template_tokens import Decided, Place, TemplateTokens, Way, common_prefix
+from .token_trie import OpenNode, TokenTrie
+
+EXACT = 1e-3  # share of a slot's probability that may be left out
+_MOST_LOGITS = 1 << 26  # in memory at a time: 256 MB
+
+
+@dataclass(frozen=True)
+class Field:
+    """A slot of a caption.
+
+    Attributes:
+        value: None where the slot has none.
+        probability: Of the value, given those before it.
+        scores: {value: log probabilities of the texts with it}, of those that were scored.
+    """
+
+    value: str | None
+    probability: float
+    scores: dict[str | None, list[float]] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True)
+class FilledTemplate:
+    """A text of the template with its fields, {slot: field} in the order of the text."""
+
+    text: str
+    fields: dict[str, Field]
+
+    @property
+    def probability(self) -> float:
+        """Of all fields together."""
+        return math.prod(field.probability for field in self.fields.values())
+
+
+@dataclass
+class _Hypothesis:
+    """A beginning of a text.
+
+    Attributes:
+        slide: Number of its slide.
+        ids: Without begin token.
+        total: Log probability of the ids.
+        front: {token: its log probability as the next one}, of those that can be next; empty if that is not known.
+    """
+
+    slide: int
+    place: Place
+    fields: dict[str, Field]
+    ids: tuple[int, ...]
+    total: float
+    front: dict[int, float]
+    is_end: bool = False
+
+
+@dataclass
+class _Stage:
+    """The decision of one hypothesis.
+
+    Attributes:
+        scores: {number of a way: its log probability behind the hypothesis}.
+        fronts: {number of a way: `front` of the hypothesis that it makes}.
+    """
+
+    hypothesis: _Hypothesis
+    ways: list[Way]
+    trie: TokenTrie
+    nodes: list[OpenNode]
+    scores: dict[int, float] = field(default_factory=dict)
+    fronts: dict[int, dict[int, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """Tokens to be scored: those of a node of the trie down to the next branching or to a leaf.
+
+    Attributes:
+        ids: Of the text so far, without begin token.
+        start: The first of them whose log probability is wanted.
+        next_ids: Wanted as next tokens.
+        leaf: Number of the way, None for a branching.
+    """
+
+    stage: int
+    node: OpenNode
+    ids: tuple[int, ...]
+    start: int
+    next_ids: tuple[int, ...]
+    leaf: int | None
+
+
+@torch.no_grad()
+def fill_template(decoder: CaptionDecoder, image_tokens: torch.Tensor, tokens: TemplateTokens, *, num_beams: int = 1,
+                  temperature: float = 1.0, exact: float = EXACT) -> list[FilledTemplate]:
+    """The template filled for each of B slides.
+
+    Args:
+        image_tokens: (B, n, D), in the type that the decoder takes.
+        num_beams: Beginnings of texts kept after each decision, by their log probability; 1 = the best value each time.
+        temperature: From calibration; log probabilities are divided by it before they are normalized.
+        exact: Share of a decision's probability that may be left out; 0 scores all values.
+
+    Raises:
+        UserError: A text that the tokenizer cannot write.
+    """
+    search = _Search(decoder, tokens, num_beams, temperature, exact)
+    return search.run(image_tokens)
+
+
+class _Search:
+    """The hypotheses of a batch, with a cache of the tokens that they all have, `self._length` in number."""
+
+    def __init__(self, decoder: CaptionDecoder, tokens: TemplateTokens, num_beams: int, temperature: float,
+                 exact: float) -> None:
+        self._decoder, self._tokens = decoder, tokens
+        self._beams, self._temperature, self._exact = num_beams, temperature, exact
+        self._bos = tokens.tokenizer.bos_id
+        self._length = 0
+
+    def run(self, image_tokens: torch.Tensor) -> list[FilledTemplate]:
+        """See `fill_template`."""
+        self._device = image_tokens.device
+        _, self._context = self._decoder.embed_image(image_tokens=image_tokens)
+        self._cache = self._decoder.start_decoding(self._context)
+        finished = [[] for _ in image_tokens]
+        running = self._begin(len(image_tokens))
+        while running:
+            stages = self._stages(running)
+            while rows := self._rows(stages):
+                self._score(rows, stages)
+            kept = self._best(stages, finished)
+            finished = [[h for _, h in slide if h.is_end] for slide in kept]
+            going_on = [(parent, h) for slide in kept for parent, h in slide if not h.is_end]
+            self._advance(going_on)
+            running = [hypothesis for _, hypothesis in going_on]
+        best = [max(slide, key=lambda hypothesis: hypothesis.total) for slide in finished]
+        return [self._filled(hypothesis) for hypothesis in best]
+
+    def _filled(self, hypothesis: _Hypothesis) -> FilledTemplate:
+        template = self._tokens.template
+        fields = {name: hypothesis.fields[name] for name in template.slots}
+        return FilledTemplate(template.render({name: found.value for name, found in fields.items()}), fields)
+
+    def _begin(self, num_slides: int) -> list[_Hypothesis]:
+        """The text before the first decision, read in one pass."""
+        decided, place = self._tokens.start()
+        fields = {name: Field(value, 1.0, {value: [0.0]}) for name, value in decided}
+        if self._tokens.template.is_end(place.node):
+            raise ValueError("the template has one text only")
+        ways = self._tokens.ways(place)
+        ids = common_prefix([way.ids for way in ways])
+        totals, log_probabilities, last = self._scored(self._cache, [(self._bos, *ids)] * num_slides, [1] * num_slides)
+        self._length, self._cached = 1 + len(ids), num_slides
+        fronts = self._fronts([_next_ids(ways, len(ids))] * num_slides, log_probabilities, last)
+        return [_Hypothesis(slide, place, fields, ids, total, front)
+                for slide, (total, front) in enumerate(zip(totals, fronts, strict=True))]
+
+    def _stages(self, running: Sequence[_Hypothesis]) -> list[_Stage]:
+        stages = [self._stage(hypothesis) for hypothesis in running]
+        if changed := [hypothesis for hypothesis in running if not hypothesis.front]:
+            self._count_again(changed)
+        # the log probability of a token comes from the token before it, or is in `front`
+        needed = min(len(hypothesis.ids) + bool(hypothesis.front) for hypothesis in running)
+        if self._length > needed:
+            self._cache = self._decoder.start_decoding(self._context)
+            self._length, self._cached = 0, -1
+            self._read([hypothesis.slide for hypothesis in running], running, needed)
+        return stages
+
+    def _stage(self, hypothesis: _Hypothesis) -> _Stage:
+        ways = self._tokens.ways(hypothesis.place)
+        shared = common_prefix([hypothesis.ids, *(way.ids for way in ways)])
+        if len(shared) < len(hypothesis.ids):  # further text has changed earlier tokens
+            hypothesis.ids, hypothesis.front = shared, {}
+        trie = TokenTrie([way.ids for way in ways], len(shared))
+        return _Stage(hypothesis, ways, trie, trie.first(hypothesis.front))
+
+    def _count_again(self, hypotheses: Sequence[_Hypothesis]) -> None:
+        """Set `total` of hypotheses that have lost ids."""
+        slides = torch.tensor([hypothesis.slide for hypothesis in hypotheses], device=self._device)
+        cache = self._decoder.start_decoding(self._context).select(slides)
+        texts = [(self._bos, *hypothesis.ids) for hypothesis in hypotheses]
+        for hypothesis, total in zip(hypotheses, self._scored(cache, texts, [1] * len(texts))[0], strict=True):
+            hypothesis.total = total
+
+    # --- scoring
+
+    def _rows(self, stages: Sequence[_Stage]) -> list[_Row]:
+        """What has to be scored next; none if every stage is decided."""
+        return [row for number, stage in enumerate(stages) for node in self._to_expand(stage)
+                for row in self._rows_of(number, stage, node)]
+
+    def _to_expand(self, stage: _Stage) -> list[OpenNode]:
+        """The most probable open nodes, all but those that together cannot matter; they leave `stage.nodes`."""
+        if not stage.nodes:
+            return []
+        highest = max([*stage.scores.values(), *(node.log_probability for node in stage.nodes)])
+        nodes = sorted(stage.nodes, key=lambda node: -node.bound(self._temperature, highest))
+        known = sum(math.exp((score - highest) / self._temperature) for score in stage.scores.values())
+        bounds = [node.bound(self._temperature, highest) for node in nodes]
+        total, rest, kept = known + sum(bounds), 0.0, len(nodes)
+        allowed = self._exact * (known if stage.scores else total)
+        best = sorted(stage.scores.values(), reverse=True)[:self._beams]
+        while kept and rest + bounds[kept - 1] <= allowed and self._cannot_win(nodes[kept - 1], best):
+            kept -= 1
+            rest += bounds[kept]
+        stage.nodes = nodes[kept:]
+        return nodes[:kept]
+
+    def _cannot_win(self, node: OpenNode, best: list[float]) -> bool:
+        """Whether no way of a node can be among the beams. Before anything is scored, left open."""
+        return not best or (len(best) == self._beams and node.log_probability <= best[-1])
+
+    def _rows_of(self, number: int, stage: _Stage, node: OpenNode) -> list[_Row]:
+        found = stage.trie.expand(node)
+        start = len(stage.hypothesis.ids) + node.depth
+        if found.branching is not None:
+            return [_Row(number, node, found.branching, start, found.next_ids, None)]
+        rows = []
+        for leaf in found.leaves:
+            way = stage.ways[leaf]
+            next_ids = () if way.is_end else _next_ids(self._tokens.ways(way.place), len(way.ids))
+            rows.append(_Row(number, node, way.ids, start, next_ids, leaf))
+        return rows
+
+    def _score(self, rows: Sequence[_Row], stages: Sequence[_Stage]) -> None:
+        """Score rows in as many passes as memory needs."""
+        longest = max(len(row.ids) for row in rows) + 1 - self._length
+        most = max(1, _MOST_LOGITS // (longest * max(1, len(self._tokens.tokenizer))))
+        for begin in range(0, len(rows), most):
+            part = rows[begin:begin + most]
+            for row, (total, front) in zip(part, self._pass(part), strict=True):
+                self._add(row, stages[row.stage], total, front)
+
+    def _add(self, row: _Row, stage: _Stage, total: float, front: dict[int, float]) -> None:
+        score = row.node.log_probability + total
+        if row.leaf is None:
+            stage.nodes += stage.trie.children(row.node, score, front)
+        else:
+            stage.scores[row.leaf], stage.fronts[row.leaf] = score, front
+
+    def _pass(self, rows: Sequence[_Row]) -> list[tuple[float, dict[int, float]]]:
+        """One pass: for each row the log probability of its ids from `start` on, and of its next tokens."""
+        texts = [(self._bos, *row.ids)[self._length:] for row in rows]
+        cache = self._cache.select(torch.tensor([row.stage for row in rows], device=self._device))
+        first = [row.start + 1 - self._length for row in rows]
+        totals, log_probabilities, last = self._scored(cache, texts, first)
+        fronts = self._fronts([row.next_ids for row in rows], log_probabilities, last)
+        return list(zip(totals, fronts, strict=True))
+
+    def _scored(self, cache: Any, texts: Sequence[tuple[int, ...]],
+                first: Sequence[int]) -> tuple[list[float], torch.Tensor, torch.Tensor]:
+        """Read R texts into a cache, padded.
+
+        Args:
+            first: For each the number of its first token that counts.
+
+        Returns:
+            Log probability of each text from there on, those of the next token everywhere (R, T, V), and the numbers
+            of the last tokens (R,).
+        """
+        longest = max(map(len, texts))
+        pad = self._tokens.tokenizer.pad_id
+        ids = torch.tensor([[*text, *[pad] * (longest - len(text))] for text in texts], device=self._device)
+        log_probabilities = self._decoder.decode_text(ids, cache).float().log_softmax(-1)
+        of_ids = log_probabilities[:, :-1].gather(2, ids[:, 1:].unsqueeze(2)).squeeze(2)  # (R, T - 1)
+        lengths = torch.tensor([len(text) for text in texts], device=self._device)
+        place = torch.arange(1, longest, device=self._device)
+        wanted = (place >= torch.tensor(first, device=self._device).unsqueeze(1)) & (place < lengths.unsqueeze(1))
+        return of_ids.where(wanted, 0).sum(1).tolist(), log_probabilities, lengths - 1
+
+    def _fronts(self, wanted: Sequence[tuple[int, ...]], log_probabilities: torch.Tensor,
+                last: torch.Tensor) -> list[dict[int, float]]:
+        """{token: log probability} of the wanted next tokens of R rows, from (R, T, V) at `last` (R,)."""
+        most = max(map(len, wanted))
+        padded = [[*ids, *[0] * (most - len(ids))] for ids in wanted]
+        of_last = log_probabilities[torch.arange(len(last), device=self._device), last]  # (R, V)
+        found = of_last.gather(1, torch.tensor(padded, device=self._device, dtype=torch.long)).tolist()
+        return [dict(zip(ids, values, strict=False)) for ids, values in zip(wanted, found, strict=True)]
+
+    # --- decisions
+
+    def _best(self, stages: Sequence[_Stage], finished: list[list[_Hypothesis]]) -> list[list[tuple[int, _Hypothesis]]]:
+        """For each slide, its best hypotheses, finished ones among them; each with the number of its parent's stage."""
+        found = [[(-1, -1, hypothesis.total, hypothesis) for hypothesis in slide] for slide in finished]
+        for number, stage in enumerate(stages):
+            own = found[stage.hypothesis.slide]
+            own += [(number, leaf, stage.hypothesis.total + score, None) for leaf, score in stage.scores.items()]
+        kept = []
+        for own in found:
+            own.sort(key=lambda entry: -entry[2])  # stable: of equal ones the first stays first
+            best = sorted(own[:self._beams], key=lambda entry: entry[0])
+            ends = [total for number, leaf, total, _ in best if number < 0 or stages[number].ways[leaf].is_end]
+            best_end = max(ends, default=-math.inf)
+            kept.append([(number, done or self._child(stages[number], leaf)) for number, leaf, total, done in best
+                         if total >= best_end])  # a text that goes on does not become more probable
+        return kept
+
+    def _child(self, stage: _Stage, leaf: int) -> _Hypothesis:
+        parent, way = stage.hypothesis, stage.ways[leaf]
+        fields = parent.fields | self._fields(stage, way.decided)
+        return _Hypothesis(parent.slide, way.place, fields, way.ids, parent.total + stage.scores[leaf],
+                           stage.fronts[leaf], way.is_end)
+
+    def _fields(self, stage: _Stage, decided: Decided) -> dict[str, Field]:
+        """The fields that a way decides, each with its probability given those before it."""
+        fields = {}
+        agreeing = [(stage.ways[leaf].decided, score) for leaf, score in stage.scores.items()]
+        for place, (name, value) in enumerate(decided):
+            scores: dict[str | None, list[float]] = {}
+            for other, score in agreeing:
+                scores.setdefault(other[place][1], []).append(score)
+            fields[name] = Field(value, probability_of(scores, value, self._temperature), scores)
+            agreeing = [(other, score) for other, score in agreeing if other[place][1] == value]
+        return fields
+
+    def _advance(self, kept: Sequence[tuple[int, _Hypothesis]]) -> None:
+        """Give the cache the rows of the kept hypotheses and the tokens that all of these have in common length.
+
+        Args:
+            kept: Each with the number of the row it continues.
+        """
+        if not kept:
+            return
+        hypotheses = [hypothesis for _, hypothesis in kept]
+        self._read([row for row, _ in kept], hypotheses, 1 + min(len(hypothesis.ids) for hypothesis in hypotheses))
+
+    def _read(self, rows: list[int], hypotheses: Sequence[_Hypothesis], length: int) -> None:
+        """Give the cache a row for each hypothesis, which continues the row of this number, and `length` tokens."""
+        if rows != list(range(self._cached)):
+            self._cache = self._cache.select(torch.tensor(rows, device=self._device))
+        self._cached = len(rows)
+        ids = [(self._bos, *hypothesis.ids)[self._length:length] for hypothesis in hypotheses]
+        if ids[0]:
+            self._decoder.decode_step(torch.tensor(ids, device=self._device), self._cache)
+            self._length = length
+
+
+def _next_ids(ways: Sequence[Way], place: int) -> tuple[int, ...]:
+    """The different ids that ways have at a place."""
+    return tuple(dict.fromkeys(way.ids[place] for way in ways))
+
+
+def probability_of(scores: dict[str | None, list[float]], value: str | None, temperature: float) -> float:
+    """The share of a value in {value: log probabilities of its texts}, these divided by a temperature."""
+    highest = max(max(found) for found in scores.values())
+    mass = {key: sum(math.exp((score - highest) / temperature) for score in found) for key, found in scores.items()}
+    return mass.get(value, 0.0) / sum(mass.values())

@@ -1,0 +1,204 @@
+"""Decoding along a template, against all its texts scored one by one by the decoder itself."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+
+import pytest
+import torch
+
+from finetune.common.errors import UserError
+from finetune.config.schema import Config
+from finetune.data.tokenizer import FastTokenizer, VocabTokenizer
+from finetune.evaluation.templates import Template
+from finetune.models.build import build_model
+from finetune.models.generation import token_log_probabilities
+from finetune.models.template_decoding import fill_template
+from finetune.models.template_tokens import TemplateTokens
+from tests.helpers.decoders import LETTERS
+from tests.helpers.language_models import make_language_model, tiny_captioner
+from tests.helpers.templates import by_brute_force, random_content
+
+SLIDES = 3
+CHINESE = {"text": "{organ}，{type}[，{grade}][，脉管{invasion}]。", "slots": {
+    "organ": ["乳腺", "胃", "胃窦"], "type": ["浸润性癌", "浸润性小叶癌", "原位癌"],
+    "grade": {"values": ["高分化", "低分化"], "only_if": {"type": ["浸润性癌", "浸润性小叶癌"]}},
+    "invasion": {"values": ["侵犯", "未见侵犯"], "optional": True}}}
+ENGLISH = {"text": "{organ}, {type}[, grade {grade}].", "slots": {
+    "organ": ["breast", "stomach"], "type": ["invasive carcinoma", "invasive lobular carcinoma", "carcinoma in situ"],
+    "grade": {"values": ["1", "2", "3"], "optional": True}}}
+
+
+def texts_of(content):
+    return [text for text, _ in by_brute_force(Template.from_dict(content))]
+
+
+def wordpiece(texts):
+    """As BERT's: characters of Chinese alone, words of lower-case letters in pieces."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    made = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    made.normalizer, made.pre_tokenizer = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    made.decoder = decoders.WordPiece()
+    made.train_from_iterator(texts, trainers.WordPieceTrainer(
+        vocab_size=200, special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]"], show_progress=False))
+    return FastTokenizer("hf", made.to_str(), {"pad": 0, "unk": 1, "bos": 2, "eos": 3}, False)
+
+
+def sentencepiece(texts):
+    """Pieces that may cross borders of words, blanks as ▁, as T5's or Llama's."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    made = Tokenizer(models.Unigram())
+    made.pre_tokenizer, made.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    made.train_from_iterator(texts, trainers.UnigramTrainer(vocab_size=120, special_tokens=["<pad>", "<s>", "</s>", "<unk>"],
+                                                            unk_token="<unk>", show_progress=False))
+    return FastTokenizer("hf", made.to_str(), {"pad": 0, "bos": 1, "eos": 2, "unk": 3}, False)
+
+
+TOKENIZERS = {"vocab": VocabTokenizer.build, "bpe": lambda texts: FastTokenizer.train(texts, 400, False),
+              "wordpiece": wordpiece, "sentencepiece": sentencepiece}
+
+
+def coca_of(tokenizer, decoder="coca"):
+    config = Config()
+    for pair in (f"model.decoder={decoder}", "prism.weights=random-tiny", "model.dim=32", "model.unimodal_depth=1",
+                 "model.multimodal_depth=1", "model.dim_latents=16", "model.num_img_queries=3", "model.heads=2",
+                 "model.dim_head=16"):
+        config.set(*pair.split("="), "test")
+    model = build_model(config, tokenizer).decoder.eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():  # sharper: so that slides and values differ
+            if "emb" in name or "logits" in name:
+                weight.mul_(3)
+    return model
+
+
+@pytest.fixture(params=[*TOKENIZERS, "prism", "hf"])
+def decoder(request, tmp_path):
+    """(decoder, tokenizer, content of a template)."""
+    torch.manual_seed(0)
+    if request.param == "prism":
+        return coca_of(LETTERS, "prism"), LETTERS, ENGLISH
+    if request.param == "hf":
+        captioner, tokenizer = tiny_captioner(make_language_model(tmp_path / "lm"))
+        return captioner.decoder, tokenizer, CHINESE
+    content = ENGLISH if request.param == "sentencepiece" else CHINESE
+    tokenizer = TOKENIZERS[request.param](texts_of(content))
+    return coca_of(tokenizer), tokenizer, content
+
+
+def images_for(decoder):
+    """(slides, tokens, D)."""
+    width = 1280 if not hasattr(decoder, "text_decoder") else decoder.text_decoder.context_dim
+    torch.manual_seed(1)
+    return torch.randn(SLIDES, 9, width)
+
+
+def log_probability(decoder, tokenizer, images, ids):
+    """Of whole sequences [begin, *ids], for each slide; by one pass without a cache."""
+    rows = [[tokenizer.bos_id, *row] for row in ids]
+    found = [token_log_probabilities(decoder, images[i:i + 1].expand(len(rows), -1, -1), rows, tokenizer.pad_id)[0].sum(1)
+             for i in range(len(images))]
+    return torch.stack(found)  # (slides, rows)
+
+
+def all_scores(decoder, tokenizer, images, template):
+    texts = dict(by_brute_force(template))
+    ids = [[*tokenizer.encode(text), tokenizer.eos_id] for text in texts]
+    return list(texts), log_probability(decoder, tokenizer, images, ids)
+
+
+def test_wide_beams_find_the_most_probable_of_all_texts(decoder):
+    decoder, tokenizer, content = decoder
+    template, images = Template.from_dict(content), images_for(decoder)
+    texts, scores = all_scores(decoder, tokenizer, images, template)
+    found = fill_template(decoder, images, TemplateTokens(template, tokenizer), num_beams=len(texts))
+    assert [f.text for f in found] == [texts[i] for i in scores.argmax(1).tolist()]
+    for filled in found:
+        assert template.parse(filled.text) == {name: f.value for name, f in filled.fields.items()}
+
+
+def test_probabilities_of_choices_are_those_of_all_texts(decoder):
+    decoder, tokenizer, content = decoder
+    images = images_for(decoder)
+    template = Template.of_choices(texts_of(content))
+    texts, scores = all_scores(decoder, tokenizer, images, template)
+    for exact, temperature in ((0.0, 1.0), (1e-3, 1.0), (1e-3, 3.0), (1e-3, 0.5)):
+        expected = (scores / temperature).softmax(1)
+        found = fill_template(decoder, images, TemplateTokens(template, tokenizer), temperature=temperature, exact=exact)
+        for slide, filled in enumerate(found):
+            best = int(expected[slide].argmax())
+            assert filled.text == texts[best]
+            assert filled.fields["text"].probability == pytest.approx(expected[slide, best].item(), abs=1e-4 + exact)
+
+
+def shared(rows):
+    return [column[0] for column in itertools.takewhile(lambda c: len(set(c)) == 1, zip(*rows, strict=False))]
+
+
+def test_each_field_is_the_best_of_its_slot_with_its_share_of_the_probability(decoder):
+    """The probability of a value is that of the ids that all texts with it share, beside those of the other values."""
+    decoder, tokenizer, content = decoder
+    template, images = Template.from_dict(content), images_for(decoder)
+    texts = dict(by_brute_force(template))
+    ids = {text: [*tokenizer.encode(text), tokenizer.eos_id] for text in texts}
+    found = fill_template(decoder, images, TemplateTokens(template, tokenizer), exact=0.0)
+    checked = 0
+    for slide, filled in enumerate(found):
+        left = dict(texts)
+        for name, field in filled.fields.items():
+            values = {value: [text for text in left if texts[text][name] == value] for value in template.slots[name].values}
+            values = {value: own for value, own in values.items() if own}
+            if field.value is not None and None not in {texts[text][name] for text in left} and len(values) > 1:
+                beginnings = [shared([ids[text] for text in own]) for own in values.values()]
+                scores = log_probability(decoder, tokenizer, images[slide:slide + 1], beginnings)[0].double()
+                if is_prefix_free(beginnings):
+                    best = list(values)[int(scores.argmax())]
+                    assert field.value == best
+                    assert field.probability == pytest.approx(float(scores.softmax(0).max()), abs=1e-4)
+                    checked += 1
+            left = {text: fields for text, fields in left.items() if fields[name] == field.value}
+        assert list(left) == [filled.text]
+        assert filled.probability == pytest.approx(math.prod(f.probability for f in filled.fields.values()))
+    assert checked >= SLIDES
+
+
+def is_prefix_free(rows):
+    return not any(one == other[:len(one)] for one, other in itertools.permutations(rows, 2))
+
+
+def test_a_slide_is_filled_alike_alone_and_in_a_batch(decoder):
+    decoder, tokenizer, content = decoder
+    images, tokens = images_for(decoder), TemplateTokens(Template.from_dict(content), tokenizer)
+    for beams in (1, 3):
+        together = fill_template(decoder, images, tokens, num_beams=beams)
+        for slide, filled in enumerate(together):
+            alone = fill_template(decoder, images[slide:slide + 1], tokens, num_beams=beams)[0]
+            assert alone.text == filled.text
+            for name, field in filled.fields.items():
+                assert alone.fields[name].probability == pytest.approx(field.probability, abs=2e-3)
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_random_templates_are_filled_with_texts_that_parse(kind):
+    torch.manual_seed(0)
+    rng, filled = random.Random(1), 0
+    corpus = ["".join(rng.choices("ab，。", k=30)) for _ in range(50)]
+    tokenizer = TOKENIZERS[kind](corpus)
+    decoder = coca_of(tokenizer)
+    images = images_for(decoder)
+    while filled < 8:
+        try:
+            template = Template.from_dict(random_content(rng))
+        except UserError:
+            continue
+        tokens = TemplateTokens(template, tokenizer)
+        texts, scores = all_scores(decoder, tokenizer, images, template)
+        if len(texts) < 2:
+            continue
+        for found in fill_template(decoder, images, tokens, num_beams=rng.choice([1, 2])):
+            assert template.parse(found.text) == {name: f.value for name, f in found.fields.items()}
+        best = fill_template(decoder, images, tokens, num_beams=len(texts))
+        assert [f.text for f in best] == [texts[i] for i in scores.argmax(1).tolist()]
+        filled += 1
