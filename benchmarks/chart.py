@@ -21,7 +21,8 @@ _ROWS = {  # case in RESULTS.md -> label
     "greedy caption of 100 tokens, bf16": "greedy caption, 100 tokens",
     "the same for 8 slides at once": "greedy captions, 8 slides at once",
 }
-_LEFT, _WIDTH, _STEP = 270, 420, 30
+_WIDTH, _STEP, _FONT = 420, 30, 13
+_LETTER = 0.6 * _FONT  # the mean width of a letter is no more than that in any common sans-serif font
 
 
 def ratios() -> dict[str, float]:
@@ -37,18 +38,21 @@ def ratios() -> dict[str, float]:
 def draw(values: dict[str, float]) -> str:
     """An SVG of bars; a bar far longer than all others is cut, or it would hide them."""
     longest = sorted(values.values())[-2] * 1.5
+    texts = {label: f"{value:.1f}x{' (bar cut)' * (value > longest)}" for label, value in values.items()}
+    lengths = {label: _WIDTH * min(value, longest) / longest for label, value in values.items()}
+    left = 20 + _LETTER * max(map(len, values))
+    width = left + max(lengths[label] + _LETTER * len(text) for label, text in texts.items()) + 16
     height = _STEP * len(values) + 50
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 780 {height}" font-family="system-ui, sans-serif" '
-             f'font-size="13" role="img" aria-label="Times as fast as the published code">',
-             f'<rect width="780" height="{height}" fill="#fafbfc"/>']
-    for n, (label, value) in enumerate(values.items()):
-        y, cut = 15 + n * _STEP, value > longest
-        width = _WIDTH * min(value, longest) / longest
-        parts += [f'<text x="{_LEFT - 10}" y="{y + 15}" text-anchor="end" fill="#1b2733">{escape(label)}</text>',
-                  f'<rect x="{_LEFT}" y="{y}" width="{width:.0f}" height="20" rx="3" fill="#4a7fb5"/>',
-                  f'<text x="{_LEFT + width + 6:.0f}" y="{y + 15}" fill="#1b2733">{value:.1f}x'
-                  f'{" (bar cut)" * cut}</text>']
-    one = _LEFT + _WIDTH / longest
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height}" '
+             f'font-family="system-ui, sans-serif" font-size="{_FONT}" role="img" '
+             f'aria-label="Times as fast as the published code">',
+             f'<rect width="{width:.0f}" height="{height}" fill="#fafbfc"/>']
+    for n, (label, length) in enumerate(lengths.items()):
+        y = 15 + n * _STEP
+        parts += [f'<text x="{left - 10:.0f}" y="{y + 15}" text-anchor="end" fill="#1b2733">{escape(label)}</text>',
+                  f'<rect x="{left:.0f}" y="{y}" width="{length:.0f}" height="20" rx="3" fill="#4a7fb5"/>',
+                  f'<text x="{left + length + 6:.0f}" y="{y + 15}" fill="#1b2733">{texts[label]}</text>']
+    one = left + _WIDTH / longest
     parts += [f'<path d="M{one:.0f} 8 V{height - 32}" stroke="#b5533c" stroke-dasharray="4 3"/>',
               f'<text x="{one:.0f}" y="{height - 14}" text-anchor="middle" fill="#b5533c">published code = 1</text>',
               "</svg>"]

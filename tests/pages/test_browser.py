@@ -66,6 +66,13 @@ def watched(chromium):
     watched.page.close()
 
 
+def test_every_text_of_the_speed_chart_is_inside_it(watched):
+    page = watched.open(ROOT / "docs" / "speed.svg")
+    boxes = page.evaluate("[...document.querySelectorAll('text')].map(t => t.getBBox()).map(b => [b.x, b.y, b.x + b.width, b.y + b.height])")
+    left, top, right, bottom = page.evaluate("(({x, y, width, height}) => [x, y, x + width, y + height])(document.documentElement.viewBox.baseVal)")
+    assert len(boxes) > 15 and all(left < b[0] and top < b[1] and b[2] < right and b[3] < bottom for b in boxes)
+
+
 def test_the_report_opens_alone_and_its_charts_have_their_points(watched, tmp_path):
     path = write_report(make_run(tmp_path / "run"))
     page = watched.open(path)

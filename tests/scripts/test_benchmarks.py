@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks import gpu
+from benchmarks import chart, gpu
 from benchmarks.__main__ import BY_DEFAULT, with_part
 from benchmarks.peers import install
 from tests.helpers.files import ROOT
@@ -54,3 +54,8 @@ def test_without_a_gpu_its_checks_end_with_one_line():
 def test_a_check_that_fails_is_a_row_and_the_others_go_on():
     row, = gpu._checked("resume", lambda: (_ for _ in ()).throw(RuntimeError("a | b\n c")))
     assert (row.case, row.ours, row.floor) == ("resume", gpu.FAILED, "a / b c")
+
+
+def test_the_speed_chart_shows_the_numbers_of_the_tables():
+    values = chart.ratios()
+    assert len(values) > 5 and (ROOT / "docs" / "speed.svg").read_text(encoding="utf-8") == chart.draw(values)
