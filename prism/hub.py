@@ -44,12 +44,20 @@ def fetch(repo_id: str, revision: str | None, weights: Sequence[str] = WEIGHT_FI
         for name in others if folder else ():
             _get_file(repo_id, name, commit_of(folder) or revision, cached_only)
     except Exception as error:  # httpx, requests, OS and its own errors, by version; all mean: no file
-        raise _explain(repo_id, revision, error) from error
+        raise explain(repo_id, revision, error) from error
     if folder is not None:
         return folder
     if failure is not None:
-        raise _explain(repo_id, revision, failure) from failure
+        raise explain(repo_id, revision, failure) from failure
     raise PrismWeightsError(f"{repo_id}: the repository holds none of {', '.join(weights)}")
+
+
+def find_cached(repo_id: str, revision: str | None, weights: Sequence[str] = WEIGHT_FILES) -> Path | None:
+    """The folder that `fetch` would give without a hub; None if the cache does not have all of it."""
+    try:
+        return _download(repo_id, revision, True, weights)
+    except Exception:  # as in `fetch`
+        return None
 
 
 def fetch_vocabulary(online: bool) -> Path | None:
@@ -63,7 +71,7 @@ def fetch_vocabulary(online: bool) -> Path | None:
         return Path(path).parent
     except Exception as error:  # as in `fetch`
         if online:
-            _log.warning("no tokenizer: %s", _explain(_VOCABULARY, _VOCABULARY_COMMIT, error))
+            _log.warning("no tokenizer: %s", explain(_VOCABULARY, _VOCABULARY_COMMIT, error))
         return None
 
 
@@ -128,7 +136,8 @@ def commit_of(folder: Path) -> str | None:
     return folder.name if folder.parent.name == "snapshots" else None
 
 
-def _explain(repo_id: str, revision: str | None, error: Exception) -> PrismWeightsError:
+def explain(repo_id: str, revision: str | None, error: Exception) -> PrismWeightsError:
+    """What the hub's answer means and what to do."""
     if isinstance(error, PrismWeightsError):  # a broken index of shards explains itself
         return error
     return PrismWeightsError(

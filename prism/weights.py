@@ -89,7 +89,7 @@ def locate(source: str, revision: str | None) -> tuple[Path, str | None]:
     path = Path(source).expanduser()
     if path.exists():
         return find_weights(path), None
-    if not _is_hub_id(source):
+    if not is_hub_id(source):
         raise PrismWeightsError(
             f"{source}: no such file or folder ({path.absolute()}); give a local folder or file, a hub id owner/name "
             "or, for a demo, 'random-tiny'"
@@ -98,7 +98,7 @@ def locate(source: str, revision: str | None) -> tuple[Path, str | None]:
     return find_weights(folder), commit_of(folder)
 
 
-def _is_hub_id(source: str) -> bool:
+def is_hub_id(source: str) -> bool:
     """owner/name; what looks like a local path never is one."""
     looks_local = Path(source).is_absolute() or source.startswith((".", "~", "/")) or source.lower().endswith(SUFFIXES)
     return not looks_local and re.fullmatch(r"[\w.-]+/[\w.-]+", source) is not None

@@ -27,7 +27,7 @@ from ..common.files import expand
 from ..common.log import logger
 
 KEY = "model.decoder"
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _OTHERS = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
            "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model", "README.md", "LICENSE")
 _TOKENIZERS = ("tokenizer.json", "vocab.json", "tokenizer.model")  # one of them is enough
@@ -103,9 +103,9 @@ def find_language_model(source: str) -> LanguageModelFolder:
         path, revision = _from_hub(source)
     config = _checked_config(path)
     _check_architecture(config, path)
-    if not any((path / name).is_file() for name in _WEIGHTS):
+    if not any((path / name).is_file() for name in WEIGHTS):
         others = sorted(file.name for file in path.glob("*.bin"))
-        what = f"holds {others[0]} but no safetensors" if others else f"holds none of {', '.join(_WEIGHTS)}"
+        what = f"holds {others[0]} but no safetensors" if others else f"holds none of {', '.join(WEIGHTS)}"
         fix = "convert it as docs/language_model.md shows: .bin can carry code and is not read" if others else _FIX
         raise UserError(path, what, fix)
     if not any((path / name).is_file() for name in _TOKENIZERS):  # else the library would make an empty one
@@ -120,7 +120,7 @@ def _from_hub(source: str) -> tuple[Path, str | None]:
         raise UserError(KEY, f"{source}: no such folder ({expand(source)})",
                         "give the folder of a model or its name on the hub (inference.py: --language_model)")
     try:
-        path = fetch(name, revision or None, _WEIGHTS, _OTHERS)
+        path = fetch(name, revision or None, WEIGHTS, _OTHERS)
     except PrismWeightsError as error:
         raise UserError(KEY, str(error).partition("; ")[0],
                         "give its folder (inference.py: --language_model) or set HF_ENDPOINT, see "
@@ -230,9 +230,9 @@ def _quiet(transformers: Any) -> Iterator[None]:
 
 def _tensors(folder: Path) -> Iterator[tuple[str, str, Path, tuple[int, int]]]:
     """(name, type and shape, file, first and last byte there) of every tensor; read from the headers."""
-    index = folder / _WEIGHTS[1]
-    names = [_WEIGHTS[0]]
-    if not (folder / _WEIGHTS[0]).is_file():
+    index = folder / WEIGHTS[1]
+    names = [WEIGHTS[0]]
+    if not (folder / WEIGHTS[0]).is_file():
         names = sorted({str(name) for name in _read_json(index, missing={}).get("weight_map", {}).values()})
     for name in names:
         path = folder / Path(name).name
