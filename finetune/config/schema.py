@@ -194,7 +194,8 @@ class TrainingConfig:
         False, "gradient checkpointing: recompute activations in the backward pass; less memory for long texts, about "
         "a third more time")
     report_to: tuple[str, ...] = setting(
-        (), "experiment trackers beside report.html: a list of tensorboard, wandb", choices=("tensorboard", "wandb"))
+        (), "experiment trackers beside report.html: a list of tensorboard, wandb, swanlab",
+        choices=("tensorboard", "wandb", "swanlab"))
 
 
 @dataclass(kw_only=True)

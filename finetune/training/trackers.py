@@ -1,4 +1,4 @@
-"""Experiment trackers (`training.report_to`): TensorBoard and Weights & Biases, each imported only if asked for.
+"""Experiment trackers (`training.report_to`): TensorBoard, Weights & Biases and SwanLab, each imported only if asked for.
 
 To add one: a class with the methods of `Tracker`, a line in `_TRACKERS`, and its name among the choices of
 `training.report_to` in config/schema.py.
@@ -6,7 +6,9 @@ To add one: a class with the methods of `Tracker`, a line in `_TRACKERS`, and it
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import os
 import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -82,18 +84,43 @@ class _Wandb:
             if getattr(self._run, "starting_step", 0) > first_epoch:  # the step after the last one that wandb has
                 self._run.finish()
                 self._run = wandb.init(id=_run_id(folder, new=True), **options)
-                self._log_again(folder, first_epoch)
+                logger.warning("wandb: its run has epoch %d already and cannot take it back: the curves go on in a new "
+                               "one", first_epoch)
+                _log_again(self, folder, first_epoch)
         except Exception as error:  # of many types: no key, no network
             raise UserError("training.report_to", f"wandb cannot start ({type(error).__name__})",
                             "run `wandb login`, set WANDB_MODE=offline, or leave wandb out") from None
 
-    def _log_again(self, folder: Path, first_epoch: int) -> None:
-        logger.warning("wandb: its run has epoch %d already and cannot take it back: the curves go on in a new one",
-                       first_epoch)
-        for record in read_records(folder / METRICS):
-            epoch = record.get("epoch")
-            if isinstance(epoch, int) and epoch < first_epoch:
-                self.log(record, epoch)
+    def log(self, record: dict[str, Any], step: int) -> None:
+        self._run.log(_numbers(record), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class _SwanLab:
+    """A run named after the run folder, in `folder`/swanlab; SWANLAB_MODE=online sends it to SwanLab's server.
+
+    By default nothing leaves the machine. A run of SwanLab's takes no epoch back, so every start is a run of its own,
+    which begins with the epochs before. The terminal's lines are not recorded.
+    """
+
+    def __init__(self, folder: Path, config: dict[str, Any], first_epoch: int = 1) -> None:
+        try:
+            import swanlab
+        except ImportError:
+            raise _not_installed("swanlab", "swanlab[dashboard]") from None
+        mode = os.environ.get("SWANLAB_MODE", "local")
+        if mode == "local" and importlib.util.find_spec("swanboard") is None:  # SwanLab would go on and keep no curve
+            raise _not_installed("swanlab's dashboard", "swanlab[dashboard]")
+        settings = swanlab.Settings(interactive=False, terminal={"proxy_type": "none"})
+        try:
+            self._run = swanlab.init(project=os.environ.get("SWANLAB_PROJECT", "prism-coca"), name=folder.name, mode=mode,
+                                     log_dir=str(folder / "swanlab"), config=config, settings=settings)
+        except Exception as error:  # of many types: no key, no network, a full disk
+            raise UserError("training.report_to", f"swanlab cannot start ({type(error).__name__})",
+                            "run `swanlab login`, set SWANLAB_MODE=local, or leave swanlab out") from None
+        _log_again(self, folder, first_epoch)
 
     def log(self, record: dict[str, Any], step: int) -> None:
         self._run.log(_numbers(record), step=step)
@@ -103,7 +130,16 @@ class _Wandb:
 
 
 # Choices of `training.report_to`.
-_TRACKERS: dict[str, Callable[[Path, dict[str, Any], int], Tracker]] = {"tensorboard": _TensorBoard, "wandb": _Wandb}
+_TRACKERS: dict[str, Callable[[Path, dict[str, Any], int], Tracker]] = {
+    "tensorboard": _TensorBoard, "wandb": _Wandb, "swanlab": _SwanLab}
+
+
+def _log_again(tracker: Tracker, folder: Path, first_epoch: int) -> None:
+    """Give a new run of a tracker the epochs before `first_epoch`."""
+    for record in read_records(folder / METRICS):
+        epoch = record.get("epoch")
+        if isinstance(epoch, int) and epoch < first_epoch:
+            tracker.log(record, epoch)
 
 
 def _run_id(folder: Path, new: bool = False) -> str:
@@ -128,5 +164,6 @@ def _numbers(record: dict[str, Any]) -> dict[str, float]:
     return numbers
 
 
-def _not_installed(name: str) -> UserError:
-    return UserError("training.report_to", f"{name} is not installed", f"python -m pip install {name}, or leave it out")
+def _not_installed(name: str, package: str | None = None) -> UserError:
+    return UserError("training.report_to", f"{name} is not installed",
+                     f"python -m pip install {package or name}, or leave it out")

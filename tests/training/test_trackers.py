@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 import types
@@ -111,7 +112,7 @@ def test_slides_per_second_are_those_of_training_not_of_validation(tmp_path, mon
     assert seen == [4.0]
 
 
-@pytest.mark.parametrize(("name", "module"), [("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")])
+@pytest.mark.parametrize(("name", "module"), [("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb"), ("swanlab", "swanlab")])
 def test_a_tracker_that_is_not_installed_is_named_with_its_pip_command(name, module, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
     with refused("training.report_to", f"{name} is not installed", f"pip install {name}"):
@@ -125,3 +126,61 @@ def test_a_wandb_that_cannot_start_is_a_user_error(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
     with refused("training.report_to", "wandb cannot start", "WANDB_MODE=offline"):
         open_trackers(["wandb"], tmp_path, {})
+
+
+def play_swanlab(monkeypatch, **broken) -> list:
+    """A `swanlab` that notes its calls. broken: what `init` raises."""
+    calls = []
+
+    def init(**options):
+        if broken:
+            raise broken["error"]
+        calls.append(options)
+        return types.SimpleNamespace(log=lambda values, step: calls.append((values, step)), finish=lambda: calls.append("finish"))
+
+    monkeypatch.setitem(sys.modules, "swanlab", types.SimpleNamespace(init=init, Settings=dict))
+    monkeypatch.setitem(sys.modules, "swanboard", types.SimpleNamespace(__spec__=object()))
+    monkeypatch.delenv("SWANLAB_MODE", raising=False)
+    return calls
+
+
+def test_swanlab_gets_a_local_run_its_numbers_and_its_end(tmp_path, monkeypatch):
+    calls = play_swanlab(monkeypatch)
+    tracker, = open_trackers(["swanlab"], tmp_path / "run7", {"training": {"epochs": 2}})
+    tracker.log({"epoch": 3, "step": 9, "loss": 1.5, "best": True, "note": "x", "val_loss": math.inf}, 3)
+    tracker.close()
+    assert calls[0]["name"] == "run7" and calls[0]["mode"] == "local" and calls[0]["config"] == {"training": {"epochs": 2}}
+    assert calls[0]["log_dir"] == str(tmp_path / "run7" / "swanlab") and calls[0]["settings"]["terminal"] == {"proxy_type": "none"}
+    assert calls[1:] == [({"loss": 1.5}, 3), "finish"]
+
+
+def test_each_start_is_a_run_of_swanlab_that_begins_with_the_epochs_before(tmp_path, monkeypatch):
+    calls = play_swanlab(monkeypatch)
+    monkeypatch.setenv("SWANLAB_MODE", "offline")
+    (tmp_path / "metrics.jsonl").write_text("".join(f'{{"epoch": {e}, "loss": {e}.5}}\n' for e in range(1, 5)), encoding="utf-8")
+    open_trackers(["swanlab"], tmp_path, {}, 3)
+    assert calls[0]["mode"] == "offline" and calls[1:] == [({"loss": 1.5}, 1), ({"loss": 2.5}, 2)]
+
+
+def test_a_swanlab_that_cannot_start_or_keeps_no_curves_is_a_user_error(tmp_path, monkeypatch):
+    play_swanlab(monkeypatch, error=RuntimeError("no key"))
+    with refused("training.report_to", "swanlab cannot start", "SWANLAB_MODE=local"):
+        open_trackers(["swanlab"], tmp_path, {})
+    monkeypatch.setattr("finetune.training.trackers.importlib.util.find_spec", lambda name: None)
+    with refused("training.report_to", "dashboard is not installed", "pip install swanlab[dashboard]"):
+        open_trackers(["swanlab"], tmp_path, {})
+
+
+def test_swanlab_itself_keeps_what_a_resumed_run_logged(tmp_path, monkeypatch):
+    """The dashboard's own files; without a network."""
+    pytest.importorskip("swanboard", reason="pip install 'swanlab[dashboard]'")
+    monkeypatch.delenv("SWANLAB_MODE", raising=False)
+    (tmp_path / "metrics.jsonl").write_text("".join(f'{{"epoch": {e}, "loss": {e}.5}}\n' for e in range(1, 5)), encoding="utf-8")
+    for first in (1, 3):
+        tracker, = open_trackers(["swanlab"], tmp_path, {"training": {"epochs": 4}}, first)
+        for epoch in range(first, 5):
+            tracker.log({"epoch": epoch, "loss": 10.0 * first + epoch}, epoch)
+        tracker.close()
+    logged = [[json.loads(line)["data"] for line in path.read_text(encoding="utf-8").splitlines()]
+              for path in sorted((tmp_path / "swanlab").glob("run-*/logs/*/[0-9]*.log"))]
+    assert logged == [[11, 12, 13, 14], [1.5, 2.5, 33, 34]]
