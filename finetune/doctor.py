@@ -1,7 +1,8 @@
 """Look at the environment before a run: python -m finetune.doctor --config config.yaml
 
-Python, torch, the GPU and its driver, memory, disk, optional packages, Prism's weights, the tokenizer and, with --config,
-labels and features: for each what was found and what to do. Trains nothing, writes nothing, downloads no weights.
+Python, torch, the GPU and its driver, memory, disk, optional packages, Prism's weights, the tokenizer and, with
+--config, labels and features: for each what was found and what to do. Trains nothing, writes nothing, downloads no
+weights.
 """
 
 from .common.errors import run_script

@@ -17,8 +17,9 @@ from .config import BioGptConfig, PerceiverConfig, PrismConfig
 from .errors import PrismWeightsError
 from .files import ENCODER, SUFFIXES, find_weights, read_config, read_weights
 from .hub import commit_of, fetch, fetch_vocabulary
+from .modelscope_hub import PREFIX, fetch_from_modelscope
 from .slide_encoder import PrismSlideEncoder, fingerprint
-from .tokenizer import BioGptTokenizer, find_tokenizer, letters_tokenizer
+from .tokenizer import VOCABULARY_FILES, BioGptTokenizer, find_tokenizer, letters_tokenizer
 
 # Random models: the published architecture, and a small one for the demo and the tests, with the widths of the
 # published encoder, so that every default fits.
@@ -30,6 +31,7 @@ RANDOM = {
         dim_latents=64),
 }
 SEED = 0
+_VOCABULARY = (*VOCABULARY_FILES, *(f"biogpt/{name}" for name in VOCABULARY_FILES))  # where `find_tokenizer` looks
 _FIRST_TEMPERATURE = math.log(1 / 0.07)  # as CLIP starts it (https://arxiv.org/abs/2103.00020)
 Model = TypeVar("Model", bound=PrismSlideEncoder)
 
@@ -41,7 +43,8 @@ def load_prism(weights: str | Path, revision: str | None = None) -> PrismSlideEn
 
     Args:
         weights: `random` (published architecture) or `random-tiny`, both seeded and the same every time; or a local
-            folder (`config.json`, `model.safetensors` or `pytorch_model.bin`) or file; or a hub id `owner/name`.
+            folder (`config.json`, `model.safetensors` or `pytorch_model.bin`) or file; or a hub id `owner/name`; or
+            `ms:owner/name` on ModelScope.
             A local path goes before a hub id of the same name. Shared tensors may be repeated under every name or
             be there once; the text side of a full checkpoint is not read.
         revision: Branch, tag or commit on the hub; of no meaning for other sources.
@@ -89,10 +92,12 @@ def locate(source: str, revision: str | None) -> tuple[Path, str | None]:
     path = Path(source).expanduser()
     if path.exists():
         return find_weights(path), None
+    if source.startswith(PREFIX):
+        return find_weights(fetch_from_modelscope(source, revision, others=_VOCABULARY)), None
     if not is_hub_id(source):
         raise PrismWeightsError(
-            f"{source}: no such file or folder ({path.absolute()}); give a local folder or file, a hub id owner/name "
-            "or, for a demo, 'random-tiny'"
+            f"{source}: no such file or folder ({path.absolute()}); give a local folder or file, a hub id owner/name, "
+            "ms:owner/name on ModelScope or, for a demo, 'random-tiny'"
         )
     folder = fetch(source, revision)
     return find_weights(folder), commit_of(folder)

@@ -137,10 +137,10 @@ def _untied(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], di
 
 
 def _is_public(source: Any) -> bool:
-    """Whether it is `random`, `random-tiny` or a hub id, not a local path."""
+    """Whether it is `random`, `random-tiny`, a hub id or a name on ModelScope, not a local path."""
     if not isinstance(source, str):
         return False
-    looks_like_hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) is not None
+    looks_like_hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source.removeprefix("ms:")) is not None
     return is_random(source) or (looks_like_hub_id and not Path(source).exists())
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from prism import PrismWeightsError, load_prism
+from prism.files import WEIGHT_FILES
 from prism.hub import ask_hub, explain, find_cached
+from prism.modelscope_hub import PREFIX, find_in_modelscope_cache
 from prism.weights import RANDOM, is_hub_id
 
 from ..common.errors import UserError
@@ -15,7 +18,7 @@ from ..config.schema import Config
 from ..data.tokenizer import build_tokenizer
 from ..models.build import decoder_tokenizer
 from ..models.language_model_folder import WEIGHTS, find_language_model
-from .findings import ERROR, OK, WARNING, Finding
+from .findings import ERROR, NOTE, OK, WARNING, Finding
 
 _TOKEN_FIX = "; the token is HF_TOKEN or what `hf auth login` has saved"
 
@@ -38,14 +41,25 @@ def check_prism(config: Config, is_wanted: bool) -> Finding:
 
 
 def _check_prism(source: str, revision: str | None) -> Finding:
-    path = Path(source).expanduser()
-    if not path.exists() and is_hub_id(source):
-        cached = find_cached(source, revision)
-        if cached is None:
-            return _ask_hub("Prism weights", source, revision)
-        path = cached
-    encoder = load_prism(path if path.exists() else source, revision)
-    return Finding("Prism weights", OK, f"{path}, sha256 {encoder.sha256[:12]}")
+    place = _place("Prism weights", source, revision, WEIGHT_FILES)
+    if isinstance(place, Finding):
+        return place
+    encoder = load_prism(place)
+    return Finding("Prism weights", OK, f"{place}, sha256 {encoder.sha256[:12]}")
+
+
+def _place(subject: str, source: str, revision: str | None, weights: Sequence[str]) -> Path | Finding:
+    """Where a model is on this machine; a finding if it must be downloaded first. Raises PrismWeightsError."""
+    path = expand(source)
+    name, _, named = source.partition("@")
+    if path.exists():
+        return path
+    if source.startswith(PREFIX):
+        later = Finding(subject, NOTE, f"{source}: not on this machine yet; the first run downloads it")
+        return find_in_modelscope_cache(source, revision, weights) or later
+    if is_hub_id(name):
+        return find_cached(name, named or revision, weights) or _ask_hub(subject, name, named or revision)
+    raise PrismWeightsError(f"{source}: no such file or folder ({path}); give a local folder or a hub id owner/name")
 
 
 def _ask_hub(subject: str, name: str, revision: str | None) -> Finding:
@@ -62,28 +76,35 @@ def _token_hint(what: str) -> str:
 
 def check_tokenizer(config: Config) -> Finding:
     """Whether the tokenizer can be had. Raises UserError."""
-    kind, weights = config.data.tokenizer, config.prism.weights
+    kind = config.data.tokenizer
     if config.model.language_model is not None:
         return Finding("tokenizer", OK, "that of the language model")
     if config.model.decoder == "prism":
-        if Path(weights).expanduser().exists() or find_cached(weights, config.prism.revision):
-            decoder_tokenizer(config)
-        return Finding("tokenizer", OK, "that of Prism")
+        return _check_prisms_tokenizer(config)
     if kind.partition(":")[0] in ("vocab", "bpe"):
         return Finding("tokenizer", OK, f"{kind}: made of the training texts")
     tokenizer = build_tokenizer(kind, [], config.data.normalize)
     return Finding("tokenizer", OK, f"{kind}: {len(tokenizer)} tokens")
 
 
+def _check_prisms_tokenizer(config: Config) -> Finding:
+    try:
+        place = _place("tokenizer", config.prism.weights, config.prism.revision, WEIGHT_FILES)
+    except PrismWeightsError:
+        return Finding("tokenizer", NOTE, "that of Prism, whose weights are not there")
+    if isinstance(place, Path):
+        decoder_tokenizer(config)
+    return Finding("tokenizer", OK, "that of Prism")
+
+
 def check_language_model(source: str) -> Finding:
     """Whether it can be had; nothing large is downloaded. Raises UserError."""
-    name, _, revision = source.partition("@")
-    is_on_hub = not expand(source).is_dir() and is_hub_id(name)
-    if is_on_hub and find_cached(name, revision or None, WEIGHTS) is None:
-        try:
-            return _ask_hub("language model", name, revision or None)
-        except PrismWeightsError as error:
-            what, _, fix = str(error).partition("; ")
-            raise UserError("model.decoder", what, fix) from None
+    try:
+        place = _place("language model", source, None, WEIGHTS)
+    except PrismWeightsError as error:
+        what, _, fix = str(error).partition("; ")
+        raise UserError("model.decoder", what, fix) from None
+    if isinstance(place, Finding):
+        return place
     folder = find_language_model(source)
     return Finding("language model", OK, f"{folder.path}, licence {folder.licence() or 'unknown'}")

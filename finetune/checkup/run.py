@@ -46,17 +46,20 @@ class _Config:
 
     def __call__(self) -> Finding:
         """Read it. Raises UserError."""
+        if self._path is not None and import_failure("yaml"):
+            return Finding("config", NOTE, f"{self._path}: not read, as PyYAML cannot be imported")
+        self._read()
+        return Finding("config", OK, self._path or " ".join(self._settings))
+
+    def _read(self) -> None:
         if self._path is not None:
-            if import_failure("yaml"):
-                return Finding("config", NOTE, f"{self._path}: not read, as PyYAML cannot be imported")
-            from ..config.yaml_file import load_yaml
+            from ..config.yaml_file import load_yaml  # PyYAML may be missing
 
             self.config = load_yaml(self._path, self.config)
         apply_overrides(self.config, self._settings)
         self.config.prism.weights = self._prism or self.config.prism.weights
         if self._path is not None:
             self.config.check(self._path)
-        return Finding("config", OK, self._path or " ".join(self._settings))
 
 
 def checks(config: Config, is_wanted: bool) -> Iterator[Finding]:
@@ -77,7 +80,8 @@ def checks(config: Config, is_wanted: bool) -> Iterator[Finding]:
         yield check_disk(folder, what)
     yield from check_optional(config)
     if torch is None or packages.status != OK:
-        yield Finding("models and data", NOTE, "not looked at: what they need cannot be imported", "mend the above first")
+        yield Finding("models and data", NOTE, "not looked at: what they need cannot be imported",
+                      "mend the above first")
         return
     yield from _models_and_data(config, is_wanted)
 
@@ -113,9 +117,12 @@ def _check_data(config: Config) -> Finding:
         data = prepare_data(config.data, config.training.seed)
     finally:
         logger.removeHandler(warnings)
-    text = f"{len(data.train)} slides for training, {len(data.validation)} for validation, {len(data.test)} for testing"
-    more = f"; {len(warnings.lines)} warning(s), the first: {warnings.lines[0]}" if warnings.lines else ""
-    return Finding("data", WARNING if more else OK, text + more, "train_with_config.py --check shows them all" if more else "")
+    counts = (f"{len(data.train)} slides for training, {len(data.validation)} for validation, "
+              f"{len(data.test)} for testing")
+    if not warnings.lines:
+        return Finding("data", OK, counts)
+    return Finding("data", WARNING, f"{counts}; {len(warnings.lines)} warning(s), the first: {warnings.lines[0]}",
+                   "train_with_config.py --check shows them all")
 
 
 class _Warnings(logging.Handler):

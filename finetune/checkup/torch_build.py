@@ -52,17 +52,22 @@ def read_driver() -> Driver | None:
     program = shutil.which("nvidia-smi")
     if program is None:
         return None
-    try:
-        texts = [subprocess.run([program, *arguments], capture_output=True, text=True, encoding="utf-8", errors="replace",
-                                timeout=30, check=True).stdout
-                 for arguments in ((), ("--query-gpu=name,driver_version", "--format=csv,noheader"))]
-    except (OSError, subprocess.SubprocessError):
-        return None
-    rows = [line.rpartition(",") for line in texts[1].splitlines() if "," in line]
-    cuda = re.search(r"CUDA[^:|]*Version: *(\d+\.\d+)", texts[0])
+    table = _output(program)
+    rows = _output(program, "--query-gpu=name,driver_version", "--format=csv,noheader").strip().splitlines()
     if not rows:
         return None
-    return Driver(rows[0][2].strip(), cuda[1] if cuda else "unknown", tuple(name.strip() for name, _, _ in rows))
+    cuda = re.search(r"CUDA[^:|]*Version: *(\d+\.\d+)", table)
+    gpus = [row.rpartition(",") for row in rows]
+    return Driver(gpus[0][2].strip(), cuda[1] if cuda else "unknown", tuple(name.strip() for name, _, _ in gpus))
+
+
+def _output(*command: str) -> str:
+    """What a program prints; nothing if it fails."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace", timeout=30,
+                              check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
 
 
 def check_gpu(torch: Any, driver: Driver | None, device: str = "auto") -> Finding:

@@ -19,7 +19,8 @@ from ..common.log import logger
 from ..common.score_table import canonical_name
 from .values import check_known, set_field, setting
 
-_TOKENIZER = re.compile(r"vocab|bpe(:([3-9]\d\d|[1-9]\d{3,5}))?|hf:.+")
+_LANGUAGE_MODEL = ("hf:", "ms:")  # how a model.decoder begins that is one, of Hugging Face or of ModelScope
+_TOKENIZER = re.compile(r"vocab|bpe(:([3-9]\d\d|[1-9]\d{3,5}))?|(hf|ms):.+")
 
 
 @dataclass(kw_only=True)
@@ -44,7 +45,7 @@ class DataConfig:
         128, "maximum text length in tokens, begin and end token included; longer texts are truncated", 4)
     tokenizer: str = setting(
         "vocab", "vocab: characters and words of the training texts; bpe or bpe:SIZE: byte-pair encoding trained on "
-        "them; hf:NAME_OR_FOLDER: a Hugging Face tokenizer")
+        "them; hf:NAME_OR_FOLDER: a Hugging Face tokenizer; ms:NAME: the same of ModelScope")
     normalize: bool = setting(
         False, "normalize texts before tokenization: full-width to half-width (NFKC), one spelling per unit")
     image_dim: int = setting(2560, "dimension of a tile embedding", 1)
@@ -125,7 +126,7 @@ class ModelConfig:
     decoder: str = setting(
         "coca", "coca: a CoCa of the sizes above; prism: Prism's own text decoder, fine-tuned; hf:NAME_OR_FOLDER: a "
         "causal language model of Hugging Face behind a soft prefix (docs/language_model.md)",
-        choices=("coca", "prism", "hf:NAME_OR_FOLDER"))
+        choices=("coca", "prism", "hf:NAME_OR_FOLDER", "ms:NAME"))
     probe_tokens: int | str = setting(
         "auto", "tokens that tell the decoder what a linear probe of the frozen features says; auto: 4 where the probe "
         "can predict 20 tokens of the texts, else 0", 0, 64, choices=("auto",))
@@ -138,13 +139,13 @@ class ModelConfig:
 
     @property
     def language_model(self) -> str | None:
-        """Name or folder of the language model; None for the other decoders."""
-        return self.decoder.removeprefix("hf:") if self.decoder.startswith("hf:") else None
+        """Name or folder of the language model, with `ms:` for one of ModelScope; None for the other decoders."""
+        return self.decoder.removeprefix("hf:") if self.decoder.startswith(_LANGUAGE_MODEL) else None
 
 
 def same_decoder(one: str, other: str) -> bool:
     """Whether two values of `model.decoder` are of one kind: a language model may lie elsewhere, its SHA-256 tells."""
-    return one == other or (one.startswith("hf:") and other.startswith("hf:"))
+    return one == other or (one.startswith(_LANGUAGE_MODEL) and other.startswith(_LANGUAGE_MODEL))
 
 
 @dataclass(kw_only=True)
@@ -250,7 +251,7 @@ class Config:
                 raise UserError(where, f"data.{key} is not set", f"give --{key} or write it under data:")
         if not _TOKENIZER.fullmatch(self.data.tokenizer):
             raise UserError(where, f"data.tokenizer is {self.data.tokenizer!r}",
-                            "it must be vocab, bpe, bpe:SIZE (300 to 999999) or hf:NAME_OR_FOLDER")
+                            "it must be vocab, bpe, bpe:SIZE (300 to 999999), hf:NAME_OR_FOLDER or ms:NAME")
 
     def _check_losses(self, where: str) -> None:
         contrastive = self.model.contrastive_loss_weight > 0

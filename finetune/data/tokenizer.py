@@ -4,7 +4,7 @@
 itself (a word keeps the space before it), so joining them gives the text back exactly. A word or number that is not in
 the training texts is spelled with their single characters; only a character never seen becomes <unk>.
 `bpe`, `bpe:SIZE`: byte-level byte-pair merges (https://arxiv.org/abs/1508.07909) of the training texts: any text can be
-encoded, and is decoded exactly. `hf:NAME_OR_FOLDER`: what AutoTokenizer loads, as its `tokenizers` JSON.
+encoded, and is decoded exactly. `hf:NAME_OR_FOLDER`, `ms:NAME`: what AutoTokenizer loads, as its `tokenizers` JSON.
 Each is fully stored in the checkpoint, as plain JSON: inference needs neither the texts nor the hub.
 """
 
@@ -20,6 +20,9 @@ from typing import Any, Protocol
 from ..common.errors import UserError
 from ..common.files import expand
 
+# What a folder of a Hugging Face tokenizer may hold.
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+                   "vocab.json", "merges.txt", "tokenizer.model")
 _VERSION = 1
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _PIECE = re.compile(rf" ?\d+(?:\.\d+)*| ?[^\W\d_{_CJK}]+| ?[{_CJK}]| ?[^\s\w]|\s|.", re.DOTALL)
@@ -65,8 +68,8 @@ def build_tokenizer(kind: str, texts: Sequence[str], normalize: bool) -> Tokeniz
     """Load or train a tokenizer.
 
     Args:
-        kind: Value of `data.tokenizer`: vocab, bpe, bpe:SIZE or hf:NAME_OR_FOLDER.
-        texts: The training texts; ignored by hf.
+        kind: Value of `data.tokenizer`: vocab, bpe, bpe:SIZE, hf:NAME_OR_FOLDER or ms:NAME.
+        texts: The training texts; ignored by hf and ms.
         normalize: Rewrite every text with `normalize_text` first.
 
     Raises:
@@ -75,6 +78,8 @@ def build_tokenizer(kind: str, texts: Sequence[str], normalize: bool) -> Tokeniz
     name, _, argument = kind.partition(":")
     if name == "hf":
         return FastTokenizer.from_hub(argument, normalize)
+    if name == "ms":
+        return FastTokenizer.from_hub(str(_fetch_from_modelscope(kind)), normalize)
     if normalize:
         texts = [normalize_text(text) for text in texts]
     if name == "vocab":
@@ -340,6 +345,18 @@ def _load_from_hub(name: str, key: str) -> Any:
         raise UserError(key, f"{name} has no tokenizer.json and none can be made of it",
                         "choose a model with a fast tokenizer")
     return loaded
+
+
+def _fetch_from_modelscope(source: str) -> Path:
+    """The folder of a tokenizer on ModelScope. Raises UserError."""
+    from prism import PrismWeightsError  # torch: only where it is asked for
+    from prism.modelscope_hub import fetch_from_modelscope
+
+    try:
+        return fetch_from_modelscope(source, None, (), TOKENIZER_FILES)
+    except PrismWeightsError as error:
+        what, _, fix = str(error).partition("; ")
+        raise UserError("data.tokenizer", what, fix or "give the folder of a tokenizer") from None
 
 
 def _first_id(tokenizer: Any, *names: str) -> int | None:

@@ -287,7 +287,7 @@ def _move_language_model(config: Config, source: str | None) -> None:
         return
     if config.model.language_model is None:
         raise UserError("--language_model", f"the checkpoint has model.decoder={config.model.decoder}", "leave it out")
-    config.model.decoder = f"hf:{source}"
+    config.model.decoder = source if source.startswith("ms:") else f"hf:{source}"
 
 
 def _check_same_weights(model: SlideCaptioner, config: Config, trained_with: dict[str, Any], checkpoint: str) -> None:

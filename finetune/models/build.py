@@ -35,6 +35,7 @@ DECODERS: dict[str, Callable[[Config, Tokenizer, Any], CaptionDecoder]] = {
     "coca": build_coca,
     "prism": build_prism_decoder,
     "hf": build_language_model,
+    "ms": build_language_model,
 }
 _FROM_WHOLE_PRISM = {"prism"}  # decoders that are Prism's text side: it is loaded for them, and its tokenizer is used
 _MOST_LAYERS = 4096  # of a Prism in a checkpoint; the published one has 8 x 6

@@ -21,15 +21,16 @@ from torch import nn
 
 from prism import PrismWeightsError
 from prism.hub import commit_of, fetch
+from prism.modelscope_hub import PREFIX, fetch_from_modelscope
 
 from ..common.errors import UserError
 from ..common.files import expand
 from ..common.log import logger
+from ..data.tokenizer import TOKENIZER_FILES
 
 KEY = "model.decoder"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-_OTHERS = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-           "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model", "README.md", "LICENSE")
+_OTHERS = ("generation_config.json", *TOKENIZER_FILES, "README.md", "LICENSE")
 _TOKENIZERS = ("tokenizer.json", "vocab.json", "tokenizer.model")  # one of them is enough
 _FIX = "download the whole model again; docs/language_model.md shows how"
 _MOST_HEADER = 1 << 28  # bytes of a safetensors header; a model of 1000 layers has 1 MB
@@ -42,7 +43,7 @@ class LanguageModelFolder:
 
     Attributes:
         path: On this disk; for a model of the hub in its cache.
-        source: As the user gave it, without `hf:`.
+        source: As the user gave it, without `hf:`; `ms:` stays.
         revision: Commit on the hub, None for a local folder.
         config: What its config.json holds.
     """
@@ -93,7 +94,7 @@ def find_language_model(source: str) -> LanguageModelFolder:
     """Find a model, on the hub if it is no folder, and check what can be checked without its weights.
 
     Args:
-        source: Folder, hub name or hub name@revision.
+        source: Folder, hub name or hub name@revision, or the same on ModelScope with `ms:` before it.
 
     Raises:
         UserError: It cannot be had, or is not a causal language model that can be used here.
@@ -115,6 +116,8 @@ def find_language_model(source: str) -> LanguageModelFolder:
 
 def _from_hub(source: str) -> tuple[Path, str | None]:
     """(folder in the hub's cache, commit)."""
+    if source.startswith(PREFIX):
+        return _from_modelscope(source), None
     name, _, revision = source.partition("@")
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name):
         raise UserError(KEY, f"{source}: no such folder ({expand(source)})",
@@ -126,6 +129,14 @@ def _from_hub(source: str) -> tuple[Path, str | None]:
                         "give its folder (inference.py: --language_model) or set HF_ENDPOINT, see "
                         "docs/language_model.md") from None
     return path, commit_of(path)
+
+
+def _from_modelscope(source: str) -> Path:
+    try:
+        return fetch_from_modelscope(source, None, WEIGHTS, _OTHERS)
+    except PrismWeightsError as error:
+        what, _, fix = str(error).partition("; ")
+        raise UserError(KEY, what, fix or _FIX) from None
 
 
 def _checked_config(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Experiment trackers (`training.report_to`): TensorBoard, Weights & Biases and SwanLab, each imported only if asked for.
+"""Experiment trackers (`training.report_to`): TensorBoard, Weights & Biases, SwanLab; each imported only if asked for.
 
 To add one: a class with the methods of `Tracker`, a line in `_TRACKERS`, and its name among the choices of
 `training.report_to` in config/schema.py.
@@ -115,8 +115,8 @@ class _SwanLab:
             raise _not_installed("swanlab's dashboard", "swanlab[dashboard]")
         settings = swanlab.Settings(interactive=False, terminal={"proxy_type": "none"})
         try:
-            self._run = swanlab.init(project=os.environ.get("SWANLAB_PROJECT", "prism-coca"), name=folder.name, mode=mode,
-                                     log_dir=str(folder / "swanlab"), config=config, settings=settings)
+            self._run = swanlab.init(project=os.environ.get("SWANLAB_PROJECT", "prism-coca"), name=folder.name,
+                                     mode=mode, log_dir=str(folder / "swanlab"), config=config, settings=settings)
         except Exception as error:  # of many types: no key, no network, a full disk
             raise UserError("training.report_to", f"swanlab cannot start ({type(error).__name__})",
                             "run `swanlab login`, set SWANLAB_MODE=local, or leave swanlab out") from None
