@@ -34,7 +34,11 @@ def fetch_from_modelscope(source: str, revision: str | None = None, weights: Seq
 
 def find_in_modelscope_cache(source: str, revision: str | None = None,
                              wanted: Sequence[str] = WEIGHT_FILES) -> Path | None:
-    """The folder in the client's cache; None if it holds none of `wanted`, or not all of its shards. Raises PrismWeightsError without the client."""
+    """The folder in the client's cache; None if it holds none of `wanted`, or not all of its shards.
+
+    Raises:
+        PrismWeightsError: The client is not installed.
+    """
     name, revision = _parsed(source, revision)
     snapshot_download = _client(source)
     try:
@@ -61,8 +65,9 @@ def _download(source: str, name: str, revision: str | None, patterns: list[str])
     except Exception as error:  # requests', the OS's and its own errors, by version; all mean: no files
         lines = str(error).split("\n")
         raise PrismWeightsError(
-            f"{source}: ModelScope cannot serve it ({type(error).__name__}: {lines[0][:120]}); see that the name is right, "
-            "set MODELSCOPE_API_TOKEN if it is gated, or download it elsewhere and give the local folder") from error
+            f"{source}: ModelScope cannot serve it ({type(error).__name__}: {lines[0][:120]}); see that the name is "
+            "right, set MODELSCOPE_API_TOKEN if it is gated, or download it elsewhere and give the local folder"
+        ) from error
 
 
 def _in_turn(weights: Sequence[str]) -> list[list[str]]:
@@ -93,6 +98,6 @@ def _client(source: str) -> Callable[..., str]:
     try:
         from modelscope import snapshot_download
     except ImportError:
-        raise PrismWeightsError(f"{source}: needs ModelScope's client; python -m pip install modelscope, or download it "
-                                "and give the local folder") from None
+        raise PrismWeightsError(f"{source}: needs ModelScope's client; python -m pip install modelscope, or download "
+                                "it and give the local folder") from None
     return snapshot_download

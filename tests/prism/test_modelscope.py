@@ -133,7 +133,7 @@ def test_what_modelscope_cannot_serve_is_one_line(client):
 def test_a_repository_without_weights_and_a_wrong_name_are_refused(client):
     client.repository.mkdir()
     (client.repository / "config.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(PrismWeightsError, match="holds none of model.safetensors"):
+    with pytest.raises(PrismWeightsError, match=r"holds none of model\.safetensors"):
         load_prism("ms:owner/name")
     for wrong in ("ms:name", "ms:owner/name/x", "ms:./folder", "ms:"):
         with pytest.raises(PrismWeightsError, match="not a name on ModelScope"):
