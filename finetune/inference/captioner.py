@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from ..common.files import expand
 from ..common.log import logger
 from ..config.schema import Config, from_dict
 from ..data.slide_cache import token_type
-from ..data.slides import Slide
+from ..data.slides import Slide, open_case
 from ..data.tile_reader import read_tiles
 from ..data.tokenizer import Tokenizer, tokenizer_from_dict
 from ..models.build import build_model, build_prism, check_architecture, num_predicted_in
@@ -35,6 +36,7 @@ from ..models.generation import confidences, generate, has_ended
 from ..models.rerank import rerank
 from ..models.training_texts import SlideVectors, TrainingTexts
 from .memory import memory_errors
+from .nearest import TrainingSlides, texts_to_rerank_with
 from .options import InferenceOptions
 from .records import Record, new_record
 
@@ -138,6 +140,38 @@ class Captioner:
         limit = self.model.decoder.max_positions
         longest = self.config.data.max_seq_len
         return longest if limit is None else min(longest, limit)
+
+    def __call__(self, slides: str | Path | Sequence[str | Path], texts: Sequence[str] = (), *, rerank: str = "auto",
+                 **decoding: Any) -> Record | list[Record]:
+        """Caption slides as `inference.py` does.
+
+        Args:
+            slides: A file of features, or several.
+            texts: Compared with each slide, as --text.
+            rerank: As --rerank.
+            decoding: Fields of GenerationOptions, such as `num_beams=4`.
+
+        Returns:
+            The record of the file, or a list of records for a list of files.
+
+        Raises:
+            UserError: A file that cannot be read, tiles whose values overflow in the model, or out of memory.
+        """
+        options = InferenceOptions(rerank=rerank, **decoding)
+        self.rerank_with = texts_to_rerank_with(options, self, self._training_slides)
+        generation, data = options.generation(self.trained_length), self.config.data
+        files = [slides] if isinstance(slides, (str, Path)) else slides
+        records = []
+        for path in map(expand, map(str, files)):
+            slide = open_case(path.stem, [[str(path)]], data.h5_key, data.image_dim, data.wanted_encoder)
+            records += self.describe([slide], list(dict.fromkeys(texts)), generation)
+        return records if files is slides else records[0]
+
+    @cached_property
+    def _training_slides(self) -> TrainingSlides | None:
+        """What the run has left beside the checkpoint."""
+        path = self.checkpoint.path if self.checkpoint else None
+        return TrainingSlides.load(str(path), self, searchable=False) if path else None
 
     @torch.no_grad()
     def describe(self, slides: list[Slide], texts: list[str], options: GenerationOptions,

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
+from ..checkpoints.format import Checkpoint
 from ..checkpoints.hf_folder import model_path
 from ..checkpoints.nearest_index import NEAREST, read_nearest, require_fit, rerank_is_better, same_weights
 from ..common.errors import UserError
 from ..common.files import expand
+from ..config.schema import Config
+from ..data.tokenizer import Tokenizer
+from ..models.captioner import SlideCaptioner
 from ..models.training_texts import TrainingTexts
-from .captioner import Captioner
 from .options import InferenceOptions
 from .records import Nearest
+
+
+class Captioner(Protocol):
+    """What is read of `captioner.Captioner`, which looks texts up through this module."""
+
+    model: SlideCaptioner
+    tokenizer: Tokenizer
+    config: Config
+    checkpoint: Checkpoint | None
 
 
 @dataclass(frozen=True)
