@@ -1,4 +1,8 @@
-"""Write a checkpoint as a Hugging Face folder: python -m finetune.export --checkpoint best_model.pth --output FOLDER"""
+"""Write a checkpoint as a folder to share: python -m finetune.export --checkpoint best_model.pth --output FOLDER
+
+Safetensors, config.json and a model card, as repositories of the Hugging Face hub have them. It opens with inference.py
+and Captioner.load; it is no model of the package transformers, whose AutoModel does not know it.
+"""
 
 from .common.errors import run_script, say
 from .common.files import expand

@@ -87,6 +87,11 @@ class LoggedProgress:
 Progress = tqdm | LoggedProgress
 
 
+def clock_text(seconds: float) -> str:
+    """Such as 0:07, 12:30 or 3:05:00."""
+    return tqdm.format_interval(round(seconds)).removeprefix("0")
+
+
 def _number(number: float) -> str:
     return tqdm.format_sizeof(number) if number >= _SCALED_FROM else f"{number:g}"
 

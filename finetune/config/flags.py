@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -23,6 +25,7 @@ TRAIN_FLAGS = {  # the flags users know -> the config key each one sets
     "--save_every": "training.save_every",
     "--prism": "prism.weights",
 }
+_SIMILAR = 0.7  # of two names of flags: --beams and --num_beams are, --lr and --help are not
 
 
 class Parser(argparse.ArgumentParser):
@@ -34,8 +37,30 @@ class Parser(argparse.ArgumentParser):
         return super().parse_args([_underscored(a) for a in args], namespace)
 
     def error(self, message: str) -> None:  # type: ignore[override]
-        """Raises UserError in place of exiting."""
-        raise UserError(self.prog, message, f"see python {self.prog} --help")
+        """Raises UserError in place of exiting, with the flag that an unknown one may stand for."""
+        see_help = f"see python {self.prog} --help"
+        unknown = re.match(r"unrecognized arguments: (--\w+)(?:=| +)?(\S*)", message)
+        hint = self._meant_by(unknown[1], unknown[2]) if unknown else None
+        raise UserError(self.prog, message, f"{hint} ({see_help})" if hint else see_help)
+
+    def _meant_by(self, flag: str, value: str) -> str | None:
+        """What to write in place of an unknown flag: another one, or --set with the config key of that name."""
+        flags = [name for name in self._option_string_actions if name.startswith("--")]
+        keys = _keys_by_flag() if "--set" in flags else {}
+        near = difflib.get_close_matches(flag, [*flags, *keys], n=1, cutoff=_SIMILAR)
+        if not near:
+            return None
+        if near[0] in flags:
+            return f"did you mean {near[0]}?"
+        return _setting_of(keys[near[0]], flags) + (value or "VALUE")
+
+
+def _setting_of(key: str, flags: Sequence[str]) -> str:
+    """What sets a config key on a command line that has these flags, up to its value."""
+    for flag, of in TRAIN_FLAGS.items():
+        if of == key and flag in flags:
+            return f"write {flag} "
+    return f"write --set {key}="
 
 
 def add_common_flags(parser: argparse.ArgumentParser) -> None:
@@ -77,6 +102,14 @@ def config_from_flags(args: argparse.Namespace) -> Config:
         if value is not None:
             config.set(key, value, flag)
     return apply_overrides(config, args.set)
+
+
+def _keys_by_flag() -> dict[str, str]:
+    """{flag that people may try: `section.key`}: the names of all config keys, and the flags of train_finetune.py."""
+    config = Config()
+    keys = {f"--{name}": f"{section.name}.{name}" for section in dataclasses.fields(config)
+            for name in type(getattr(config, section.name)).__dataclass_fields__}
+    return keys | TRAIN_FLAGS
 
 
 def _underscored(arg: str) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..common.errors import UserError
+from .yaml_slips import in_ascii
 
 # Neither leading zeros nor `1:30`: YAML reads them as octal and sexagesimal, which nobody expects.
 _INTEGER = re.compile(r"[+-]?(0|[1-9]\d{0,17})")
@@ -102,7 +103,7 @@ def _check_choice(key: str, text: str, choices: tuple[str, ...], where: str) -> 
     beginnings = tuple(choice[:choice.index(":") + 1] for choice in choices if ":" in choice)
     is_named = text.startswith(beginnings) and text not in beginnings
     if choices and text not in choices and not is_named:
-        raise UserError(where, f"{key} is {text!r}", f"it must be one of {', '.join(choices)}")
+        raise UserError(where, f"{key} is {text!r}", f"{_plainly(text)}it must be one of {', '.join(choices)}")
 
 
 def _parse_scalar(key: str, text: str, kind: type, choices: tuple[str, ...], where: str) -> bool | int | float:
@@ -116,7 +117,13 @@ def _parse_scalar(key: str, text: str, kind: type, choices: tuple[str, ...], whe
     except (KeyError, ValueError):  # ValueError: `.inf` and `.nan`, as YAML writes them
         pass
     expected = " or ".join((_EXPECTED[kind], *choices))
-    raise UserError(where, f"{key} is {text!r}", f"it must be {expected}")
+    raise UserError(where, f"{key} is {text!r}", f"{_plainly(text)}it must be {expected}")
+
+
+def _plainly(text: str) -> str:
+    """A hint for a value in full-width characters, which look like numbers and commas."""
+    plain = in_ascii(text)
+    return f"write {plain} in ASCII characters; " if plain else ""
 
 
 def _check_range(key: str, value: float, limits: Mapping[str, Any], where: str) -> None:

@@ -13,11 +13,16 @@ from ..common.errors import UserError
 from ..common.files import expand
 from .schema import Config
 from .values import check_known
+from .yaml_slips import find_slip, unquoted
 
 _MAX_YAML_BYTES = 1_000_000
 _MAX_YAML_DEPTH = 5  # a config has 2, a template 5; PyYAML takes 40 s for 50 kB of "["
 _COMPARE = "compare with config.yaml"
 _BACKSLASHES = r"in double quotes \ begins an escape: write a Windows path in single quotes, 'D:\data', or with /"
+_FIXES = {  # words of the parser -> what it mostly comes from
+    "escape": _BACKSLASHES,
+    "mapping values are not allowed": "indent it as the lines around it; a value that holds ': ' needs quotes",
+}
 
 
 def load_yaml(path: str | Path, config: Config) -> Config:
@@ -27,6 +32,13 @@ def load_yaml(path: str | Path, config: Config) -> Config:
         UserError: `FILE:LINE: ...` for anything but one plain mapping of sections: unknown or repeated keys, wrong
             types, tags such as !!python/object, aliases, several documents, wrong encoding.
     """
+    try:
+        return _load(path, config)
+    except UserError as error:
+        raise _likely_cause(path, error) from None
+
+
+def _load(path: str | Path, config: Config) -> Config:
     first_line: dict[str, str] = {}
     for section, where, body in _entries(_yaml_root(path), path, str(path)):
         check_known(section, [f.name for f in dataclasses.fields(config)], where, "section")
@@ -51,7 +63,19 @@ def load_plain_yaml(path: str | Path) -> Any:
 
     Raises UserError as `load_yaml`.
     """
-    return _plain(_yaml_root(path), path)
+    try:
+        return _plain(_yaml_root(path), path)
+    except UserError as error:
+        raise _likely_cause(path, error) from None
+
+
+def _likely_cause(path: str | Path, error: UserError) -> UserError:
+    """The slip in a file that its parser has blamed on something else; the error itself if there is none."""
+    try:
+        slip = find_slip(_read_text(path))
+    except UserError:  # the file cannot be read
+        return error
+    return UserError(f"{path}:{slip.line}", slip.what, slip.fix) if slip else error
 
 
 def dump_yaml(config: Config) -> str:
@@ -79,14 +103,26 @@ def _plain(node: yaml.Node, path: str | Path) -> Any:
 
 def _text_of(node: yaml.Node, key: str, takes_list: bool, where: str) -> str | None:
     """A YAML value as the text of its flag: None for null; a list, for a key that takes one, joined by commas."""
-    is_list = isinstance(node, yaml.SequenceNode) and all(isinstance(item, yaml.ScalarNode) for item in node.value)
-    if takes_list and is_list:
+    if takes_list and _is_list_of_scalars(node):
         return ",".join(item.value for item in node.value)
     if not isinstance(node, yaml.ScalarNode):
         raise UserError(where, f"{key} is a {node.id}", "write a single value")
+    _refuse_slips(node, key, where)
+    return None if _is_null(node) else node.value
+
+
+def _is_list_of_scalars(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.SequenceNode) and all(isinstance(item, yaml.ScalarNode) for item in node.value)
+
+
+def _refuse_slips(node: yaml.ScalarNode, key: str, where: str) -> None:
+    """Raise UserError for a value that YAML reads as something else than is meant."""
     if node.style == '"' and not node.value.isprintable():  # `\n`, `\t`, `\L` and others are escapes
         raise UserError(where, f"{key} holds a line break or another invisible character", _BACKSLASHES)
-    return None if _is_null(node) else node.value
+    inner = unquoted(node.value)
+    if node.style is None and inner is not None:
+        raise UserError(where, f"{key} stands in {node.value[0]} {node.value[-1]}, which YAML takes for a part of it",
+                        f"write '{inner}' with ASCII quotes")
 
 
 def _yaml_root(path: str | Path) -> yaml.Node:
@@ -107,7 +143,8 @@ def _as_user_error(error: yaml.YAMLError, path: str | Path) -> UserError:
     mark = getattr(error, "problem_mark", None)
     where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else path
     problem = getattr(error, "problem", None) or "unreadable"
-    return UserError(where, f"not valid YAML ({problem})", _BACKSLASHES if "escape" in problem else _COMPARE)
+    fix = next((fix for words, fix in _FIXES.items() if words in problem), _COMPARE)
+    return UserError(where, f"not valid YAML ({problem})", fix)
 
 
 def _read_text(path: str | Path) -> str:

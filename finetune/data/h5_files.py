@@ -298,7 +298,7 @@ def check_shape(full_shape: tuple[int, ...], width: int, name: str) -> int:
     if num_tiles == width:
         raise BadSlide(wrong_shape, "transposed? write tiles as rows")
     raise BadSlide(f"tiles are {tile_width} wide, data.image_dim is {width}",
-                   "use features of the right tile encoder (Prism: Virchow, 2560) or set data.image_dim")
+                   "extract features with the tile encoder that Prism takes: Virchow, 2560 wide")
 
 
 def _without_leading_one(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -29,6 +29,10 @@ from .tokenizer import Tokenizer, build_tokenizer, extend_tokenizer, normalize_t
 _MAX_UNKNOWN = 0.3  # above this share of unknown tokens a vocabulary was made for other texts
 _MAX_LISTED = 20  # problems that an error lists
 _MAX_COMPARED = 1000  # texts that are decoded again to see whether a tokenizer loses something
+_MORE_TEXTS = ("are these texts in another language? use more training texts, another split seed, or "
+               "training.init_from, which extends the vocabulary of a model")
+_OTHER_TOKENIZER = ("its vocabulary is fixed, more texts do not change it: give texts in its language (Prism's own "
+                    "decoder reads English), or model.decoder=coca with data.tokenizer=vocab")
 
 
 @dataclass
@@ -311,8 +315,7 @@ def _check_unknown_tokens(texts: list[list[int]], tokenizer: Tokenizer, split: s
     unknown = num_unknown / max(num_tokens, 1)
     if unknown > _MAX_UNKNOWN:
         raise UserError("tokenizer", f"{unknown:.0%} of the {split} tokens are unknown to it",
-                        "are these texts in another language? use more training texts, another split seed, or "
-                        "training.init_from, which extends the vocabulary of a model")
+                        _MORE_TEXTS if tokenizer.to_dict()["type"] == "vocab" else _OTHER_TOKENIZER)
     if unknown:
         logger.warning("%.2f %% of the %s tokens are unknown to the vocabulary", 100 * unknown, split)
 

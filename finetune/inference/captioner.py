@@ -69,6 +69,11 @@ class Captioner:
             return caveats(self.config.prism.weights, None)
         return caveats(self.checkpoint.prism.get("source"), self.checkpoint.data.get("texts"))
 
+    @property
+    def where(self) -> str:
+        """Where it computes, such as `cpu, bf16`."""
+        return f"{self.precision.device}, {self.precision.name}"
+
     @classmethod
     def load(cls, checkpoint: str | Path, prism: str | None = None, device: str = "auto",
              language_model: str | None = None) -> Captioner:

@@ -21,7 +21,7 @@ import torch
 from ..checkpoints.hf_folder import model_path
 from ..common.errors import UserError
 from ..common.files import expand
-from ..common.log import logger
+from ..common.log import logger, notice
 from ..common.run_folder import METRICS, SLIDE_CACHE
 from ..config.schema import Config
 from ..config.yaml_file import load_yaml
@@ -195,6 +195,6 @@ def _is_writable(cache: SlideCache, num_slides: int) -> bool:
     except UserError as error:
         logger.warning("%s: %s: encodings that are there are used, others are not kept", error.where, error.what)
         return False
-    logger.info("slide cache %s: encodings are kept, up to %.2f GB of %.0f GB free (--latents_cache null: none)",
-                cache.short_name, need / 1e9, free / 1e9)
+    notice("slide cache %s: encodings are kept, up to %.2f GB of %.0f GB free (--latents_cache null: none)",
+           cache.short_name, need / 1e9, free / 1e9, indent=2)
     return True

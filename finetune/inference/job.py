@@ -6,12 +6,14 @@ with the same bits as an uninterrupted one.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
 
 import numpy as np
+from tqdm import tqdm
 
 from prism import GenerationOptions
 
@@ -40,6 +42,7 @@ class Job:
         cache: Of the encoder's output, None for none.
         made_from: {id: what its record is made from}.
         complete: Adds to the record of a captioned slide what its unit vector (dim_latents,) gives.
+        brief: Print a record on one line.
         keep_vectors: Fill `vectors` for the scores, those of slides that were captioned earlier included.
     """
 
@@ -52,6 +55,7 @@ class Job:
     made_from: dict[str, str]
     complete: Callable[[Record, np.ndarray], None]
     keep_vectors: bool
+    brief: bool = False
     vectors: dict[str, SlideVectors] = field(default_factory=dict)
 
     def run(self, signals: StopSignals) -> None:
@@ -112,7 +116,8 @@ class Job:
         record["made_from"] = self.made_from[record["id"]]
         with signals.writing():
             self.file.append(record)
-        print_record(record)
+        with tqdm.external_write_mode(file=sys.stdout):  # not through the progress bar
+            print_record(record, brief=self.brief)
 
     def _describe(self, slides: list[EncodedSlide], vectors: dict[str, SlideVectors]) -> Iterator[Record]:
         """The records of encoded slides. What does not fit into memory is halved, down to one slide."""

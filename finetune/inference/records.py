@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NotRequired, TypedDict
 
 from ..common.errors import UserError, say
 from ..common.files import expand
+from ..common.terminal import shortened, width_of
 from ..common.visible import json_text, spreadsheet_cell, visible
-from ..evaluation.scoring import Report
 
 CUT = " ... (not finished: cut at --max_length)"  # behind such a caption where people read it
 
@@ -72,9 +73,16 @@ def output_path(path: str | None) -> Path | None:
     return target
 
 
-def print_record(record: Record) -> None:
-    """Print a record on several lines; failed slides are listed at the end of the run instead."""
+def print_record(record: Record, *, brief: bool) -> None:
+    """Print a record; failed slides are listed at the end of the run instead.
+
+    Args:
+        brief: On one line, no wider than the terminal if there is one: where a file has all of it.
+    """
     if record["error"] is not None:
+        return
+    if brief:
+        say(shortened(_brief_line(record), width_of(sys.stdout)))
         return
     caption = "none, confidence too low"
     if record["caption"] is not None:
@@ -92,20 +100,11 @@ def print_record(record: Record) -> None:
     say(*lines)
 
 
-def print_scores(report: Report | None, abstained: int) -> None:
-    """A table for people, then all of it as JSON on one line for programs.
-
-    Args:
-        report: None if no slide can be scored.
-        abstained: how many captions were withheld.
-    """
-    if report is None:
-        say(f"summary: {json_text({'slides': 0, 'abstained': abstained})}")
-        return
-    num_slides = len(report.answers.captions)
-    say(f"scores of {num_slides} slides, with 95 % intervals; {abstained} abstained:", *report.lines(),
-        report.signature())
-    say(f"summary: {json_text(report.to_dict() | {'abstained': abstained})}")
+def _brief_line(record: Record) -> str:
+    """Id, confidence and caption."""
+    caption = "(none: confidence too low)" if record["caption"] is None else visible(record["caption"])
+    cut = " (cut)" if record["finished"] is False else ""
+    return f"{visible(record['id'])}  {record['confidence']:.2f}{cut}  {caption}"
 
 
 def write_json(records: Records, file: BinaryIO) -> None:

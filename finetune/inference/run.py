@@ -1,7 +1,8 @@
-"""Caption the slides of a folder or file: choose them, caption them, write records, print scores."""
+"""Caption the slides of a folder or file: choose them, caption them, write records, show scores."""
 
 from __future__ import annotations
 
+import time
 from functools import partial
 
 import numpy as np
@@ -13,14 +14,16 @@ from ..evaluation.scoring import Answers, Report, evaluate
 from ..models.training_texts import SlideVectors
 from .captioner import Captioner
 from .cases import select_slides
+from .closing import Outcome, announce, announce_end, scores_path, show_scores
 from .encoding import slide_cache
 from .ground_truth import GroundTruth
 from .interruption import Interrupted, StopSignals
 from .job import Job
+from .model_facts import ModelFacts
 from .nearest import TrainingSlides, texts_to_rerank_with
 from .options import InferenceOptions
 from .record_file import RecordFile
-from .records import Record, output_path, print_scores
+from .records import Record, output_path
 from .sources import slide_source, source_of
 
 
@@ -51,10 +54,13 @@ def run_inference(options: InferenceOptions) -> int:
                            training=training)
         job = Job(captioner, cases, texts, generation, slide_cache(captioner, options), file,
                   {case_id: source.of_slide(files) for case_id, files in slides.items()}, complete,
-                  keep_vectors=truth.can_score)
+                  keep_vectors=truth.can_score, brief=output is not None and len(cases) > 1)
+        if options.embeddings_dir is not None:
+            announce(len(cases), options.embeddings_dir, ModelFacts.of(captioner), captioner.where)
+        start = time.monotonic()
         exit_code = _caption_until_stopped(job)
         if exit_code == 0:
-            _report(job, truth, training)
+            _report(job, truth, training, time.monotonic() - start)
         return exit_code
 
 
@@ -74,26 +80,23 @@ def _caption_until_stopped(job: Job) -> int:
     return 0
 
 
-def _report(job: Job, truth: GroundTruth, training: TrainingSlides | None) -> None:
-    """Warn of cut captions, print scores. Raises UserError if slides failed."""
-    num_cut = num_abstained = 0
-    errors: list[tuple[str, str]] = []
-    for record in job.file.records(job.cases):
-        num_cut += record["finished"] is False
-        num_abstained += record.get("abstained", False)
-        if record["error"] is not None:
-            errors.append((record["id"], record["error"]))
-    if num_cut:
+def _report(job: Job, truth: GroundTruth, training: TrainingSlides | None, seconds: float) -> None:
+    """Warn of cut captions, show scores and how it went. Raises UserError if slides failed."""
+    outcome = Outcome.of(job.file.records(job.cases))
+    if outcome.num_cut:
         logger.warning("%d of %d captions did not come to their end within %d tokens (finished: false); trained on "
-                       "texts of up to %d: give a larger --max_length, or train longer", num_cut, len(job.cases),
-                       job.generation.max_length, job.captioner.trained_length)
+                       "texts of up to %d: give a larger --max_length, or train longer", outcome.num_cut,
+                       len(job.cases), job.generation.max_length, job.captioner.trained_length)
+    scores = scores_path(job.file.output) if truth.can_score else None
     if truth.can_score:
         records = _with_vectors(job)
         answers = truth.answers(job.captioner, records, job.vectors, job.generation.max_length)
-        print_scores(_evaluate(answers, truth, records, job.vectors, training), num_abstained)
-    if errors:
-        raise UserError(errors[0][0], f"{len(errors)} of {len(job.cases)} slides failed", "their records say why",
-                        [error for _, error in errors[:20]])
+        show_scores(_evaluate(answers, truth, records, job.vectors, training), outcome.num_abstained, scores)
+    if len(job.cases) > 1:
+        announce_end(outcome, seconds, job.file.output, scores)
+    if outcome.errors:
+        raise UserError(outcome.errors[0][0], f"{len(outcome.errors)} of {len(job.cases)} slides failed",
+                        "their records say why", [error for _, error in outcome.errors[:20]])
 
 
 def _with_vectors(job: Job) -> list[Record]:

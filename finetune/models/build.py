@@ -180,7 +180,10 @@ def _make_decoder(config: Config, tokenizer: Tokenizer, pretrained: Prism | Lang
 
 def _check_width(key: str, wanted: int, width: int, config: Config) -> None:
     if wanted != width:
-        raise UserError(key, f"{wanted}, but Prism {config.prism.weights!r} has {width}", f"set {key}={width}")
+        fix = f"set {key}={width}"
+        if key == "data.image_dim":
+            fix += ", and extract the features again with its tile encoder (Virchow) if they are of another width"
+        raise UserError(key, f"{wanted}, but Prism {config.prism.weights!r} has {width}", fix)
 
 
 def _check_features(config: Config, decoder: CaptionDecoder) -> None:

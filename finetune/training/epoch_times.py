@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 
-from tqdm import tqdm
-
 _STEPS = 10  # measured before the estimate; the step before them allocates memory, compiles and fills caches
 _SECONDS = 60.0  # of slow steps fewer are enough
 
@@ -58,8 +56,3 @@ class EpochTimes:
         if not self._per_epoch:
             return None
         return epochs * sum(self._per_epoch) / len(self._per_epoch)
-
-
-def clock_text(seconds: float) -> str:
-    """Such as 0:07, 12:30 or 3:05:00."""
-    return tqdm.format_interval(round(seconds)).removeprefix("0")

@@ -14,11 +14,11 @@ from typing import Any
 
 from ..common.errors import UserError
 from ..common.log import logger, notice
-from ..common.progress import Progress, progress
+from ..common.progress import Progress, clock_text, progress
 from ..common.run_folder import EVENTS, METRICS, REPORT
 from ..common.score_table import LAST_EPOCH, VALIDATION, label
 from ..common.visible import json_text, visible
-from .epoch_times import EpochTimes, clock_text
+from .epoch_times import EpochTimes
 from .state import TrainState
 from .trackers import Tracker
 

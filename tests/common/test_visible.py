@@ -32,7 +32,8 @@ def test_A02_no_output_shows_a_character_that_deceives(character, capsys):
     record = new_record(text, caption=text, confidence=0.5, finished=True) | {
         "similarity": {text: 0.5}, "probability": {text: 0.5}, "classes": {text: 0.1},
         "nearest": [{"id": text, "similarity": 0.5, "texts": [text]}]}
-    print_record(record)
+    print_record(record, brief=False)
+    print_record(record, brief=True)
     say(text)
     file = io.BytesIO()
     write_csv(lambda: iter([record]), file)

@@ -176,7 +176,7 @@ NUMBER = "it must be a whole number"
     pytest.param("- a\n- b", ["key: value"], id="C05 list"), pytest.param("42", ["key: value"], id="C05 scalar"),
     pytest.param("data: 5", [":1", "key: value"], id="C05 scalar section"),
     pytest.param("? [a]\n: b", ["key: value"], id="C05 list as a key"),
-    pytest.param("data:\n\timage_dim: 8", [":2:1", "not valid YAML", "\\t"], id="C05 tab"),
+    pytest.param("data:\n\timage_dim: 8", [":2", "a tab", "plain spaces"], id="C05 tab"),
     pytest.param("data: {image_dim: 8", [":1:20", "not valid YAML"], id="C05 cut off"),
     pytest.param("data: {image_dim: 8}\n---\nmodel: {dim: 8}", [":2:1", "not valid YAML", "document"],
                  id="C05 two documents"),
@@ -190,6 +190,22 @@ NUMBER = "it must be a whole number"
     pytest.param("data: " + "{a: " * 50_000, [":1", "nested too deeply"], id="C05 nested mappings"),
     pytest.param("- " * 5000, [":1", "nested too deeply"], id="C05 nested block lists"),
     pytest.param("? " * 5000, [":1", "nested too deeply"], id="C05 nested keys"),
+    *(pytest.param(f"data:\n{indent}image_dim: 8", [":2", "full-width space", "plain spaces"], id=f"C05 {name}")
+      for indent, name in (("\u3000\u3000", "full-width space"), ("\u00a0", "no-break space"))),
+    pytest.param("data:\n  embeddings_dir：./切片\n", [":2", "full-width colon", "embeddings_dir: ./切片"], id="C05 full-width colon"),
+    pytest.param("data:\n  embeddings_dir： ./x\n  val_split: 0.1", [":2", "write the ASCII colon and a space: embeddings_dir: ./x"],
+                 id="C05 full-width colon, blamed on the next line"),
+    pytest.param("data：\n  val_split: 0.1\ntraining:\n  epochs: 3", [":1", "full-width colon", "space: data:"], id="C05 full-width section"),
+    pytest.param("data:\n  embeddings_dir:./x", [":2", "no space after the colon", "embeddings_dir: ./x"], id="C05 no space"),
+    pytest.param("training:\n  epochs = 8", [":2", "'='", "epochs: 8"], id="C05 equals sign"),
+    pytest.param("data: ｛val_split: 0.1｝", [":1", "full-width bracket"], id="C05 full-width bracket"),
+    pytest.param("data:\n  embeddings_dir: “./x”", [":2", "“ ”", "write './x'"], id="C05 curly quotes"),
+    pytest.param("training:\n  epochs: １０", [":2", "write 10 in ASCII"], id="C03 full-width digits"),
+    pytest.param("training:\n  report_to: [wandb，tensorboard]", [":2", "write wandb,tensorboard in ASCII"], id="C03 full-width comma"),
+    pytest.param("training:\n  epochs: 3\n   batch_size: 8", [":3:14", "not valid YAML", "indent it as the lines around it"], id="C05 indentation"),
+    *(pytest.param(f'data:\n  embeddings_dir: "D:\\{name}"\n', [":2", "Windows path in single quotes"], id=f"C05 backslash {name}")
+      for name in ("data", "new", "tiles", "users", "xray", "Nx", "0", "list", "a\\b")),
+    pytest.param("a：" + " " * 500_000 + "x", [":1", "full-width colon"], id="C05 half a megabyte of spaces"),
     pytest.param("#" * 1_000_001, ["1000001 bytes"], id="C05 a megabyte"),
 ])
 def test_a_file_that_is_not_a_plain_config_is_refused_with_its_line(load, tmp_path, monkeypatch, content, words):
@@ -364,8 +380,10 @@ def test_set_wins_over_a_flag_and_dashes_are_fine():
 
 @pytest.mark.parametrize(("args", "words"), [
     pytest.param([], ["train_finetune.py", "required", "--embeddings_dir", "--help"], id="nothing given"),
-    pytest.param(["--embeddings_dir", "e", "--labels_file", "l", "--learning_rte", "1"], ["unrecognized", "rte"],
-                 id="unknown flag"),
+    *(pytest.param(["--embeddings_dir", "e", "--labels_file", "l", *flag.split()], ["unrecognized", f"{hint} (see python"], id=f"unknown flag {flag}")
+      for flag, hint in (("--learning_rate 1e-4", "write --lr 1e-4"), ("--learning-rte=1e-4", "write --lr 1e-4"), ("--seed 3", "write --set training.seed=3"),
+                         ("--weigth_decay", "write --set training.weight_decay=VALUE"), ("--batchsize 4", "did you mean --batch_size?"))),
+    pytest.param(["--embeddings_dir", "e", "--labels_file", "l", "--zzz", "1"], ["--zzz 1; see python"], id="a flag like no other"),
     pytest.param(["--embeddings_dir", "e", "--labels_file", "l", "--lr", "fast"], ["--lr", "'fast'", "such as 1e-4"],
                  id="C06 no number"),
     pytest.param(["--embeddings_dir", "e", "--labels_file", "l", "--lr", "-1"], ["--lr", "above 0"], id="C06 negative"),

@@ -73,6 +73,15 @@ def test_T01_texts_the_tokenizer_does_not_know_are_refused(config):
         prepare_data(config, 42, VocabTokenizer.build(["tumor"]))
 
 
+@pytest.mark.parametrize(("kind", "advice", "not_said"), [("vocab", "use more training texts", "fixed"), ("biogpt", "more texts do not change it", "use more")])
+def test_T01_the_advice_for_unknown_texts_can_be_followed(config, monkeypatch, kind, advice, not_said):
+    tokenizer = VocabTokenizer.build(["tumor"])
+    monkeypatch.setattr(VocabTokenizer, "to_dict", lambda self: {"type": kind})
+    with pytest.raises(UserError, match=advice) as error:
+        prepare_data(config, 42, tokenizer)
+    assert not_said not in str(error.value)
+
+
 def test_T02_cut_texts_are_counted(config, log_lines):
     config.max_seq_len = 8  # begin, 6 tokens, end; the texts have 9 tokens
     data = prepare_data(config, 42)

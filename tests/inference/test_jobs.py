@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -95,7 +96,8 @@ def test_I02_a_job_that_is_interrupted_goes_on_to_the_same_bytes_and_scores(run_
     assert len(records(growing)) == count and output.exists()
     assert infer(flags_of(run_with_coords, output, *scoring, "--resume")) == 0
     printed = capsys.readouterr().out
-    assert printed.count("caption: ") == 12 - count and printed.split("scores of ")[1] == scores
+    assert len(re.findall(r"^s\d+  ", printed, re.MULTILINE)) == 12 - count and printed.split("scores of ")[1] == scores
+    assert (tmp_path / "out.scores.json").read_bytes() == (tmp_path / "whole.scores.json").read_bytes()
     assert output.read_bytes() == whole.read_bytes()
     assert infer(flags_of(run_with_coords, output, *scoring, "--resume")) == 0  # nothing is left to do
     assert output.read_bytes() == whole.read_bytes() and not list(tmp_path.glob(".*"))
@@ -403,5 +405,6 @@ def test_a_slide_that_cannot_be_read_any_more_keeps_its_record_and_is_not_scored
     monkeypatch.setattr(Captioner, "encode", encode_others)
     infer(flags_of(run_with_coords, output, *scoring, "--resume"))
     assert len(records(output)) == 12 and all(record["error"] is None for record in records(output))
-    assert json.loads(capsys.readouterr().out.split("summary: ")[1])["slides"] == 11
+    assert "summary: " not in capsys.readouterr().out
+    assert json.loads((tmp_path / "out.scores.json").read_text(encoding="utf-8"))["slides"] == 11
     assert any("1 slides that were captioned earlier cannot be read any more" in line for line in log_lines)

@@ -106,8 +106,9 @@ def test_K05_K08_saved_state_comes_back_and_what_does_not_fit_is_named(model):
 @pytest.mark.parametrize("pair, words", [("data.image_dim=1024", "1024.*2560"), ("model.image_dim=768", "768.*1280"),
                                          ("prism.weights=./nowhere", "nowhere")])
 def test_C09_widths_that_do_not_fit_and_missing_weights_are_errors_with_both_numbers(pair, words):
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=words) as error:
         build_model(config_of(pair), TOKENIZER)
+    assert ("Virchow" in str(error.value)) == pair.startswith("data"), "the files of another width must be made again"
 
 
 def test_the_same_seed_gives_the_same_weights_and_leaves_the_random_state_alone(model):

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from finetune.common.progress import clock_text
 from finetune.config.schema import Config, apply_overrides
 from finetune.training import epoch_times, run
-from finetune.training.epoch_times import EpochTimes, clock_text
+from finetune.training.epoch_times import EpochTimes
 from tests.helpers import kill_runs
 
 COLOUR = re.compile("\033\\[\\d+m")
