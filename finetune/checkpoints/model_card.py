@@ -48,8 +48,8 @@ prism-coca on top of Prism (https://arxiv.org/abs/2405.10254). For research; not
 ```
 python inference.py --checkpoint {name} --prism {source} --embeddings_file SLIDE.h5 --text "..." "..."
 ```
-or in Python: `Captioner.load("{name}")` of `finetune.inference.captioner`. This is no model of the package transformers:
-`AutoModel.from_pretrained` does not open it.
+or in Python: `Captioner.load("{name}")` of `finetune.inference.captioner`. This is no model of the package
+transformers: `AutoModel.from_pretrained` does not open it.
 
 The weights of Prism must be those it was trained with (SHA-256 of the slide encoder {prism.get("sha256")}).
 

@@ -11,7 +11,7 @@ from ..common.files import expand
 from ..common.log import logger
 from ..data.case_slides import cases_by_pattern, join_cases
 from ..data.labels import Label
-from ..data.slide_matching import match_slides, relative_name
+from ..data.slide_matching import Matches, match_slides, relative_name
 from ..data.slides import find_files
 from .captioner import Captioner
 from .options import InferenceOptions
@@ -45,13 +45,17 @@ def select_slides(captioner: Captioner, options: InferenceOptions, labels: Mappi
     return cases
 
 
+def _paths_of(matches: Matches, files: _Files) -> dict[str, list[str]]:
+    """The files of each slide; where several have its name all of them: its case becomes a record with an error."""
+    paths = {name: [path] for name, path in matches.paths.items()}
+    return paths | {name: files[name] for name in matches.problems if name in files}
+
+
 def _labelled_cases(files: _Files, root: Path, labels: Mapping[str, Label]) -> Cases:
     names = dict.fromkeys(chain.from_iterable(label.slides for label in labels.values()))
     matches = match_slides(list(names), files, root)
 
-    # several files of one name stay in the list: their case becomes a record with an error
-    paths = {name: [path] for name, path in matches.paths.items()}
-    paths |= {name: files[name] for name in matches.problems if name in files}
+    paths = _paths_of(matches, files)
     cases = {case_id: [paths[name] for name in label.slides] for case_id, label in labels.items()
              if paths.keys() >= set(label.slides)}
     _warn_of_absent({name: problem for name, problem in matches.problems.items() if name not in paths},
