@@ -65,21 +65,39 @@ def common_columns(texts: Sequence[Clauses], weights: Sequence[int], count: Coun
         count: Number of texts of each clause.
     """
     names = [clause for clause, n in count.most_common(_MOST_COMMON) if n > 1]
-    number = {name: i for i, name in enumerate(names)}
-    pairs = np.zeros((len(names), len(names)))  # texts in which the second stands after the first
-    previous = np.zeros((len(names), len(names) + 1))  # directly before the first, the last one being the beginning
-    leads: list[Counter[str]] = [Counter() for _ in names]
+    common = _CommonClauses({name: i for i, name in enumerate(names)})
     for text, weight in zip(texts, weights, strict=True):
-        here = []
-        for clause, lead in zip(text.questions, text.leads, strict=True):
-            if clause in number:
-                leads[number[clause]][lead] += weight
-                here.append(number[clause])
-        for i, second in enumerate(here):
-            pairs[here[:i], second] += weight
-            previous[second, here[i - 1] if i else -1] += weight
+        common.read(text, weight)
     counts = np.array([count[name] for name in names], dtype=float)
-    return _Merging(names, counts, leads, pairs, previous, sum(weights)).columns()
+    return _Merging(names, counts, common, sum(weights)).columns()
+
+
+class _CommonClauses:
+    """What texts have of C clauses.
+
+    Attributes:
+        leads: What stands before each.
+        pairs: (C, C), texts in which the second stands after the first.
+        previous: (C, C + 1), texts in which the second stands directly before the first; the last: nothing does.
+    """
+
+    def __init__(self, number: dict[str, int]):
+        self._number = number
+        self.leads: list[Counter[str]] = [Counter() for _ in number]
+        self.pairs = np.zeros((len(number), len(number)))
+        self.previous = np.zeros((len(number), len(number) + 1))
+
+    def read(self, text: Clauses, weight: int) -> None:
+        """Count what a text has, which stands for so many."""
+        here: list[int] = []
+        for clause, lead in zip(text.questions, text.leads, strict=True):
+            number = self._number.get(clause)
+            if number is None:
+                continue
+            self.leads[number][lead] += weight
+            self.pairs[here, number] += weight
+            self.previous[number, here[-1] if here else -1] += weight
+            here.append(number)
 
 
 class _Merging:
@@ -91,15 +109,14 @@ class _Merging:
         together: (C, C), whether a text has both.
     """
 
-    def __init__(self, names: list[str], counts: np.ndarray, leads: list[Counter[str]], pairs: np.ndarray,
-                 previous: np.ndarray, total: int):
-        order = _order(pairs)
-        self._previous = previous[np.ix_(order, [*order, -1])]
+    def __init__(self, names: list[str], counts: np.ndarray, common: _CommonClauses, total: int):
+        order = _order(common.pairs)
         self.names = [names[i] for i in order]
         self.counts, self.total = counts[order], total
-        self.leads = [leads[i] for i in order]
+        self.leads = [common.leads[i] for i in order]
         self.members = [[i] for i in range(len(order))]
-        pairs = pairs[np.ix_(order, order)]
+        self._previous = common.previous[np.ix_(order, [*order, -1])]
+        pairs = common.pairs[np.ix_(order, order)]
         self.together = (pairs + pairs.T) > 0
         self.after = np.triu(pairs > pairs.T, 1)
         for i in reversed(range(len(order))):

@@ -33,18 +33,27 @@ def condition(has: Iterable[int], earlier: Mapping[int, str], weights: Sequence[
         earlier: {number of the text: value of the earlier part}.
         weights: Of all texts.
     """
-    with_it: Counter[str] = Counter()
-    for i in has:
-        with_it[earlier.get(i, "")] += weights[i]
-    everywhere: Counter[str] = Counter()
-    for i, weight in enumerate(weights):
-        everywhere[earlier.get(i, "")] += weight
+    with_it = _count(has, earlier, weights)
+    everywhere = _count(range(len(weights)), earlier, weights)
+    ruled_out = _ruled_out(with_it, everywhere)
+    if not ruled_out or "" in everywhere.keys() - ruled_out:
+        return None
+    allowed = everywhere - Counter({value: everywhere[value] for value in ruled_out})
+    return Condition(tuple(value for value, _ in allowed.most_common()), is_enough=with_it == allowed,
+                     num_ruled_out=everywhere.total() - allowed.total())
+
+
+def _count(numbers: Iterable[int], earlier: Mapping[int, str], weights: Sequence[int]) -> Counter[str]:
+    """{value of the earlier part, empty where there is none: number of texts}."""
+    counts: Counter[str] = Counter()
+    for i in numbers:
+        counts[earlier.get(i, "")] += weights[i]
+    return counts
+
+
+def _ruled_out(with_it: Counter[str], everywhere: Counter[str]) -> set[str]:
+    """The values beside which the part never stands although they are frequent."""
     beside = sum(everywhere[value] for value in with_it)
     lack = 1 - (with_it.total() + 0.5) / (beside + 1)  # share of texts that lack it although it may be there
-    without = [value for value in everywhere if value not in with_it]
-    ruled_out = {value for value in without if lack ** everywhere[value] * len(without) <= _CHANCE}
-    if not ruled_out or ("" in everywhere and "" not in ruled_out):
-        return None
-    allowed = tuple(value for value, _ in everywhere.most_common() if value not in ruled_out)
-    is_enough = with_it.total() == sum(everywhere[value] for value in allowed)
-    return Condition(allowed, is_enough, sum(everywhere[value] for value in ruled_out))
+    without = everywhere.keys() - with_it.keys()
+    return {value for value in without if lack ** everywhere[value] * len(without) <= _CHANCE}

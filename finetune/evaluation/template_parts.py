@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -74,33 +74,33 @@ def blocks_of(texts: Sequence[Clauses], places: Sequence[Sequence[Column]], colu
     Args:
         split: Whether values that are combinations are taken apart.
     """
-    of_column: dict[Column, dict[int, str]] = {column: {} for column in columns}
-    for i, (text, of_text) in enumerate(zip(texts, places, strict=True)):
-        for clause, column in zip(text.clauses, of_text, strict=True):
-            of_column[column][i] = clause
+    clauses = _by_column(texts, places)
     blocks: list[Block] = []
     is_first = True  # no column before it is in every text
-    for k, column in enumerate(columns):
-        clauses = of_column[column]
-        is_always = len(clauses) == len(texts)
-        new = _blocks_of_column(clauses, len(texts), weights, split)
+    for column, following in zip(columns, [*columns[1:], None], strict=True):
+        is_always = len(clauses[column]) == len(texts)
+        new = _blocks_of_column(clauses[column], len(texts), weights, split)
         if not is_first:
             new[0].before = column.lead() + new[0].before
-        elif not is_always:
-            new[-1].after += columns[k + 1].lead() if k + 1 < len(columns) else ""
+        elif not is_always and following:
+            new[-1].after += following.lead()
         is_first = is_first and not is_always
         blocks += new
     return blocks + _end_of(texts, weights)
 
 
+def _by_column(texts: Sequence[Clauses], places: Sequence[Sequence[Column]]) -> dict[Column, dict[int, str]]:
+    """{column: {number of the text: clause}}."""
+    found: defaultdict[Column, dict[int, str]] = defaultdict(dict)
+    for i, (text, of_text) in enumerate(zip(texts, places, strict=True)):
+        for clause, column in zip(text.clauses, of_text, strict=True):
+            found[column][i] = clause
+    return found
+
+
 def _blocks_of_column(clauses: dict[int, str], num_texts: int, weights: Sequence[int], split: bool) -> list[Block]:
     """The blocks of one column; of a column that some texts lack, one block, as its parts have its lead in common."""
-    counts: Counter[str] = Counter()
-    for i, clause in clauses.items():
-        counts[clause] += weights[i]
-    parts = split_values(counts) if split else {clause: (clause,) for clause in counts}
-    per_part = zip(*(parts[clause] for clause in clauses.values()), strict=True)
-    found = [{i: value for i, value in zip(clauses, values, strict=True) if value} for values in per_part]
+    found = _taken_apart(clauses, weights) if split else [clauses]
     is_always = len(clauses) == num_texts
     if not is_always and any(len(values) < len(clauses) for values in found):
         found = [clauses]
@@ -111,6 +111,20 @@ def _blocks_of_column(clauses: dict[int, str], num_texts: int, weights: Sequence
             blocks.append(Block([], texts))
         _append(blocks[-1], values)
     return blocks
+
+
+def _taken_apart(clauses: dict[int, str], weights: Sequence[int]) -> list[dict[int, str]]:
+    """Of each part of the clauses {number of the text: value}."""
+    counts: Counter[str] = Counter()
+    for i, clause in clauses.items():
+        counts[clause] += weights[i]
+    parts = split_values(counts)
+    found: list[dict[int, str]] = [{} for _ in next(iter(parts.values()))]
+    for i, clause in clauses.items():
+        for values, part in zip(found, parts[clause], strict=True):
+            if part:
+                values[i] = part
+    return found
 
 
 def _append(block: Block, values: dict[int, str]) -> None:

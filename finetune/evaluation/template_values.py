@@ -59,7 +59,7 @@ def _cut(values: Mapping[str, int]) -> dict[str, tuple[str, str]] | None:
     if len(values) < _LEAST_VALUES or max(map(len, pieces.values())) > _MOST_ATOMS:
         return None
     cuts = [_cut_at(pieces, _consistent(pieces, places)) for places in _first_places(pieces)]
-    best = min(cuts, key=lambda cut: len({left for left, _ in cut.values()}) + len({right for _, right in cut.values()}))
+    best = min(cuts, key=lambda cut: sum(map(len, _sides(cut))))
     return _with_whole_left(best) if _is_worth_it(values, best) else None
 
 
@@ -68,7 +68,7 @@ def _first_places(pieces: Mapping[str, Sequence[str]]) -> Iterator[dict[str, int
     last; 0 where there is none."""
     rights: defaultdict[str, set[str]] = defaultdict(set)
     lefts: defaultdict[str, set[str]] = defaultdict(set)
-    for value, of_value in pieces.items():
+    for of_value in pieces.values():
         for left, right in _halves(of_value):
             rights[left].add(right)
             lefts[right].add(left)
@@ -103,7 +103,7 @@ def _cut_at(pieces: Mapping[str, Sequence[str]], places: Mapping[str, int]) -> d
     """{value: (left, right)}."""
     cut = {value: ("".join(pieces[value][:place]), "".join(pieces[value][place:]))
            for value, place in places.items() if place}
-    known = [{parts[side] for parts in cut.values()} for side in (0, 1)]
+    known = _sides(cut)
     return {value: cut.get(value) or _fit_in(of_value, known) for value, of_value in pieces.items()}
 
 
@@ -121,9 +121,14 @@ def _fit_in(pieces: Sequence[str], known: Sequence[set[str]]) -> tuple[str, str]
     return "", value
 
 
+def _sides(cut: Mapping[str, tuple[str, str]]) -> tuple[set[str], set[str]]:
+    """The different left parts and the different right ones, without the empty one."""
+    return {left for left, _ in cut.values()} - {""}, {right for _, right in cut.values()} - {""}
+
+
 def _is_worth_it(values: Mapping[str, int], cut: Mapping[str, tuple[str, str]]) -> bool:
     """Whether a few parts make up many values, and most of what they can."""
-    left, right = ({parts[side] for parts in cut.values()} - {""} for side in (0, 1))
+    left, right = _sides(cut)
     if min(len(left), len(right)) < 2:
         return False
     both = [value for value, parts in cut.items() if all(parts)]
@@ -143,17 +148,24 @@ def _with_whole_left(cut: dict[str, tuple[str, str]]) -> dict[str, tuple[str, st
 
 
 def _with_middle(parts: Split, k: int) -> Split:
-    """The parts with what all of the k-th end in as a part of its own, if that is text between two values and not the
-    end of these: if it has a sign, or both it and the values are words without each other."""
-    lefts = {of_value[k] for of_value in parts.values()} - {""}
-    common = common_end(lefts)
-    bare = [atoms(left[:len(left) - len(common)]) for left in lefts]
-    has_sign = any(not atom.isalnum() for atom in atoms(common))
-    if not all(bare) or not (has_sign or (len(atoms(common)) > 1 and min(map(len, bare)) > 1)):
+    """The parts with what all of the k-th end in as a part of its own, if that is text between two values."""
+    length = len(_middle({of_value[k] for of_value in parts.values()} - {""}))
+    if not length:
         return parts
     result = {}
     for value, of_value in parts.items():
         left = of_value[k]
-        cut = (left[:len(left) - len(common)], common) if left else ("", "")
-        result[value] = of_value[:k] + cut + of_value[k + 1:]
+        result[value] = (*of_value[:k], left[:-length], left[-length:], *of_value[k + 1:])
     return result
+
+
+def _middle(lefts: set[str]) -> str:
+    """What all values end in, unless it is the end of these: if it has a sign, or both it and the values are words
+    without each other."""
+    common = common_end(lefts)
+    bare = [len(atoms(left[:len(left) - len(common)])) for left in lefts]
+    if min(bare) == 0:
+        return ""
+    has_sign = any(not atom.isalnum() for atom in atoms(common))
+    are_words = len(atoms(common)) > 1 and min(bare) > 1
+    return common if has_sign or are_words else ""
