@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import prism_coca
 from finetune.common.errors import UserError
 from finetune.config.schema import Config, apply_overrides
 from finetune.config.yaml_file import load_yaml
@@ -108,12 +109,19 @@ def test_every_table_has_rows_of_one_width(path):
 
 # --- commands --------------------------------------------------------------------------------------------------------
 
+def of_command(name: str) -> str:
+    """How Python runs what `prism-coca NAME` does."""
+    module = prism_coca.modules()[name]
+    return f"-m {module}" if "." in module else f"{module}.py"
+
+
 def commands(path: Path) -> Iterator[list[str]]:
     """The arguments of each command line in which Python runs, from `python` or a script's name on."""
     lines = [line for language in ("bash", "powershell") for block in blocks(path, language)
              for line in block.replace("\\\n", " ").splitlines()]
     for line in [*lines, *inline(path)]:
         line = re.sub(r"\.venv[\\/](?:Scripts|bin)[\\/]", "", line)
+        line = re.sub(r"^(?:docker run .*? )?prism-coca(?::cuda)? +([a-z-]+)", lambda m: f"python {of_command(m[1])}", line)
         if not re.search(r"(^|\s)(python3?|torchrun)\s", line):
             continue
         words = [word.removesuffix(";") for word in shlex.split(line, comments=True) if word != "..."]
