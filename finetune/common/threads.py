@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, MutableMapping
+from collections.abc import MutableMapping
 from pathlib import Path
+
+from .control_groups import CGROUPS, OWN_CGROUPS, group_folders
 
 _WAIT = "OMP_WAIT_POLICY"
 _OWN_WAIT = (_WAIT, "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # of OpenMP, GCC's and LLVM's: settings of the user
 _OWN_COUNT = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-_CGROUPS = Path("/sys/fs/cgroup")
-_OWN_CGROUPS = Path("/proc/self/cgroup")
 
 
 def prepare_threads(environ: MutableMapping[str, str] = os.environ) -> None:
@@ -50,40 +50,17 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def cpu_quota(cgroups: Path = _CGROUPS, own: Path = _OWN_CGROUPS) -> float | None:
+def cpu_quota(cgroups: Path = CGROUPS, own: Path = OWN_CGROUPS) -> float | None:
     """The number of cores whose time this process may use by its control groups (Linux), None without a limit.
 
-    https://docs.kernel.org/admin-guide/cgroup-v2.html (cpu.max) and cgroup-v1 (cpu.cfs_quota_us); the limit of a group
-    holds for those below it.
+    By cpu.max of version 2 and cpu.cfs_quota_us of version 1.
 
     Args:
         cgroups: Where they are mounted.
         own: Lists the groups of this process.
     """
-    try:
-        lines = own.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        return None
-    quotas = [quota for folder in _folders(cgroups, lines) if (quota := _quota(folder)) is not None]
+    quotas = [quota for folder in group_folders("cpu", cgroups, own) if (quota := _quota(folder)) is not None]
     return min(quotas, default=None)
-
-
-def _folders(cgroups: Path, lines: list[str]) -> Iterator[Path]:
-    """The folders of the groups of a process, each with those above it, from the lines of /proc/self/cgroup."""
-    for line in lines:
-        _, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        parts = [part for part in path.split("/") if part not in ("", "..")]
-        for root in _roots(cgroups, controllers):
-            # in a container the path is often that of the host, of which only the root is mounted
-            yield from (root.joinpath(*parts[:depth]) for depth in range(len(parts) + 1))
-
-
-def _roots(cgroups: Path, controllers: str) -> list[Path]:
-    """Where the groups of these controllers are mounted, if they limit CPU time; version 2 names no controllers."""
-    if not controllers:
-        return [cgroups, cgroups / "unified"]
-    return [cgroups / controllers, cgroups / "cpu"] if "cpu" in controllers.split(",") else []
 
 
 def _quota(folder: Path) -> float | None:

@@ -7,8 +7,32 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import UserError
+from ..common.memory import require_memory
 
 _SHOWN = 20  # characters of a text in a message: texts are private
+# Bytes that Python takes for an object and for each of its values, measured on labels and records of one letter
+_OBJECT_BYTES, _VALUE_BYTES = 350, 190
+_FACTOR = 16  # times the size of the file that its values may take; those of reports take 2 to 5 times
+_SMALL = 1 << 30  # bytes that they may always take
+
+
+def require_few_values(text: str, path: Path, expected: str) -> None:
+    """Refuse very many tiny values before they are made: `[{},{},...]` takes 120 times its size in memory.
+
+    Args:
+        text: A JSON text, or one in each line.
+        path, expected: As in `parse_json`.
+
+    Raises:
+        UserError: There are many times more values than reports could have, or than the memory can hold.
+    """
+    num_objects = text.count("{")
+    num_values = text.count(",") + text.count(":")  # those inside of texts are counted, too
+    num_bytes = _OBJECT_BYTES * num_objects + _VALUE_BYTES * num_values
+    if num_bytes > max(_SMALL, _FACTOR * len(text)):
+        raise UserError(path, f"holds about {(num_objects + num_values) / 1e6:.0f} million values in "
+                        f"{len(text) / 1e6:.0f} million characters: not a labels file", expected)
+    require_memory(path, num_bytes, "its values")
 
 
 def parse_json(text: str, path: Path, expected: str, first_line: int = 1) -> Any:
@@ -21,7 +45,8 @@ def parse_json(text: str, path: Path, expected: str, first_line: int = 1) -> Any
         first_line: Number of the text's first line in its file.
 
     Raises:
-        UserError: Naming file and position of what is not JSON, or a repeated key.
+        UserError: Naming file and position of what is not JSON, or a repeated key; many times more values than texts
+            could have, or than the memory can.
     """
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result: dict[str, Any] = {}
@@ -32,6 +57,7 @@ def parse_json(text: str, path: Path, expected: str, first_line: int = 1) -> Any
             result[key] = value
         return result
 
+    require_few_values(text, path, expected)
     try:
         return json.loads(text, object_pairs_hook=unique)
     except json.JSONDecodeError as error:

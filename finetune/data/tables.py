@@ -13,7 +13,7 @@ from ..common.files import expand
 from ..common.log import notice
 from .columns import count_known, list_columns
 from .delimited import Row, read_delimited
-from .json_text import parse_json
+from .json_text import parse_json, require_few_values
 from .text_encoding import read_text
 from .workbook import Sheet, read_workbook
 
@@ -68,6 +68,7 @@ def read_table(path: str | Path, encoding: str | None = None) -> Table:
         return _workbook_table(read_workbook(path), path)
     text = read_text(path, encoding=encoding)
     if path.suffix.lower() in _JSON_LINES:
+        require_few_values(text, path, _RECORDS)
         return table_of_records(_json_lines(text, path), path)
     if is_table(path):
         return _table_of_rows(read_delimited(text, path), path)

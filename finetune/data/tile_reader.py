@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ..common.errors import BadSlide, UserError
+from ..common.memory import memory_for
 from . import h5_files
 from .slides import Slide, SlideFile, describe_error, format_of
 from .tile_coords import Coords
@@ -36,14 +37,18 @@ def read_tiles(slide: Slide, rows: np.ndarray | None = None, *, check: bool = Tr
         (N, D) or (len(rows), D), native float16 or float32; it may be a read-only map of the file.
 
     Raises:
-        UserError: The file cannot be read, has changed since its header was checked, or holds NaN or infinity.
+        UserError: The file cannot be read, has changed since its header was checked, needs more memory than is free, or
+            holds NaN or infinity.
     """
     if len(slide.parts) > 1:
         return _read_case(slide, rows, check)
     file = slide.parts[0]
-    tiles = _open(file)
-    if rows is not None:
-        tiles = tiles[rows]
+    num_tiles = file.num_tiles if rows is None or file.offset is None else len(rows)  # what is not mapped is read whole
+    num_bytes = num_tiles * file.width * np.dtype(file.dtype).itemsize
+    with memory_for(file.path, num_bytes, f"its {num_tiles} tiles"):
+        tiles = _open(file)
+        if rows is not None:
+            tiles = tiles[rows]
     dtype = np.float16 if tiles.dtype.itemsize == 2 else np.float32
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is infinite, and is reported below
         tiles = tiles.astype(dtype, copy=False)
