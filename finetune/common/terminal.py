@@ -8,7 +8,10 @@ from __future__ import annotations
 import os
 import sys
 import unicodedata
+from collections.abc import Sequence
 from typing import TextIO
+
+from .visible import visible
 
 _CODES = {"bold": "1", "red": "31", "green": "32", "yellow": "33"}
 _NARROWEST, _USUAL = 20, 80  # columns
@@ -83,3 +86,14 @@ def shortened(text: str, width: int | None) -> str:
     while text and columns_of(text) > width - 3:
         text = text[: -max(1, (columns_of(text) - width + 3) // 2)]
     return text + "..."
+
+
+def aligned_lines(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of texts as lines, in columns two blanks apart; what nobody sees in a text is shown."""
+    shown = [[visible(cell) for cell in row] for row in rows]
+    widths = [max(map(columns_of, column)) for column in zip(*shown, strict=True)]
+    lines = []
+    for row in shown:
+        cells = [cell + " " * (width - columns_of(cell)) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return lines

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..common.score_table import CAPTIONS, COMMON, SCORES, SHUFFLED
+from ..common.terminal import aligned_lines
 from .agreement import agreement_statistics
 from .findings import FindingDictionary, finding_statistics, findings_table
 from .reg2025 import RegModels, reg2025_statistics
@@ -159,12 +160,7 @@ class Report:
         rows = [["", *self.columns]]
         for name in self.columns[CAPTIONS]:
             rows.append([name, *(_cell(column.get(name)) for column in self.columns.values())])
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = []
-        for row in rows:
-            cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-            lines.append("  ".join(cells).rstrip())
-        return lines
+        return aligned_lines(rows)
 
 
 def evaluate(answers: Answers, common_text: str | None = None,

@@ -14,11 +14,13 @@ from ..common.files import write_atomically
 from ..common.log import notice
 from ..common.progress import clock_text
 from ..common.score_table import CAPTIONS
-from ..common.terminal import columns_of, shortened, width_of
+from ..common.terminal import columns_of, shortened, width_of, wrapped
 from ..common.visible import json_text, visible
 from ..evaluation.scoring import ColumnScores, Report
 from .model_facts import ModelFacts
+from .options import InferenceOptions
 from .records import Record
+from .scores import Scored, more_lines, warn_of_same_slides
 
 _GAP = "  "
 _NARROW = 20  # columns that the names of scores keep at least
@@ -76,23 +78,27 @@ def scores_path(output: Path | None) -> Path | None:
     return output and output.with_suffix(".scores.json")
 
 
-def show_scores(report: Report | None, abstained: int, path: Path | None) -> None:
-    """A table for people; all of it as JSON for programs, in a file or, without one, as a line behind the table.
+def show_scores(scored: Scored | None, abstained: int, path: Path | None, options: InferenceOptions) -> None:
+    """Tables for people; all of it as JSON for programs, in a file or, without one, as a line behind the tables.
 
     Args:
-        report: None if no slide can be scored.
+        scored: None if no slide can be scored.
         abstained: How many captions were withheld.
         path: Of the file.
+        options: `wanted_accuracy`, and the split that the slides are of.
 
     Raises:
         UserError: The file cannot be written.
     """
-    summary = {"slides": 0} if report is None else report.to_dict()
+    summary = {"slides": 0} if scored is None else scored.to_dict(options.wanted_accuracy)
     summary["abstained"] = abstained
     width = width_of(sys.stdout)
-    if report is not None:
+    if scored is not None:
+        report = scored.report
         say(f"scores of {len(report.answers.captions)} slides, with 95 % intervals; {abstained} abstained:",
-            *table_lines(report, width), report.signature())
+            *table_lines(report, width), report.signature(),
+            *(wrapped(line, width, 4) for line in more_lines(summary, options.wanted_accuracy)))
+        warn_of_same_slides(summary, abstained, options)
     if path is not None:
         _write(path, json_text(summary, indent=1) + "\n")
     elif width is None:  # a program reads it; a terminal would fill with it

@@ -12,6 +12,7 @@ from ..common.log import logger
 from ..config.yaml_file import load_plain_yaml
 from ..data.columns import ColumnNames
 from ..data.labels import Label, load_labels
+from ..evaluation.agreement import is_acceptable, is_safe
 from ..evaluation.findings import FindingDictionary
 from ..evaluation.reg2025 import RegModels
 from ..evaluation.reg_models import load_reg_models
@@ -53,6 +54,21 @@ class GroundTruth:
     def can_score(self) -> bool:
         """Whether there is anything to score against."""
         return self.labels is not None or self.classes is not None
+
+    def references_of(self, case_id: str) -> tuple[str, ...]:
+        """The reference texts of a case; none where they are not known."""
+        label = self.labels.get(case_id) if self.labels else None
+        return label.texts if label else ()
+
+    def add_match(self, record: Record) -> None:
+        """Add to the record of a caption how it agrees with its references, if there are some."""
+        caption, references = record["caption"], self.references_of(record["id"])
+        if caption is None or not references:
+            return
+        dictionary = self.findings or FindingDictionary.shipped()
+        record["match"] = {"exact": caption in references,
+                           "acceptable": is_acceptable(dictionary, caption, references),
+                           "safe": is_safe(dictionary, caption, references)}
 
     def scored(self, records: list[Record]) -> list[Record]:
         """The records that have a caption and are known: those that `answers` are of, in their order."""

@@ -18,7 +18,7 @@ _EXACTLY_ONE = (("checkpoint", "prism_only"), ("embeddings_file", "embeddings_di
 _OF_LABELS = ("id_column", "text_column", "slide_column", "split_column", "encoding")
 _REG2025 = ("reg2025", "reg_keywords", "reg_embedding")
 _CAPTION_ONLY = ("text", "labels_file", *_OF_LABELS, "rerank", *_REG2025, "findings", "prompts", "classes_file",
-                 "abstain_below", "split", "output", "resume", "latents_cache")
+                 "wanted_accuracy", "abstain_below", "split", "output", "resume", "latents_cache")
 _MODES_OF = {  # flag -> the modes that use it; a flag that is not listed is used by all
     "port": ("serve",),
     "explain": ("explain",),
@@ -84,6 +84,9 @@ class InferenceOptions:
     rerank: str = setting("auto", "let a training text replace a caption if captioner and linear probe together find "
                           "it more probable (needs nearest.pt of the run); auto = where that was better on the "
                           "validation slides, unless sampling", choices=("auto", "true", "false"))
+    wanted_accuracy: float = setting(
+        0.95, "with --labels_file: show from which confidence on this share of captions, and of each field, is right",
+        0, 1, open_low=True)
     abstain_below: float = setting(0.0, "withhold captions whose confidence is below this probability; 0 = none", 0, 1)
 
     explain: str | None = setting(None, "explain the caption of one slide: write into this folder which tiles each "
@@ -135,7 +138,7 @@ class InferenceOptions:
         if self.explain is not None and self.embeddings_file is None:
             raise UserError("--explain", "is for one slide", "give it with --embeddings_file")
         self._check_needed("language_model", "checkpoint")
-        for name in ("findings", "reg2025", *_OF_LABELS):
+        for name in ("findings", "reg2025", "wanted_accuracy", *_OF_LABELS):
             self._check_needed(name, "labels_file")
         for name in ("reg_keywords", "reg_embedding"):
             self._check_needed(name, "reg2025")

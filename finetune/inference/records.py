@@ -14,6 +14,7 @@ from ..common.files import expand
 from ..common.terminal import shortened, width_of
 from ..common.visible import json_text, spreadsheet_cell, visible
 
+DANGEROUS = "DANGEROUS CONTRADICTION"
 CUT = " ... (not finished: cut at --max_length)"  # behind such a caption where people read it
 
 
@@ -25,12 +26,21 @@ class Nearest(TypedDict):
     texts: list[str]
 
 
+class Match(TypedDict):
+    """How a caption agrees with its references, see evaluation/agreement.py."""
+
+    exact: bool
+    acceptable: bool
+    safe: bool
+
+
 class Record(TypedDict):
     """What inference.py says about a slide.
 
     caption: None if the slide failed or the caption was withheld. similarity: cosine to each text of --text.
     probability: of each of several texts. confidence: mean token probability. error: why the slide failed, else None.
     finished: whether the caption came to its end token before --max_length cut it; None without a caption.
+    match: with --labels_file: how the caption agrees with its references.
     from_training_text: true if captions are re-ranked and this one is a training text; left out otherwise.
     made_from: hashes of model, options and slide, for --resume.
     """
@@ -45,6 +55,7 @@ class Record(TypedDict):
     classes: NotRequired[dict[str, float]]
     nearest: NotRequired[list[Nearest]]
     abstained: NotRequired[bool]
+    match: NotRequired[Match]
     from_training_text: NotRequired[bool]
     made_from: NotRequired[str]
 
@@ -88,6 +99,8 @@ def print_record(record: Record, *, brief: bool) -> None:
     if record["caption"] is not None:
         caption = f"caption: {visible(record['caption'])}{CUT if record['finished'] is False else ''}"
     lines = [f"{visible(record['id'])}\t{caption}", f"\tconfidence {record['confidence']:.4f}"]
+    if "match" in record:
+        lines.append(f"\tmatch {match_in_words(record['match'])}")
     for text, cosine in record["similarity"].items():
         scores = f"\tsimilarity {cosine:.4f}"
         if text in record["probability"]:
@@ -104,7 +117,15 @@ def _brief_line(record: Record) -> str:
     """Id, confidence and caption."""
     caption = "(none: confidence too low)" if record["caption"] is None else visible(record["caption"])
     cut = " (cut)" if record["finished"] is False else ""
-    return f"{visible(record['id'])}  {record['confidence']:.2f}{cut}  {caption}"
+    danger = "" if "match" not in record or record["match"]["safe"] else f"  {DANGEROUS}"
+    return f"{visible(record['id'])}  {record['confidence']:.2f}{cut}{danger}  {caption}"
+
+
+def match_in_words(match: Match) -> str:
+    """The best that can be said of a caption."""
+    if match["acceptable"]:
+        return "exact" if match["exact"] else "acceptable"
+    return "other, without a dangerous contradiction" if match["safe"] else DANGEROUS
 
 
 def write_json(records: Records, file: BinaryIO) -> None:

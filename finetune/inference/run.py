@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from functools import partial
 
 import numpy as np
 
@@ -24,6 +23,7 @@ from .nearest import TrainingSlides, texts_to_rerank_with
 from .options import InferenceOptions
 from .record_file import RecordFile
 from .records import Record, output_path
+from .scores import Scored
 from .sources import slide_source, source_of
 
 
@@ -48,10 +48,13 @@ def run_inference(options: InferenceOptions) -> int:
             logger.warning("confidence is not calibrated: no validation slides in training, or not its best_model.pth")
         generation = options.generation(captioner.trained_length)
         source = source_of(captioner, options, generation, texts, truth.prompts, training)
-        slides = {case_id: slide_source(files) for case_id, files in cases.items()}
+        slides = {case_id: slide_source(files, truth.references_of(case_id)) for case_id, files in cases.items()}
         file.begin(source, slides, options.resume)
-        complete = partial(complete_record, captioner=captioner, options=options, prompts=truth.prompts,
-                           training=training)
+
+        def complete(record: Record, embedding: np.ndarray) -> None:
+            complete_record(record, embedding, captioner, options, truth.prompts, training)
+            truth.add_match(record)
+
         job = Job(captioner, cases, texts, generation, slide_cache(captioner, options), file,
                   {case_id: source.of_slide(files) for case_id, files in slides.items()}, complete,
                   keep_vectors=truth.can_score, brief=output is not None and len(cases) > 1)
@@ -60,7 +63,7 @@ def run_inference(options: InferenceOptions) -> int:
         start = time.monotonic()
         exit_code = _caption_until_stopped(job)
         if exit_code == 0:
-            _report(job, truth, training, time.monotonic() - start)
+            _report(job, truth, training, options, time.monotonic() - start)
         return exit_code
 
 
@@ -80,7 +83,8 @@ def _caption_until_stopped(job: Job) -> int:
     return 0
 
 
-def _report(job: Job, truth: GroundTruth, training: TrainingSlides | None, seconds: float) -> None:
+def _report(job: Job, truth: GroundTruth, training: TrainingSlides | None, options: InferenceOptions,
+            seconds: float) -> None:
     """Warn of cut captions, show scores and how it went. Raises UserError if slides failed."""
     outcome = Outcome.of(job.file.records(job.cases))
     if outcome.num_cut:
@@ -91,7 +95,8 @@ def _report(job: Job, truth: GroundTruth, training: TrainingSlides | None, secon
     if truth.can_score:
         records = _with_vectors(job)
         answers = truth.answers(job.captioner, records, job.vectors, job.generation.max_length)
-        show_scores(_evaluate(answers, truth, records, job.vectors, training), outcome.num_abstained, scores)
+        report = _evaluate(answers, truth, records, job.vectors, training)
+        show_scores(report and Scored(report, truth.scored(records)), outcome.num_abstained, scores, options)
     if len(job.cases) > 1:
         announce_end(outcome, seconds, job.file.output, scores)
     if outcome.errors:

@@ -43,11 +43,17 @@ def source_of(captioner: Captioner, options: InferenceOptions, generation: Gener
         "training": [training.index.get(key) for key in ("fingerprint", "step")] if uses_training else None,
         "abstain_below": options.abstain_below,
     }
+    if options.findings:
+        how["findings"] = options.findings
     return Source(_hash(about_model), _hash(how))
 
 
-def slide_source(files: list[list[str]]) -> str:
-    """Of the files of a case: names, sizes and times of change. Not their folder, so that it may be moved."""
+def slide_source(files: list[list[str]], references: tuple[str, ...] = ()) -> str:
+    """Of the files of a case: names, sizes and times of change. Not their folder, so that it may be moved.
+
+    Args:
+        references: That the caption is compared with, if any.
+    """
     found = []
     for path in (path for paths in files for path in paths):
         # FILE.h5/ID is a dataset of a shared file
@@ -57,7 +63,7 @@ def slide_source(files: list[list[str]]) -> str:
             found.append((Path(path).name, stat.st_size, stat.st_mtime_ns))
         except OSError:
             found.append((Path(path).name, None, None))
-    return _hash(found)
+    return _hash([found, references] if references else found)
 
 
 def _hash(value: Any) -> str:

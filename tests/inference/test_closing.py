@@ -13,6 +13,7 @@ from finetune.inference import closing
 from finetune.inference.closing import show_scores, table_lines
 from finetune.inference.options import InferenceOptions, add_inference_flags
 from finetune.inference.run import run_inference
+from finetune.inference.scores import Scored
 
 
 class Terminal(io.StringIO):
@@ -23,6 +24,10 @@ class Terminal(io.StringIO):
 def report():
     answers = Answers(["胃腺癌，高分化。", "未见癌。", "胃腺癌。"], [["胃腺癌，高分化。"], ["胃腺癌。"], ["胃腺癌。"]])
     return evaluate(answers, "胃腺癌。", {"nearest_training_text": ["未见癌。"] * 3, "linear_probe": ["胃腺癌。"] * 3})
+
+
+def scored() -> Scored:
+    return Scored(report(), [{"confidence": 0.5}] * 3)
 
 
 def infer(*flags: object) -> int:
@@ -56,13 +61,13 @@ def test_one_slide_is_shown_with_all_that_is_known_of_it(run_with_coords, log_li
 
 
 def test_programs_get_json_and_terminals_a_table_that_fits(monkeypatch, tmp_path, capsys):
-    show_scores(report(), 0, None)
+    show_scores(scored(), 0, None, InferenceOptions())
     assert json.loads(capsys.readouterr().out.split("summary: ")[1])["slides"] == 3
     monkeypatch.delenv("CI", raising=False)
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr("sys.stdout", terminal := Terminal())
-    show_scores(report(), 0, None)
-    show_scores(report(), 2, tmp_path / "x.scores.json")
+    show_scores(scored(), 0, None, InferenceOptions())
+    show_scores(scored(), 2, tmp_path / "x.scores.json", InferenceOptions())
     assert "summary" not in terminal.getvalue()
     assert json.loads((tmp_path / "x.scores.json").read_text(encoding="utf-8"))["abstained"] == 2
 
@@ -80,4 +85,4 @@ def test_a_narrow_table_has_every_score_of_every_column(width):
 
 def test_a_scores_file_that_cannot_be_written_is_an_error(tmp_path):
     with pytest.raises(closing.UserError, match="cannot be written"):
-        show_scores(report(), 0, tmp_path / "no" / "x.scores.json")
+        show_scores(scored(), 0, tmp_path / "no" / "x.scores.json", InferenceOptions())

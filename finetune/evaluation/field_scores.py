@@ -1,0 +1,212 @@
+"""Scores of the fields of captions, read from captions and references by one template.
+
+Shapes: S slides, C values of a field.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..common.terminal import aligned_lines
+from .reliability import calibration_error, resampled
+from .scoring import auroc, mean_auroc
+from .templates import Fields, Template
+from .text_metrics import Statistic
+
+NOT_SAID = "-"  # in a confusion table, for a field that a text has no value of
+_NO_FIELDS: Fields = {}
+
+
+@dataclass(frozen=True)
+class FieldAnswers:
+    """One field over the S slides of which a reference follows the template.
+
+    Attributes:
+        name: Of the field.
+        values: All that the template allows.
+        said, true: Its value in the caption and in the reference of each slide; None where it has none.
+        probabilities: Of the values said, (S,); NaN where they are not known.
+    """
+
+    name: str
+    values: tuple[str, ...]
+    said: list[str | None]
+    true: list[str | None]
+    probabilities: np.ndarray
+
+    @property
+    def stated(self) -> np.ndarray:
+        """(S,): whether the caption or the reference has a value. Where neither has, there is nothing to get right."""
+        return np.array([pair != (None, None) for pair in zip(self.said, self.true, strict=True)], dtype=bool)
+
+    @property
+    def right(self) -> np.ndarray:
+        """(S,): whether the caption has the reference's value, or has none as it does."""
+        return np.array([said == true for said, true in zip(self.said, self.true, strict=True)], dtype=bool)
+
+    @property
+    def known(self) -> np.ndarray:
+        """(S,): whether the caption has a value of known probability."""
+        said = np.array([value is not None for value in self.said], dtype=bool)
+        return said & ~np.isnan(self.probabilities)
+
+    def statistics(self) -> dict[str, Statistic]:
+        """{score: of indices of slides}.
+
+        accuracy: Of the slides where caption or reference has a value.
+        macro_f1: Mean over the values that occur of the F1 of each against the rest; having none is no value.
+        auroc: Mean over the values that occur of the AUROC of each against the rest, by its probability. Of the values
+            that the caption does not say, each is taken to have an equal part of what the one said leaves.
+        auroc_right: Probability that a right value has a higher probability than a wrong one.
+        ece: Expected calibration error of the probabilities.
+        """
+        right, stated, known = self.right, self.stated, self.known
+        spread, true = self._spread(), self._true_numbers()
+        comparable = known & (true >= 0)
+
+        def over(rows: np.ndarray, score: Callable[[np.ndarray], float]) -> Statistic:
+            return lambda indices: score(indices[rows[indices]])
+
+        return {"accuracy": over(stated, lambda rows: float(right[rows].mean()) if len(rows) else math.nan),
+                "macro_f1": over(stated, self._macro_f1()),
+                "auroc": over(comparable, lambda rows: mean_auroc(spread[rows], true[rows])),
+                "auroc_right": over(known, lambda rows: _auroc(self.probabilities[rows], right[rows])),
+                "ece": over(known, lambda rows: calibration_error(self.probabilities[rows], right[rows]))}
+
+    def confusion(self) -> dict[str, dict[str, int]]:
+        """{value of the reference: {value of the caption: slides}}, without what never occurs."""
+        table: dict[str, dict[str, int]] = {}
+        pairs = Counter(zip(map(_shown, self.true), map(_shown, self.said), strict=True))
+        order = {value: number for number, value in enumerate((*self.values, NOT_SAID))}
+        for (true, said), count in sorted(pairs.items(), key=lambda item: (order[item[0][0]], order[item[0][1]])):
+            table.setdefault(true, {})[said] = count
+        return table
+
+    def _true_numbers(self) -> np.ndarray:
+        """(S,) index of the reference's value among `values`, -1 for none."""
+        numbers = {value: number for number, value in enumerate(self.values)}
+        return np.array([numbers.get(value, -1) for value in self.true], dtype=np.int64)
+
+    def _spread(self) -> np.ndarray:
+        """(S, C) probabilities of all values, as far as those of the values said determine them."""
+        others = max(1, len(self.values) - 1)
+        spread = np.repeat((1 - self.probabilities)[:, None] / others, len(self.values), axis=1)
+        for row, value in enumerate(self.said):
+            if value is not None:
+                spread[row, self.values.index(value)] = self.probabilities[row]
+        return spread
+
+    def _macro_f1(self) -> Callable[[np.ndarray], float]:
+        """The mean F1 of indices of slides."""
+        numbers = {value: number for number, value in enumerate(self.values)}
+        nothing = len(numbers)
+        said = np.array([numbers.get(value, nothing) for value in self.said], dtype=np.int64)
+        true = np.array([numbers.get(value, nothing) for value in self.true], dtype=np.int64)
+
+        def score(rows: np.ndarray) -> float:
+            in_captions, in_references, in_both = (np.bincount(values, minlength=nothing + 1)[:nothing] for values in (
+                said[rows], true[rows], said[rows][said[rows] == true[rows]]))
+            either = in_captions + in_references
+            occurs = either > 0
+            return float(np.mean(2 * in_both[occurs] / either[occurs])) if occurs.any() else math.nan
+
+        return score
+
+
+@dataclass(frozen=True)
+class FieldScores:
+    """The fields of all captions.
+
+    Attributes:
+        fields: In the order of the template.
+        rows: (S,) which of the captions were compared.
+        captions_off: Captions among them that do not follow the template: they have no value of any field.
+        references_off: Slides left out, as none of their references follows it.
+    """
+
+    fields: list[FieldAnswers]
+    rows: np.ndarray
+    captions_off: int
+    references_off: int
+
+    @classmethod
+    def of(cls, template: Template, captions: Sequence[str], references: Sequence[Sequence[str]],
+           probabilities: Sequence[Mapping[str, float | None]] = ()) -> FieldScores:
+        """Read captions and references.
+
+        Args:
+            template: That the texts follow.
+            captions: One per slide.
+            references: Texts of each slide; the first that follows the template counts.
+            probabilities: {field: that its value is right} of each slide; none where they are not known.
+        """
+        true = [_first_read(template, texts) for texts in references]
+        rows = np.array([row for row, fields in enumerate(true) if fields is not None], dtype=np.int64)
+        said = {row: template.parse(captions[row]) for row in rows}
+        answers = [_answers(template, name, rows, said, true, probabilities) for name in template.slots]
+        off = sum(fields is None for fields in said.values())
+        return cls(answers, rows, off, len(true) - len(rows))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Strict JSON: {"slides", "captions_off_template", "references_off_template", "fields": {name: scores}}."""
+        return {"slides": len(self.rows), "captions_off_template": self.captions_off,
+                "references_off_template": self.references_off,
+                "fields": {field.name: _scores_of(field) for field in self.fields}}
+
+
+def field_lines(scores: Mapping[str, Any]) -> list[str]:
+    """The table of `FieldScores.to_dict` for a terminal."""
+    table = [["field", "slides", "accuracy", "macro-F1", "AUROC", "AUROC right/wrong", "ECE"]]
+    for name, field in scores["fields"].items():
+        numbers = [_cell(field[score]) for score in ("accuracy", "macro_f1", "auroc", "auroc_right", "ece")]
+        table.append([name, str(field["slides"]), *numbers])
+    head = (f"fields of {scores['slides']} slides; {scores['captions_off_template']} captions do not follow the "
+            f"template, {scores['references_off_template']} slides are left out as their texts do not:")
+    return [head, *aligned_lines(table)]
+
+
+def _first_read(template: Template, texts: Sequence[str]) -> Fields | None:
+    read = (template.parse(text) for text in texts)
+    return next((fields for fields in read if fields is not None), None)
+
+
+def _answers(template: Template, name: str, rows: np.ndarray, said: Mapping[int, Fields | None],
+             true: Sequence[Fields | None], probabilities: Sequence[Mapping[str, float | None]]) -> FieldAnswers:
+    known = [probabilities[row].get(name) if probabilities else None for row in rows]
+    return FieldAnswers(name, tuple(template.slots[name].values),
+                        [(said[row] or _NO_FIELDS).get(name) for row in rows],
+                        [(true[row] or _NO_FIELDS).get(name) for row in rows],
+                        np.array([math.nan if value is None else value for value in known], dtype=float))
+
+
+def _scores_of(field: FieldAnswers) -> dict[str, Any]:
+    """{"slides", score: [value, low, high], "confusion"} of a field; None for what is not defined."""
+    every_slide = np.arange(len(field.said))
+    result: dict[str, Any] = {"slides": int(field.stated.sum())}
+    for name, statistic in field.statistics().items():
+        value = statistic(every_slide)
+        low, high = resampled(statistic, len(every_slide)) if math.isfinite(value) else (math.nan, math.nan)
+        result[name] = [round(number, 6) if math.isfinite(number) else None for number in (value, low, high)]
+    return result | {"confusion": field.confusion()}
+
+
+def _auroc(probabilities: np.ndarray, right: np.ndarray) -> float:
+    """AUROC of right against wrong; NaN where there is only one kind."""
+    return auroc(probabilities, right) if 0 < right.sum() < len(right) else math.nan
+
+
+def _cell(numbers: Sequence[float | None]) -> str:
+    value, low, high = numbers
+    if value is None:
+        return "-"
+    return f"{value:.3f}" + ("" if low is None or high is None else f" [{low:.3f}, {high:.3f}]")
+
+
+def _shown(value: str | None) -> str:
+    return NOT_SAID if value is None else value

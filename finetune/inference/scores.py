@@ -1,0 +1,77 @@
+"""What inference.py says about answers whose truth is known: scores, fields, and which of them to trust."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..common.log import logger
+from ..evaluation.agreement import is_acceptable
+from ..evaluation.coverage import Selection, coverage_lines
+from ..evaluation.field_scores import FieldScores, field_lines
+from ..evaluation.findings import FindingDictionary
+from ..evaluation.scoring import Answers, Report
+from .options import InferenceOptions
+from .records import Record
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The scores of a job.
+
+    Attributes:
+        report: Of captions and baselines.
+        records: Of the slides in it, in its order.
+        fields: Of the captions, None without a template or references.
+    """
+
+    report: Report
+    records: Sequence[Record]
+    fields: FieldScores | None = None
+
+    def to_dict(self, wanted_accuracy: float) -> dict[str, Any]:
+        """Strict JSON: the report, `fields` where there are some, and `selective`: {captions or a field: coverage
+        against accuracy}."""
+        summary = self.report.to_dict()
+        if self.fields:
+            summary["fields"] = self.fields.to_dict()
+        return summary | {"selective": {one.name: one.to_dict(wanted_accuracy) for one in self.selections()}}
+
+    def selections(self) -> list[Selection]:
+        """Captions and fields with their confidence, and whether they are right: captions if they are acceptable."""
+        answers = self.report.answers
+        selections = []
+        if answers.references:
+            confidence = np.array([record["confidence"] for record in self.records], dtype=float)
+            selections.append(Selection("captions", confidence, acceptable(answers)))
+        for field in self.fields.fields if self.fields else ():
+            known = field.known
+            selections.append(Selection(field.name, field.probabilities[known], field.right[known]))
+        return selections
+
+
+def acceptable(answers: Answers) -> np.ndarray:
+    """(S,): whether each caption is an acceptable match."""
+    dictionary = answers.findings or FindingDictionary.shipped()
+    return np.array([is_acceptable(dictionary, caption, texts)
+                     for caption, texts in zip(answers.captions, answers.references, strict=True)], dtype=bool)
+
+
+def more_lines(summary: dict[str, Any], wanted_accuracy: float) -> list[str]:
+    """The tables of fields, and of coverage against accuracy, of `Scored.to_dict`."""
+    fields = field_lines(summary["fields"]) if "fields" in summary else []
+    return [*fields, *(coverage_lines(summary["selective"], wanted_accuracy) if summary["selective"] else ())]
+
+
+def warn_of_same_slides(summary: dict[str, Any], abstained: int, options: InferenceOptions) -> None:
+    """Say on which slides the thresholds were chosen, and which answers they do not know."""
+    if abstained and summary["selective"]:
+        logger.warning("%d captions withheld by --abstain_below are not in the table: choose a threshold without it",
+                       abstained)
+    if any(table["chosen"] for table in summary["selective"].values()):
+        judge = "--split test" if options.split == "val" else "slides that were not used here"
+        logger.warning("the thresholds are chosen and judged on the same slides, so that their accuracy looks better "
+                       "than it is: judge them with --abstain_below on %s", judge)
