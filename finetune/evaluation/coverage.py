@@ -97,8 +97,11 @@ class Selection:
         return answered, right
 
     def short_threshold(self, point: Point) -> float:
-        """The shortest number between the last confidence that is answered and the next lower one, which is not."""
-        lower = max((float(c) for c in self.confidence if c < point.threshold), default=-math.inf)
+        """The shortest number between the last confidence that is answered and the next lower one, which is not; 0
+        where all are answered."""
+        lower = max((float(c) for c in self.confidence if c < point.threshold), default=None)
+        if lower is None:
+            return 0.0
         for digits in range(2, 17):
             short = round(point.threshold, digits)
             if lower < short <= point.threshold:
@@ -142,7 +145,8 @@ def _sentence(name: str, table: dict[str, Any], wanted: float) -> str:
     name, chosen, best = visible(name), table["chosen"], table["best"]
     if chosen:
         others = chosen["on_other_slides"]
-        return (f"{name}: {wanted:.1%} right needs a threshold of {chosen['threshold']}: {_counted(chosen)}, "
+        needs = f"needs a threshold of {chosen['threshold']}" if chosen["threshold"] else "needs no threshold"
+        return (f"{name}: {wanted:.1%} right {needs}: {_counted(chosen)}, "
                 f"{chosen['coverage']:.0%} of the slides; chosen on other slides each time, {others['right']} of "
                 f"{others['answered']} are right")
     if best:

@@ -116,6 +116,8 @@ def test_the_lines_say_threshold_count_and_interval_or_that_it_is_not_reached():
     assert "100%" in lines[0] and f"{one.right.mean():.3f}" in lines[1]
     assert f"{point.right} of {point.answered} are right" in lines[-2] and "95 % interval" in lines[-2]
     assert "too few answers" in lines[-1]
+    (*_, said) = coverage_lines({"captions": Selection("captions", np.linspace(0.5, 1, 30), np.ones(30, bool)).to_dict(0.9)}, 0.9)
+    assert "90.0% right needs no threshold: 30 of 30 are right" in said
     never = Selection("captions", np.linspace(0, 1, 30), np.arange(30) % 3 > 0)
     (*_, said) = coverage_lines({"captions": never.to_dict(0.99)}, 0.99)
     assert "99.0% right is not reached; best from" in said
