@@ -328,6 +328,36 @@ def test_a_bad_upload_says_what_is_wrong_in_the_language_of_the_page(chromium, s
     page.close()
 
 
+def test_a_thumbnail_is_laid_below_the_tiles_and_stays_in_the_browser(watched, server, tmp_path):
+    """The slides of the fixture have 5 x 4 tiles of 512 from (0, 0): 2560 x 2048 units."""
+    url, folder = server
+    page = watched.page
+    page.goto(url)
+    page.set_input_files("#file", [folder / "embeddings" / "s5.h5", folder / "embeddings" / "s3.h5"])
+    page.click("#run")
+    page.wait_for_selector("#status:has-text('完成 2 个')")
+    sent = len(watched.requests)
+    Image.new("RGB", (320, 256), (200, 30, 90)).save(tmp_path / "whole.png")
+    page.set_input_files("#thumbnail", tmp_path / "whole.png")
+    page.wait_for_selector("#map image")
+    place = page.eval_on_selector("#map image", "i => ['x', 'y', 'width', 'height'].map(n => Number(i.getAttribute(n)))")
+    assert place == pytest.approx([0, 0, 5, 4]) and "假定" in page.inner_text("#thumbnail_state")
+    page.fill("#thumbnail_scale", "16")  # twice the slide is on the picture
+    page.press("#thumbnail_scale", "Enter")
+    page.wait_for_function("document.querySelector('#map image').getAttribute('width') === '10'")
+    assert page.locator(".tile").count() == 20 and page.inner_text("#thumbnail_state") == ""
+    page.fill("#thumbnail_scale", "4")
+    page.press("#thumbnail_scale", "Enter")
+    page.wait_for_selector("#thumbnail_state.alert:has-text('之外')")
+    page.set_input_files("#thumbnail", folder / "labels.json")
+    page.wait_for_selector("#thumbnail_state.alert:has-text('不是可用的')")
+    page.locator("#slides button").nth(1).click()
+    assert page.locator("#map image").count() == 0 and page.inner_text("#thumbnail_state") == ""
+    page.locator("#slides button").first.click()
+    assert page.locator("#map image").count() == 1, "each slide keeps its own picture"
+    assert len([r for r in watched.requests[sent:] if r.startswith("http")]) == 0 and watched.errors == []
+
+
 @pytest.mark.parametrize("width", [390, 1280])
 def test_the_page_fits_its_window_before_and_after(chromium, server, width):
     page = chromium.new_page(viewport={"width": width, "height": 800})

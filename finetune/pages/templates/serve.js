@@ -139,9 +139,56 @@ function select(job) {
   part("map_box").hidden = !found.map;
   part("no_map").hidden = Boolean(found.map);
   part("answer").hidden = false;
-  if (found.map) showTiles(found.map, found.caption, job.name.replace(/\.[^.]*$/, ""));
+  part("thumbnail").value = "";
+  part("thumbnail_state").replaceChildren();
+  if (found.map) drawMap();
   else part("no_map").replaceChildren(spoken(...found.why_no_map));
 }
+
+// --- a picture of the slide below its tiles: it stays in the browser
+function drawMap() {
+  part("thumbnail_box").hidden = !chosen.answer.map.known; // without coordinates there is no place for it
+  showTiles(chosen.answer.map, chosen.answer.caption, chosen.name.replace(/\.[^.]*$/, ""));
+}
+function placed(zh, en, isAlert) {
+  part("thumbnail_state").className = isAlert ? "alert" : "soft";
+  part("thumbnail_state").replaceChildren(spoken(zh, en));
+}
+
+// the picture's corner is the origin of the coordinates, as for inference.py --thumbnail; in units of grid cells
+function boxOf(data, size, given) {
+  const ends = [data.columns, data.rows].map((cells, axis) => data.origin[axis] + cells * data.step);
+  const scale = given || Math.max(ends[0] / size[0], ends[1] / size[1]);
+  const last = ends.map(end => (end - data.step) / scale); // where the last tiles begin
+  if (last[0] > size[0] || last[1] > size[1]) return null;
+  return [-data.origin[0] / data.step, -data.origin[1] / data.step, size[0] * scale / data.step, size[1] * scale / data.step];
+}
+
+async function placeThumbnail() {
+  const file = part("thumbnail").files[0], job = chosen, given = Number(part("thumbnail_scale").value);
+  if (!file) return;
+  let bitmap;
+  try {
+    bitmap = await createImageBitmap(file);
+  } catch {
+    placed("不是可用的 PNG 或 JPEG", "not a usable PNG or JPEG", true);
+    return;
+  }
+  const box = boxOf(job.answer.map, [bitmap.width, bitmap.height], given);
+  if (!box) {
+    placed("按这个比例，图块会落在缩略图之外", "at this scale tiles would lie outside the thumbnail", true);
+    return;
+  }
+  const shrink = Math.min(1, 1024 / Math.max(bitmap.width, bitmap.height)); // the page draws it no larger
+  const canvas = Object.assign(element("canvas"), { width: Math.max(1, Math.round(bitmap.width * shrink)), height: Math.max(1, Math.round(bitmap.height * shrink)) });
+  canvas.getContext("2d").drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+  Object.assign(job.answer.map, { picture: canvas.toDataURL("image/jpeg", 0.8), box });
+  if (job !== chosen) return; // another slide was opened meanwhile
+  drawMap();
+  if (given) placed("", "");
+  else placed("假定缩略图到最后一个图块为止；不是这样就填比例", "assuming that the thumbnail ends where the tiles end: if not, give the scale");
+}
+for (const id of ["thumbnail", "thumbnail_scale"]) part(id).addEventListener("change", placeThumbnail);
 
 // records as inference.py --output writes them
 function record(job) {
