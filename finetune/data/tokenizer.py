@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from ..common.errors import UserError
 from ..common.files import expand
+from .tokenizer_parts import require_harmless
 
 # What a folder of a Hugging Face tokenizer may hold.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
@@ -218,9 +219,13 @@ class FastTokenizer:
             json_text: As `tokenizers` writes it.
             special: Ids of pad, bos, eos and unk; ids beyond the vocabulary are ours and stand for no text.
             normalize: Rewrite every text with `normalize_text` first.
+
+        Raises:
+            ValueError: It has parts that are refused.
         """
         import tokenizers
 
+        require_harmless(json_text)
         self.kind, self.json_text, self.special, self.normalize = kind, json_text, special, normalize
         self._tokenizer = tokenizers.Tokenizer.from_str(json_text)
         self._tokenizer.encode_special_tokens = True  # `</s>` in a report is text
@@ -281,7 +286,10 @@ class FastTokenizer:
         backend = loaded.backend_tokenizer
         backend.no_truncation()
         backend.no_padding()
-        return cls("hf", backend.to_str(), special, normalize)
+        try:
+            return cls("hf", backend.to_str(), special, normalize)
+        except ValueError as error:  # what is trained must be loaded again
+            raise UserError("tokenizer", f"{error}, which no checkpoint may have", "choose another one") from None
 
     def __len__(self) -> int:
         return 1 + max(*self._not_text, self.unk_id or 0, *self._tokenizer.get_vocab().values())
@@ -314,6 +322,8 @@ class FastTokenizer:
     def from_dict(cls, data: dict[str, Any]) -> FastTokenizer:
         """The tokenizer that `to_dict` wrote. Raises ValueError or what `tokenizers` raises for anything else."""
         tokenizer = cls(data["type"], data["json"], data["special"], data.get("normalize") is True)
+        tokenizer._tokenizer.no_padding()  # to a length that the file may name
+        tokenizer._tokenizer.no_truncation()
         ids = [tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id]
         if tokenizer.unk_id is not None:
             ids.append(tokenizer.unk_id)
