@@ -46,6 +46,7 @@ class RunDescription:
         data: Fingerprint, ids of the validation and test slides, numbers of slides.
         versions: Of torch and Python; device, precision, threads and processes.
         init_from: Source, SHA-256 and epoch of the model whose weights the run started from (`training.init_from`).
+        template: That the training texts follow, `Template.to_dict()`; None if they follow none.
     """
 
     config: dict[str, dict[str, Any]]
@@ -54,6 +55,7 @@ class RunDescription:
     data: dict[str, Any]
     versions: dict[str, Any]
     init_from: dict[str, Any] | None = None
+    template: dict[str, Any] | None = None
 
 
 @dataclass(kw_only=True)
@@ -92,7 +94,7 @@ class Checkpoint(RunDescription):
         _check_sections(content, path)
         sections = {name: content[name] for name in _SECTIONS}
         return cls(**sections, calibration=content.get("calibration"), format_version=content["format_version"],
-                   init_from=content.get("init_from"), path=Path(path))
+                   init_from=content.get("init_from"), template=content.get("template"), path=Path(path))
 
     @property
     def is_resumable(self) -> bool:
@@ -106,7 +108,7 @@ class Checkpoint(RunDescription):
     def save(self, folder: Path, names: Sequence[str]) -> None:
         """Write it into `folder` under each of `names`, see `write_pth`. Raises UserError."""
         content = {name: getattr(self, name) for name in ("format_version", *_SECTIONS)}
-        for name in ("calibration", "init_from"):
+        for name in ("calibration", "init_from", "template"):
             if getattr(self, name) is not None:
                 content[name] = getattr(self, name)
         write_pth(folder, names, content)
@@ -136,7 +138,7 @@ def wrong_sections(content: dict[str, Any], names: Iterable[str]) -> list[str]:
         section = content.get(name)
         if not isinstance(section, dict) or not is_json_like(section):
             wrong.append(name)
-    for name, is_right in (("init_from", _is_init_from), ("calibration", _is_calibration)):
+    for name, is_right in (("init_from", _is_init_from), ("calibration", _is_calibration), ("template", _is_template)):
         if not is_right(content.get(name)):
             wrong.append(name)
     return wrong
@@ -145,6 +147,30 @@ def wrong_sections(content: dict[str, Any], names: Iterable[str]) -> list[str]:
 def _is_init_from(value: Any) -> bool:
     """Whether it is what `training.init_from` leaves in a checkpoint, or None."""
     return value is None or (isinstance(value, dict) and is_json_like(value, 1))
+
+
+def _is_template(value: Any) -> bool:
+    """Whether it has the types of `Template.to_dict()`, or is None; what it says is checked by who reads it."""
+    if value is None:
+        return True
+    if not isinstance(value, dict) or value.keys() != {"text", "slots"}:
+        return False
+    is_named = isinstance(value["text"], str) and isinstance(value["slots"], dict)
+    return is_named and all(type(name) is str and _is_slot(slot) for name, slot in value["slots"].items())
+
+
+def _is_slot(value: Any) -> bool:
+    """Whether it is a list of texts, or these as `values`, with lists of texts as `only_if` and a bool `optional`."""
+    if not isinstance(value, dict):
+        return _are_texts(value)
+    only_if = value.get("only_if", {})
+    return (value.keys() <= {"values", "only_if", "optional"} and _are_texts(value.get("values"))
+            and isinstance(only_if, dict) and type(value.get("optional", False)) is bool
+            and all(type(name) is str and _are_texts(values) for name, values in only_if.items()))
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(type(text) is str for text in value)
 
 
 def _is_calibration(value: Any) -> bool:

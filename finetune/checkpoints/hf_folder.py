@@ -70,7 +70,7 @@ def _write_files(content: Checkpoint, folder: Path, name: str) -> None:
     sections = {key: getattr(content, key) for key in _SECTIONS}
     _write_json(folder / _CONFIG, {"model_type": "prism-coca", "format_version": FORMAT_VERSION, **sections,
                                    "tied_weights": tied, "calibration": content.calibration or {},
-                                   "init_from": content.init_from})
+                                   "init_from": content.init_from, "template": content.template})
     _write_json(folder / _TOKENIZER, content.tokenizer)
     (folder / "config.yaml").write_text(dump_yaml(_training_config(content)), encoding="utf-8")
     (folder / _CARD).write_text(model_card(content, name), encoding="utf-8")
@@ -110,7 +110,7 @@ def read_folder(folder: Path) -> Checkpoint:
         raise UserError(folder / WEIGHTS, "not a readable safetensors file of this model", _FIX) from None
     return Checkpoint(**{key: content[key] for key in (*_SECTIONS, "tokenizer", "format_version")}, model=model,
                       random_states={}, optimizer={}, scaler={}, calibration=content.get("calibration"),
-                      init_from=content.get("init_from"), path=folder)
+                      init_from=content.get("init_from"), template=content.get("template"), path=folder)
 
 
 def _read_content(folder: Path) -> dict[str, Any]:

@@ -51,7 +51,7 @@ class FoundTemplate:
         return self.candidate if is_enough else None
 
     def summary(self) -> str:
-        """One line on what was found, or why nothing."""
+        """One line on what was found, or why nothing, without a word of the texts."""
         if self.num_texts < _LEAST_TEXTS:
             return f"no template: {self.num_texts} texts are too few to find one ({_LEAST_TEXTS} are needed)"
         if self.candidate is None:
@@ -61,8 +61,7 @@ class FoundTemplate:
         if self.template is None:
             return f"no template: of the best one found, {numbers} ({MIN_EXPECTED:.0%} are needed)"
         num_values = sum(len(slot.values) for slot in self.template.slots.values())
-        return (f"template with {len(self.template.slots)} slots and {num_values} values: {numbers}: "
-                f"{self.template.to_dict()['text']}")
+        return f"template with {len(self.template.slots)} slots and {num_values} values: {numbers}"
 
 
 def find_template(texts: Sequence[str]) -> FoundTemplate:

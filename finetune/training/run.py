@@ -25,6 +25,7 @@ from .announcements import announce_end, announce_start
 from .calibration import calibrate_and_index, is_calibrated_and_indexed
 from .caption_validation import check_monitor, not_in_log_line
 from .custom_loss import LossFunction, load_loss, try_loss
+from .found_template import template_of
 from .init_from import init_from_of, open_starting_point
 from .loop import Parts, fit
 from .objective import Objective
@@ -87,7 +88,8 @@ def _train(config: Config, resume: str | None, folder: Path, buffered: MemoryHan
     precision = resolve_precision(training.precision, device, wide_range=config.model.language_model is not None)
     precision.use_tf32()
     model = make_model(config, data, precision, world, fresh=checkpoint is None, start=start)
-    description = describe_run(config, data, model, precision, world, init_from_of(checkpoint, start))
+    description = describe_run(config, data, model, precision, world, init_from_of(checkpoint, start),
+                               template_of(config, data, checkpoint, world))
     del start  # its weights are in the model now
     state = TrainState()
     if checkpoint:

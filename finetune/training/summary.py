@@ -29,8 +29,13 @@ _PATHS = ("data.embeddings_dir", "data.labels_file", "data.split_file", "data.sh
 
 
 def describe_run(config: Config, data: Data, model: SlideCaptioner, precision: Precision, world: World,
-                 init_from: dict[str, Any] | None = None) -> RunDescription:
-    """The constant part of every checkpoint of a run. init_from: Of the model it started from."""
+                 init_from: dict[str, Any] | None = None, template: dict[str, Any] | None = None) -> RunDescription:
+    """The constant part of every checkpoint of a run.
+
+    Args:
+        init_from: Of the model it started from.
+        template: That its training texts follow.
+    """
     prism, device = model.prism, precision.device
     device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return RunDescription(
@@ -42,7 +47,7 @@ def describe_run(config: Config, data: Data, model: SlideCaptioner, precision: P
               "texts": data.seen_texts},
         versions={"torch": str(torch.__version__), "python": platform.python_version(),
                   "threads": torch.get_num_threads(), "precision": precision.name, "device": device_name,
-                  "processes": world.size}, init_from=init_from)
+                  "processes": world.size}, init_from=init_from, template=template)
 
 
 def _without_paths(config: Config) -> dict[str, dict[str, Any]]:
