@@ -94,6 +94,21 @@ NOTES: dict[str, Text] = {
     "finding_contradictions": (
         "参考说无而描述说有，或相反：每张切片几处",
         "one asserts what the other denies: how many per slide"),
+    "reg2025_rouge": (
+        "REG2025 公式里的 ROUGE 部分",
+        "the ROUGE part of the REG2025 formula"),
+    "reg2025_bleu": (
+        "REG2025 公式里的 BLEU 部分",
+        "the BLEU part of the REG2025 formula"),
+    "reg2025_keywords": (
+        "REG2025 公式里的关键词部分：描述与参考的关键词重合多少",
+        "the keyword part of the REG2025 formula: how far keywords of caption and reference agree"),
+    "reg2025_embedding": (
+        "REG2025 公式里的句向量部分：描述与参考的余弦",
+        "the embedding part of the REG2025 formula: the cosine of caption and reference"),
+    "reg2025": (
+        "REG2025 比赛的排名分数，四部分的加权和",
+        "the ranking score of the REG2025 challenge, a weighted sum of the four parts"),
 }
 
 
