@@ -65,9 +65,7 @@ def _write(cache: SlideCache, count: int) -> list[Sample]:
     samples = []
     for number in range(count):
         slide = SlideFile(f"slide_{number}", f"slide_{number}.h5", "embeddings", 1)
-        path = cache.path(slide)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(path, np.roll(block, number))
+        cache.write((slide, None), np.roll(block, number))
         samples.append(Sample(slide, rng.integers(4, 100, _TOKENS + 1).tolist()))
     return samples
 

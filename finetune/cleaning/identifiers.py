@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from .rules import Identifier
+from .rules import Identifier, ReportPattern
 
 KNOWN = "known_values"  # the rule of values that the columns of the table name
 KNOWN_NAME, KNOWN_NUMBER = "[NAME]", "[ID]"
@@ -34,7 +34,7 @@ class Masked:
 class Masker:
     """Applies the identifier rules, in their order, to one text after the other."""
 
-    def __init__(self, rules: Sequence[Identifier], protect: re.Pattern[str] | None,
+    def __init__(self, rules: Sequence[Identifier], protect: ReportPattern | None,
                  doctors: Iterable[str] = ()) -> None:
         """Args: rules; protect: never masked; doctors: names that are masked in every text."""
         self._rules = [rule for rule in rules if rule.action != "keep"]
@@ -63,7 +63,7 @@ class Masker:
         text = self._mask_known(text, known, found)  # last, so that a rule still sees the whole name after its label
         return (self.tidy(text) if found else text), found
 
-    def _apply(self, rule: Identifier, pattern: re.Pattern[str], text: str, found: list[Masked],
+    def _apply(self, rule: Identifier, pattern: ReportPattern, text: str, found: list[Masked],
                checked: bool = False) -> str:
         if pattern.search(text) is None:
             return text

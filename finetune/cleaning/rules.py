@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 from ..common.errors import UserError
 from ..config.yaml_file import load_plain_yaml
 from ..data.columns import simple_name
+from ..data.patterns import LimitedPattern, repeats_too_much
 
 SHIPPED = Path(__file__).parent / "rules.yaml"
 SCOPES = ("sentence", "clause", "phrase", "bracket", "to_sentence_end", "to_end")
@@ -21,6 +23,8 @@ _COMPARE = "compare with python -m finetune.labels --write_rules FILE"
 _WORD = re.compile(r"\{([a-z_]+)\}")
 _MAX_NESTING = 12  # of words in words
 _MAX_PATTERN = 1_000_000  # characters with all words inserted
+# The shipped patterns have been tried and are compiled by `re`, which is faster; others have a limit of time.
+ReportPattern = re.Pattern[str] | LimitedPattern
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class DropRule:
     """What is left out of a text: one pattern for each scope that the rule uses."""
 
     name: str
-    patterns: Mapping[str, re.Pattern[str]]
+    patterns: Mapping[str, ReportPattern]
 
 
 @dataclass(frozen=True)
@@ -54,8 +58,8 @@ class Identifier:
     name: str
     action: str
     placeholder: str
-    pattern: re.Pattern[str] | None
-    checked: re.Pattern[str] | None
+    pattern: ReportPattern | None
+    checked: ReportPattern | None
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ class Rules:
     identifiers: tuple[Identifier, ...]
     patient_columns: frozenset[str]
     doctor_columns: frozenset[str]
-    protect: re.Pattern[str] | None
+    protect: ReportPattern | None
     placeholders: frozenset[str]
 
     @classmethod
@@ -95,6 +99,7 @@ class _Reader:
 
     def __init__(self, path: str | Path) -> None:
         self._path = path
+        self.sources: list[str] = []  # of what has been compiled
         content = load_plain_yaml(path)
         self._content: dict[str, Any] = self._mapping(content, "the file", _KEYS)
         self._words = self._content.get("words") or {}
@@ -153,13 +158,15 @@ class _Reader:
                             for key in ("patterns", "checked_patterns"))
         return Identifier(name, action, placeholder, pattern, checked)
 
-    def _pattern(self, patterns: list[str], where: str) -> re.Pattern[str] | None:
+    def _pattern(self, patterns: list[str], where: str) -> ReportPattern | None:
         """One pattern of all, tried in their order; each keeps its groups under names of its own."""
         if not patterns:
             return None
         parts = []
         for number, pattern in enumerate(patterns):
             part = self._with_words(pattern, where)
+            if repeats_too_much(part):
+                raise self._error(f"{where}[{number}] repeats too much")
             self._compiled(part, f"{where}[{number}]")
             part, flags = _inline_flags(part)
             part = re.sub(r"\(\?P<(\w+)>", rf"(?P<\1_{number}>", part)
@@ -167,14 +174,20 @@ class _Reader:
             parts.append(f"(?{flags}:{part})")
         return self._compiled("|".join(parts), where)
 
-    def _compiled(self, pattern: str, where: str) -> re.Pattern[str]:
+    def _compiled(self, pattern: str, where: str) -> ReportPattern:
         try:
-            compiled = re.compile(pattern)
+            compiled = self._limited(pattern, where)
         except (re.error, OverflowError, RecursionError) as error:
             raise self._error(f"{where} is not a regular expression ({error})") from None
         if compiled.search("") and compiled.search("甲乙 ab 12"):
             raise self._error(f"{where} matches every text")
         return compiled
+
+    def _limited(self, pattern: str, where: str) -> ReportPattern:
+        self.sources.append(pattern)
+        if self._path is SHIPPED or pattern in _shipped_patterns():
+            return re.compile(pattern)
+        return LimitedPattern(pattern, self._path, where)
 
     def _with_words(self, pattern: str, where: str) -> str:
         """`pattern` with each {word} replaced by its pattern."""
@@ -216,6 +229,14 @@ class _Reader:
 
     def _error(self, problem: str) -> UserError:
         return UserError(self._path, problem, _COMPARE)
+
+
+@functools.cache
+def _shipped_patterns() -> frozenset[str]:
+    """With words inserted, alone and joined."""
+    reader = _Reader(SHIPPED)
+    reader.rules(())
+    return frozenset(reader.sources)
 
 
 def _inline_flags(pattern: str) -> tuple[str, str]:

@@ -29,6 +29,7 @@ import numpy as np
 
 from ..common.errors import BadSlide
 from .tile_coords import Coords, coords_of
+from .tile_sum import NOT_SUMMED, sum_of_tiles
 
 KEYS = ("embeddings", "features", "feats", "patch_embeddings")
 ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError)  # what h5py raises for broken files
@@ -39,6 +40,7 @@ _MAX_ENCODERS = 1000  # in one group
 # Columns of x and y: HistoGPT writes scene, x, y; AtlasPatch x, y, width, height, level.
 _XY = {2: slice(0, 2), 3: slice(1, 3), 5: slice(0, 2)}
 _MAX_COMPRESSION = 2000  # deflate shrinks nothing by more than 1032
+_MAX_SUMMED_CHUNK = 1 << 26  # bytes; h5py's own chunks have up to 1 MB
 _MAX_FILTER_BYTES = 4096  # that a filter may add to a chunk it cannot shrink
 
 
@@ -50,6 +52,7 @@ class Header(NamedTuple):
         num_tiles, width: N and D.
         dtype: In numpy's notation.
         offset: Byte offset of its data in the file; None if chunked or compressed.
+        tile_sum: Of `tile_sum.sum_of_tiles`.
     """
 
     key: str
@@ -57,10 +60,11 @@ class Header(NamedTuple):
     width: int
     dtype: str
     offset: int | None
+    tile_sum: int = NOT_SUMMED
 
 
 def inspect(path: Path, key: str | None, width: int, encoder: str | None, slide: str | None = None) -> Header:
-    """Check the header of the features in a file; reads no tile.
+    """Check the header of the features in a file; reads only the few tiles of its sum.
 
     Args:
         path: The H5 file.
@@ -78,7 +82,8 @@ def inspect(path: Path, key: str | None, width: int, encoder: str | None, slide:
         if encoder and name and not is_encoder(name, encoder):
             raise BadSlide(f"tiles of the encoder {name!r}, expected {encoder!r}",
                            "use features of that encoder (Prism: Virchow, 2560 wide), or set data.tile_encoder=any")
-        return Header(key, num_tiles, width, dataset.dtype.str, dataset.id.get_offset())
+        _check_chunks(dataset, path.stat().st_size)
+        return Header(key, num_tiles, width, dataset.dtype.str, dataset.id.get_offset(), _sum(dataset, num_tiles))
 
 
 def read(path: Path, key: str, file_size: int) -> np.ndarray:
@@ -86,6 +91,13 @@ def read(path: Path, key: str, file_size: int) -> np.ndarray:
     with h5py.File(path, "r") as file:
         _check_chunks(file[key], file_size)
         return file[key][()]
+
+
+def _sum(dataset: h5py.Dataset, num_tiles: int) -> int:
+    """The sum over a few tiles, unless a single chunk is so large that reading them would take all memory."""
+    if dataset.chunks and math.prod(dataset.chunks) * dataset.dtype.itemsize > _MAX_SUMMED_CHUNK:
+        return NOT_SUMMED
+    return sum_of_tiles(lambda rows: dataset[..., rows, :].tobytes(), num_tiles)
 
 
 def read_coords(path: Path, key: str, num_tiles: int) -> Coords | None:

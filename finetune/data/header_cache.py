@@ -1,11 +1,15 @@
-"""A cache file of slide headers, so that only changed slides are read again."""
+"""A cache file of slide headers, so that only changed slides are read again.
+
+Two lines of JSON: what the headers were read for, with a CRC-32 of the second line, and a row for each file: its header
+and the time at which its inode changed, which no program can set back.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,8 +18,9 @@ from ..common.files import write_atomically
 from ..common.log import logger
 from .slides import Slide, SlideFile
 
-_VERSION = 1
+_VERSION = 2
 _FIELDS = [field.name for field in dataclasses.fields(SlideFile)]
+_TYPES = [{"str": (str,), "int": (int,)}.get(field.type, (int, type(None))) for field in dataclasses.fields(SlideFile)]
 
 
 def read_headers(path: Path | None, h5_key: str | None, image_dim: int, encoder: str | None) -> dict[str, SlideFile]:
@@ -27,19 +32,23 @@ def read_headers(path: Path | None, h5_key: str | None, image_dim: int, encoder:
 
     Returns:
         {location: header} of the files that are unchanged. Empty if there is no cache, or if it was made with other
-        arguments; a damaged one is ignored with a warning: it can always be rebuilt.
+        arguments or by another version; a damaged one is ignored with a warning: it can always be rebuilt.
     """
     if path is None:
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["made_for"] != [_VERSION, h5_key, image_dim, encoder]:
+        first, _, rows = path.read_bytes().partition(b"\n")
+        about = json.loads(first)
+        if about["made_for"] != [_VERSION, h5_key, image_dim, encoder]:
             return {}
-        return _unchanged(content["slides"])
+        if about["crc32"] != zlib.crc32(rows):
+            raise ValueError
+        return _unchanged(json.loads(rows))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        logger.warning("%s cannot be read (%s): all headers are read again", path, type(error).__name__)
+        what = "it is damaged" if isinstance(error, ValueError) else type(error).__name__
+        logger.warning("%s cannot be read (%s): all headers are read again", path, what)
         return {}
 
 
@@ -54,20 +63,35 @@ def write_headers(path: Path, h5_key: str | None, image_dim: int, encoder: str |
     """
     # rows without the names of the fields: there may be 100 000 of them
     files = [file for slide in slides for file in slide.parts]
-    rows = [[getattr(file, name) for name in _FIELDS] for file in files]
-    content = {"made_for": [_VERSION, h5_key, image_dim, encoder], "slides": rows}
+    rows = json.dumps([_row(file) for file in files]).encode()
+    about = {"made_for": [_VERSION, h5_key, image_dim, encoder], "crc32": zlib.crc32(rows)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(content))
+        write_atomically(path, json.dumps(about).encode() + b"\n" + rows)
     except OSError as error:
         logger.warning("%s cannot be written (%s): the next run reads all headers again", path, error.strerror)
 
 
+def _row(file: SlideFile) -> list[Any]:
+    status = _status(file.path)
+    return [*(getattr(file, name) for name in _FIELDS), status.st_ctime_ns if status else 0]
+
+
 def _unchanged(rows: list[list[Any]]) -> dict[str, SlideFile]:
+    """Raises ValueError, TypeError for rows that `write_headers` does not write."""
     slides = {}
-    for row in rows:
-        slide = SlideFile(**dict(zip(_FIELDS, row, strict=True)))
-        with contextlib.suppress(OSError):
-            if slide.is_unchanged(os.stat(slide.path)):
-                slides[slide.location] = slide
+    for *row, changed_at in rows:
+        if not all(type(value) in types for value, types in zip(row, _TYPES, strict=True)):
+            raise ValueError
+        slide = SlideFile(*row)
+        status = _status(slide.path)
+        if status and slide.is_unchanged(status) and status.st_ctime_ns == changed_at:
+            slides[slide.location] = slide
     return slides
+
+
+def _status(path: str) -> os.stat_result | None:
+    try:
+        return os.stat(path)
+    except OSError:
+        return None

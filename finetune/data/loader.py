@@ -14,6 +14,7 @@ import torch
 
 from ..common.errors import UserError
 from .batch import Batch, Collate, Sample, empty_tensor
+from .cached_encoding import DamagedEncoding
 from .device_copy import CopyStream
 from .loader_process import end_pool, set_up_loader_process
 from .sampler import BatchOrder, split_for_rank
@@ -76,7 +77,7 @@ class BatchLoader:
         pending: deque[_Step] = deque()
         try:
             while self._request_ahead(pending, steps, epoch):
-                batches = pending.popleft().take(self._copies)
+                batches = self._take(pending.popleft(), epoch)
                 if pending and self._copies:
                     pending[0].copy_if_read(self._copies)
                 yield batches
@@ -85,6 +86,15 @@ class BatchLoader:
         finally:
             for step in pending:
                 step.cancel()
+
+    def _take(self, step: _Step, epoch: int) -> list[Batch]:
+        """The micro-batches of a step. What is damaged in the slide cache is repaired here, in the caller's thread."""
+        while True:
+            try:
+                return step.take(self._copies)
+            except DamagedEncoding as damage:
+                damage.repair()
+                step = self._request_step(step.indices, epoch)
 
     def count(self, epoch: int) -> int:
         """Number of steps of an epoch."""
@@ -120,7 +130,7 @@ class BatchLoader:
             samples = [self.samples[i].at(epoch, self.order.seed) for i in indices]
             make = self._request_tokens if isinstance(self._read, TokenReader) else self._request_tiles
             futures.append(self._in_background(make(samples, epoch)))
-        return _Step(futures)
+        return _Step(step, futures)
 
     def _request_tiles(self, samples: list[Sample], epoch: int) -> Callable[[], Batch]:
         """Start to read; calling the result waits for it, and puts the tiles together."""
@@ -186,8 +196,9 @@ class _Lazy(Future):
 class _Step:
     """The micro-batches of one step while they are being read."""
 
-    def __init__(self, futures: list[Future[Batch]]) -> None:
-        self._futures = futures
+    def __init__(self, indices: list[list[int]], futures: list[Future[Batch]]) -> None:
+        """indices: Of the samples, on all ranks."""
+        self.indices, self._futures = indices, futures
         self._copied: list[Batch] | None = None
 
     def __len__(self) -> int:
@@ -204,7 +215,7 @@ class _Step:
 
     def copy_if_read(self, copies: CopyStream) -> None:
         """Begin to copy to the device unless reading still takes time, for which the step before must not wait."""
-        if all(future.done() for future in self._futures):
+        if all(future.done() and future.exception() is None for future in self._futures):
             self._copied = copies.copy([future.result() for future in self._futures])
 
     def cancel(self) -> None:

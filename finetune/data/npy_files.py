@@ -16,6 +16,7 @@ import numpy as np
 
 from ..common.errors import BadSlide
 from .h5_files import KEYS, Header, check_shape
+from .tile_sum import sum_of_tiles
 
 ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, EOFError, SyntaxError, MemoryError,
           tokenize.TokenError, zipfile.BadZipFile, zlib.error, NotImplementedError)
@@ -26,7 +27,7 @@ _EXTRACT_AGAIN = "extract its features again"
 
 
 def inspect(path: Path, key: str | None, width: int, encoder: str | None) -> Header:
-    """Check the header of the array in a file; reads no tile.
+    """Check the header of the array in a file; reads only the few tiles of its sum.
 
     Args:
         path: The `.npy` or `.npz` file.
@@ -43,7 +44,9 @@ def inspect(path: Path, key: str | None, width: int, encoder: str | None) -> Hea
         shape, is_fortran, dtype = _read_header(file)
         offset = file.tell()
     num_tiles = _check(shape, dtype, path.stat().st_size - offset, width)
-    return Header("", num_tiles, width, dtype.str, None if is_fortran else offset)
+    tiles = np.memmap(path, dtype, "r", offset, shape, "F" if is_fortran else "C")
+    tile_sum = sum_of_tiles(lambda rows: tiles[..., rows, :].tobytes(), num_tiles)
+    return Header("", num_tiles, width, dtype.str, None if is_fortran else offset, tile_sum)
 
 
 def _inspect_archive(path: Path, key: str | None, width: int) -> Header:
@@ -54,7 +57,8 @@ def _inspect_archive(path: Path, key: str | None, width: int) -> Header:
         with archive.open(entry, "r") as file:
             shape, _, dtype = _read_header(file)
             num_bytes = entry.file_size - file.tell()
-    return Header(entry.filename.removesuffix(".npy"), _check(shape, dtype, num_bytes, width), width, dtype.str, None)
+    num_tiles = _check(shape, dtype, num_bytes, width)
+    return Header(entry.filename.removesuffix(".npy"), num_tiles, width, dtype.str, None, entry.CRC or 1)
 
 
 def read(path: Path, key: str, file_size: int) -> np.ndarray:

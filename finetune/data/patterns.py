@@ -1,4 +1,4 @@
-"""Regular expressions in the config: what they extract is their first group, or the match if they have none.
+"""Regular expressions of users, in the config and in rules files.
 
 They may come from anywhere, and `^(a+)+$` takes longer than anyone waits: each pattern has a limit of time and of size.
 """
@@ -8,12 +8,14 @@ from __future__ import annotations
 import math
 import re
 import time
+from collections.abc import Callable, Iterator
 
 import regex
 
 from ..common.errors import UserError
 
 _MAX_SECONDS = 30  # of one pattern on all texts of a run; 100 000 ids take less than one
+_MAX_SECONDS_OF_TEXT = 5  # of one pattern of a rules file on one text; 75 of them take 1 ms
 _MAX_LENGTH = 1000  # characters
 _MAX_REPEATS = 10_000  # that a compiled pattern is unrolled to: (a{9999}){9999} would fill the memory
 _SHOWN = 60  # characters of a pattern in a message
@@ -21,14 +23,14 @@ _REPEAT = re.compile(r"(\)?)\{(\d*)(?:,(\d*))?\}")
 
 
 class Pattern:
-    """The compiled value of a config key.
+    """The compiled value of a config key: what it extracts is its first group, or the match if it has none.
 
     Raises UserError if it is not a regular expression, or would be too large.
     """
 
     def __init__(self, pattern: str, key: str) -> None:
         self._pattern, self._key, self._seconds_left = pattern, key, float(_MAX_SECONDS)
-        if len(pattern) > _MAX_LENGTH or _repeats(pattern) > _MAX_REPEATS:
+        if len(pattern) > _MAX_LENGTH or repeats_too_much(pattern):
             raise UserError(key, f"{pattern[:_SHOWN]!r}... is too large a regular expression", "write a shorter one")
         try:
             self._regex = regex.compile(pattern)
@@ -52,6 +54,52 @@ class Pattern:
         if match is None:
             return None
         return match[1 if self._regex.groups else 0] or None
+
+
+class LimitedPattern:
+    """A pattern with the methods of `re.Pattern` that cleaning uses, of which none takes long.
+
+    Raises re.error, OverflowError or RecursionError for what is no regular expression.
+    """
+
+    def __init__(self, pattern: str, file: object, name: str) -> None:
+        """file, name: Of the pattern, for the error if it takes too long."""
+        self.pattern, self._file, self._name = re.compile(pattern).pattern, str(file), name
+        try:
+            self._regex = regex.compile(pattern)
+        except regex.error as error:
+            raise re.error(str(error)) from None
+
+    def search(self, text: str) -> re.Match[str] | None:
+        """As `re.Pattern.search`. Raises UserError if it takes too long, as the other methods do."""
+        try:
+            return self._regex.search(text, timeout=_MAX_SECONDS_OF_TEXT)
+        except TimeoutError:
+            raise self._too_slow() from None
+
+    def finditer(self, text: str, start: int = 0, end: int | None = None) -> Iterator[re.Match[str]]:
+        """As `re.Pattern.finditer`."""
+        try:
+            yield from self._regex.finditer(text, start, end, timeout=_MAX_SECONDS_OF_TEXT)
+        except TimeoutError:
+            raise self._too_slow() from None
+
+    def sub(self, replacement: str | Callable[[re.Match[str]], str], text: str) -> str:
+        """As `re.Pattern.sub`."""
+        try:
+            return self._regex.sub(replacement, text, timeout=_MAX_SECONDS_OF_TEXT)
+        except TimeoutError:
+            raise self._too_slow() from None
+
+    def _too_slow(self) -> UserError:
+        # without the text, which is a report
+        return UserError(self._file, f"{self._name} takes more than {_MAX_SECONDS_OF_TEXT} s on a text",
+                         "write it without a repeat inside a repeat")
+
+
+def repeats_too_much(pattern: str) -> bool:
+    """Whether compiling a pattern would take too much memory."""
+    return _repeats(pattern) > _MAX_REPEATS
 
 
 def _repeats(pattern: str) -> int:

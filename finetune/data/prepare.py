@@ -24,6 +24,7 @@ from .labels import Label, load_labels
 from .slide_matching import Matches, match_slides
 from .slides import Slide, SlideFile, find_files, index_slides, join_slides
 from .splits import Split, make_split, report_split
+from .tile_sum import join_sums
 from .tokenizer import Tokenizer, build_tokenizer, extend_tokenizer, normalize_text
 
 _MAX_UNKNOWN = 0.3  # above this share of unknown tokens a vocabulary was made for other texts
@@ -66,6 +67,12 @@ class Data:
     def slides(self) -> list[Slide]:
         """The slides of training and validation."""
         return [sample.slide for sample in self.train + self.validation]
+
+    @property
+    def tile_sums(self) -> dict[str, int]:
+        """{id: sum over a few of its tiles} of these slides, by id."""
+        slides = sorted(self.slides, key=lambda slide: slide.slide_id)
+        return {slide.slide_id: join_sums([part.tile_sum for part in slide.parts]) for slide in slides}
 
 
 def prepare_data(config: DataConfig, seed: int, tokenizer: Tokenizer | None = None,

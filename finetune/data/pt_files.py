@@ -15,6 +15,7 @@ import numpy as np
 
 from ..common.errors import BadSlide
 from .h5_files import KEYS, Header, check_shape
+from .tile_sum import sum_of_tiles
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +26,7 @@ _LOCAL_HEADER = 30  # bytes before the names in the local header of a zip entry;
 
 
 def inspect(path: Path, key: str | None, width: int, encoder: str | None) -> Header:
-    """Check the header of the tensor in a file; reads no tile.
+    """Check the header of the tensor in a file; reads only the few tiles of its sum.
 
     Args:
         path: The `.pt` file.
@@ -41,17 +42,21 @@ def inspect(path: Path, key: str | None, width: int, encoder: str | None) -> Hea
     kind = str(tensor.dtype).removeprefix("torch.")
     if kind not in _FLOATS:
         raise BadSlide(f"holds {kind}, expected floats", "is this another file of the tool? give its features")
-    if kind == "bfloat16":  # numpy has no such type: it is read as float32
-        return Header(key, num_tiles, width, np.dtype("float32").str, None)
+    tile_sum = sum_of_tiles(lambda rows: _as_array(tensor[..., rows, :]).tobytes(), num_tiles)
+    if kind == "bfloat16":
+        return Header(key, num_tiles, width, np.dtype("float32").str, None, tile_sum)
     dtype = np.dtype(kind)
     offset = _offset(path, tensor, dtype) if is_alone and tensor.is_contiguous() else None
-    return Header(key, num_tiles, width, dtype.str, offset)
+    return Header(key, num_tiles, width, dtype.str, offset, tile_sum)
 
 
 def read(path: Path, key: str, file_size: int) -> np.ndarray:
     """Read a tensor that `inspect` has accepted, in its own shape; bfloat16 as float32."""
-    tensor, _, _ = _load(path, key)
-    if str(tensor.dtype) == "torch.bfloat16":
+    return _as_array(_load(path, key)[0])
+
+
+def _as_array(tensor: torch.Tensor) -> np.ndarray:
+    if str(tensor.dtype) == "torch.bfloat16":  # numpy has no such type
         tensor = tensor.float()
     return tensor.contiguous().numpy()
 

@@ -2,8 +2,9 @@
 
 Never stale: the name of a file is a hash of the weights, the precision they ran in and the H5 file's path, size, time
 of change and dataset, so whatever changes is encoded again under another name. Never half-written: files are written
-under a temporary name and renamed. Runs can share files; any can be deleted at any time, the next run encodes what is
-missing. Of training slides it may also hold views, encodings of some of the tiles (`views`).
+under a temporary name and renamed. Never believed when damaged: see `cached_encoding`; what cannot be used is encoded
+again, with a warning. Runs can share files; any can be deleted at any time. Of training slides it may also hold views,
+encodings of some of the tiles (`views`).
 
 Shapes: B slides, N tiles of C numbers, n image tokens of D numbers.
 """
@@ -11,17 +12,16 @@ Shapes: B slides, N tiles of C numbers, n image tokens of D numbers.
 from __future__ import annotations
 
 import hashlib
-import io
 import itertools
 import os
 import shutil
 import time
-from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -31,18 +31,24 @@ from ..common.errors import UserError
 from ..common.files import remove_leftovers, write_atomically
 from ..common.log import logger
 from ..common.progress import progress
-from .batch import pad_tiles
+from .cached_encoding import IDENTITY_BYTES, DamagedEncoding, EncodingFormat, FileState
+from .encoding_groups import (
+    Entry,
+    describe_entries,
+    groups_of_rank,
+    groups_with_views,
+    num_tiles_of,
+    read_ahead,
+    read_group,
+)
 from .slides import Slide
 from .tile_reader import read_tiles
 from .views import View, view_of_epoch
 
 _FORMAT = 1  # part of every name: files of another layout are never read
-_GROUP_TILES = 16_000  # tiles encoded together (80 MB in float16); a larger slide is encoded alone
-_GROUP_SLIDES = 16
 _SPARE_BYTES = 1 << 30  # left free on the disk
 _WAIT_SECONDS = 120  # for files of other machines
 Encode = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # tiles (B, N, C), mask (B, N) -> tokens (B, n, D)
-_Entry = tuple[Slide, View | None]  # what one file holds: a slide with all its tiles, or a view of it
 
 
 def token_type(precision: str) -> str:
@@ -50,7 +56,7 @@ def token_type(precision: str) -> str:
     return "float32" if precision == "fp32" else "float16"
 
 
-@dataclass(frozen=True)
+@dataclass
 class SlideCache:
     """Image tokens (n, D) of slides: the slide embedding, then the image latents. A `Reader` for `BatchLoader`.
 
@@ -65,6 +71,7 @@ class SlideCache:
     tokens: int
     width: int
     dtype: str
+    _encode_again: _Repair | None = field(default=None, init=False, repr=False)
 
     @classmethod
     def of(cls, folder: Path, sha256: str, precision: str, tokens: int, width: int) -> SlideCache:
@@ -88,6 +95,10 @@ class SlideCache:
     def slide_bytes(self) -> int:
         return self.tokens * self.width * np.dtype(self.dtype).itemsize
 
+    @cached_property
+    def _format(self) -> EncodingFormat:
+        return EncodingFormat(self.shape, self.dtype)
+
     def path(self, slide: Slide, view: View | None = None) -> Path:
         """Where the tokens of exactly these files, in this order, or of a view of them belong."""
         files = [(os.path.realpath(p.path), p.size, p.mtime_ns, p.key, p.num_tiles) for p in slide.parts]
@@ -96,6 +107,11 @@ class SlideCache:
             hashed = (files, slide.slide_id, view.seed, view.number)
         name = hashlib.sha256(repr(hashed).encode("utf-8", "surrogatepass")).hexdigest()
         return self.folder / name[:2] / f"{name[2:34]}.npy"  # 256 folders: 100 000 files in one are slow to list
+
+    def _identity(self, slide: Slide, view: View | None) -> bytes:
+        """What a file is the encoding of: its place, and a sum over tiles, as a file may change without a trace."""
+        what = str(self.path(slide, view).relative_to(self.folder)), self.key, [p.tile_sum for p in slide.parts]
+        return hashlib.blake2b(repr(what).encode(), digest_size=IDENTITY_BYTES).digest()
 
     def __call__(self, slide: Slide, epoch: int = 0) -> np.ndarray:
         """Tokens (n, D) of all tiles of a slide, the same in every epoch. Raises UserError."""
@@ -108,32 +124,34 @@ class SlideCache:
     def read(self, slide: Slide, view: View | None = None) -> np.ndarray:
         """Tokens (n, D) of all tiles of a slide, or of a view of it.
 
-        They are read, not mapped: all of them are needed, and so a loader thread waits for the disk.
+        They are read, not mapped: all of them are needed, and so a loader thread waits for the disk. Where `fill` has
+        been given the encoder, what cannot be read is encoded again.
 
         Raises:
             UserError: the file is missing or damaged.
         """
         tokens = np.empty(self.shape, self.dtype)
-        self.read_into(tokens, slide, view)
+        try:
+            self.read_into(tokens, slide, view)
+        except DamagedEncoding as damage:
+            damage.repair()
+            self.read_into(tokens, slide, view)
         return tokens
 
     def read_into(self, tokens: np.ndarray, slide: Slide, view: View | None = None) -> None:
         """Read into `tokens` (n, D), a contiguous array of this cache's type such as a row of a batch: without a copy.
 
-        Raises UserError as `read`.
+        Raises DamagedEncoding, a UserError, for a file that is missing or damaged.
         """
         path = self.path(slide, view)
-        try:
-            with open(path, "rb") as file:
-                held = _npy_header(file)
-                is_complete = held != (self.shape, np.dtype(self.dtype)) or _fill(tokens, file)
-            if not is_complete:
-                raise EOFError("it is too short")
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(path, f"the cached slide {slide.slide_id} cannot be read ({error})",
-                            "was it deleted or cut off? delete it and start again: it will be encoded again") from None
-        if held != (self.shape, np.dtype(self.dtype)):
-            raise UserError(path, f"holds {held[0]} {held[1]}", "delete it and start again")
+        problem = self._format.read_into(tokens, path, self._identity(slide, view))
+        if problem is None:
+            return
+        damage = DamagedEncoding(path, f"the cached slide {slide.slide_id} {problem}",
+                                 "start again: it will be encoded again")
+        if self._encode_again is not None:
+            damage.repair = partial(self._encode_again, (slide, view), damage)
+        raise damage
 
     @property
     def short_name(self) -> str:
@@ -141,13 +159,13 @@ class SlideCache:
         return "/".join(self.folder.parts[-2:])
 
     def has(self, slide: Slide, view: View | None = None) -> bool:
-        """Whether a complete file is there: a crash of the machine can leave one that is too short."""
-        try:
-            return os.path.getsize(self.path(slide, view)) > self.slide_bytes
-        except OSError:
-            return False
+        """Whether a file is there, of the right size: a crash of the machine can leave one that is too short."""
+        return self._state((slide, view)) in (FileState.WHOLE, FileState.WITHOUT_SUM)
 
-    def _missing(self, entries: Sequence[_Entry]) -> list[_Entry]:
+    def _state(self, entry: Entry) -> FileState:
+        return self._format.state(self.path(*entry))
+
+    def _missing(self, entries: Sequence[Entry]) -> list[Entry]:
         return [entry for entry in entries if not self.has(*entry)]
 
     def fill(self, slides: Sequence[Slide], encode: Encode, workers: int = 2, world: World = ALONE, *,
@@ -172,36 +190,51 @@ class SlideCache:
         Raises:
             UserError: the disk is too small, or a slide cannot be encoded; what is done by then is kept.
         """
-        groups = _groups_with_views(slides, views, with_views)
+        groups = groups_with_views(slides, views, with_views)
+        self._encode_again = _Repair(self, encode, partial(groups_with_views, slides, views, with_views))
         entries = list(itertools.chain.from_iterable(groups))
-        missing = self._missing(entries)
+        missing = self._missing_and_damaged(entries)
         if missing:
             need, free = self.check_disk(len(missing))
             self._remove_leftovers()
             logger.info("slide cache %s: %d to encode (of %s), %.2f GB of %.0f GB free", self.short_name, len(missing),
-                        _describe(entries), need / 1e9, free / 1e9)
-            self._encode(_groups_of_rank(groups, missing, world), encode, max(1, workers))
+                        describe_entries(entries), need / 1e9, free / 1e9)
+            self._encode(groups_of_rank(groups, missing, world), encode, max(1, workers))
         else:
-            logger.info("slide cache %s: all %s are there", self.short_name, _describe(entries))
+            logger.info("slide cache %s: all %s are there", self.short_name, describe_entries(entries))
 
         # files of another rank may be visible here later than to it
         if world.any(bool(missing)):
             self._wait_for(entries)
         return len(missing)
 
+    def _missing_and_damaged(self, entries: Sequence[Entry]) -> list[Entry]:
+        """The entries to encode; says what else it finds."""
+        by_state: dict[FileState, list[Entry]] = defaultdict(list)
+        for entry in entries:
+            by_state[self._state(entry)].append(entry)
+        damaged, without_sum = by_state[FileState.DAMAGED], by_state[FileState.WITHOUT_SUM]
+        if damaged:
+            logger.warning("%s and %d more files of the slide cache have a wrong size: encoded again",
+                           self.path(*damaged[0]).name, len(damaged) - 1)
+        if without_sum:
+            logger.info("slide cache %s: %d files of an earlier version have no checksum and are used as they are",
+                        self.short_name, len(without_sum))
+        return by_state[FileState.MISSING] + damaged
+
     def _remove_leftovers(self) -> None:
         """Remove the files that killed fills were writing."""
         for folder in self.folder.iterdir():
             remove_leftovers(folder)
 
-    def _encode(self, groups: list[list[_Entry]], encode: Encode, workers: int) -> None:
+    def _encode(self, groups: list[list[Entry]], encode: Encode, workers: int) -> None:
         """Encode what is missing of some groups, while others are read and written."""
-        bar = progress(None, "encoding slides", sum(map(_num_tiles, groups)), "tile")
+        bar = progress(None, "encoding slides", sum(map(num_tiles_of, groups)), "tile")
         start = time.monotonic()
         with ThreadPoolExecutor(workers) as pool, bar:
             writes: deque[Future] = deque()
             num_encoded = 0
-            for group, tiles, mask in _read_ahead(pool, groups):
+            for group, tiles, mask in read_ahead(pool, groups):
                 for entry, tokens in self._encode_group(group, tiles, mask, encode):
                     writes.append(pool.submit(self.write, entry, tokens))
                 while writes and writes[0].done():
@@ -210,23 +243,28 @@ class SlideCache:
                 num_encoded += len(group)
                 rate = num_encoded / max(time.monotonic() - start, 1e-9)
                 bar.set_postfix_str(f"{rate:.1f} slides/s", refresh=False)
-                bar.update(_num_tiles(group))
+                bar.update(num_tiles_of(group))
 
             for write in writes:
                 write.result()
 
-    def _encode_group(self, group: list[_Entry], tiles: torch.Tensor, mask: torch.Tensor, encode: Encode,
-                      ) -> list[tuple[_Entry, np.ndarray]]:
+    def _encode_group(self, group: list[Entry], tiles: torch.Tensor, mask: torch.Tensor, encode: Encode,
+                      ) -> list[tuple[Entry, np.ndarray]]:
         """(entry, tokens (n, D)) of the entries that are missing, from the tiles (B, N, C) and mask (B, N) of all."""
         missing = self._missing(group)
         if not missing:  # another run that fills this folder was faster
             return []
-        tokens = encode(tiles, mask)
-        self._require_finite(group, tokens)
-        rows = tokens.float().cpu().numpy().astype(self.dtype)
+        rows = self.encode_all(group, tiles, mask, encode)
         return [(entry, row) for entry, row in zip(group, rows, strict=True) if entry in missing]
 
-    def _wait_for(self, entries: Sequence[_Entry]) -> None:
+    def encode_all(self, group: list[Entry], tiles: torch.Tensor, mask: torch.Tensor, encode: Encode) -> np.ndarray:
+        """The tokens (B, n, D) of a group, as they are kept, from its tiles (B, N, C) and mask (B, N). Raises
+        UserError."""
+        tokens = encode(tiles, mask)
+        self._require_finite(group, tokens)
+        return tokens.float().cpu().numpy().astype(self.dtype)
+
+    def _wait_for(self, entries: Sequence[Entry]) -> None:
         """Return when this machine sees every file: a network drive shows those of another one up to a minute late."""
         deadline = time.monotonic() + _WAIT_SECONDS
         late = list(entries)
@@ -239,14 +277,12 @@ class SlideCache:
                                 "with several machines data.latents_cache must be on a disk that all of them share")
             time.sleep(0.5)
 
-    def write(self, entry: _Entry, tokens: np.ndarray) -> None:
+    def write(self, entry: Entry, tokens: np.ndarray) -> None:
         """Put the tokens (n, D) of a slide or view into the cache. Raises UserError."""
         path = self.path(*entry)
-        content = io.BytesIO()
-        np.save(content, tokens, allow_pickle=False)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, content.getvalue(), durable=True)
+            write_atomically(path, self._format.content(tokens, self._identity(*entry)), durable=True)
         except OSError as error:
             raise UserError(path, f"cannot be written ({error.strerror})",
                             "free some space, or set data.latents_cache to another folder or null") from None
@@ -268,7 +304,7 @@ class SlideCache:
                             "set data.latents_cache to a folder on a larger disk, or to null")
         return need, free
 
-    def _require_finite(self, group: list[_Entry], tokens: torch.Tensor) -> None:
+    def _require_finite(self, group: list[Entry], tokens: torch.Tensor) -> None:
         """NaN or infinity in one tile reaches all tokens of its slide, so the output is checked, not the input."""
         limit = float(np.finfo(self.dtype).max)
         for (slide, _), row in zip(group, tokens, strict=True):
@@ -277,6 +313,27 @@ class SlideCache:
                 read_tiles(slide)  # raises the error that counts the bad tiles
                 raise UserError(slide.path, "Prism's output for this slide is not finite",
                                 "use training.precision=fp32, or leave the slide out")
+
+
+class _Repair:
+    """Encodes again what turns out to be damaged after the cache was filled, once each."""
+
+    def __init__(self, cache: SlideCache, encode: Encode, groups: Callable[[], list[list[Entry]]]) -> None:
+        self._cache, self._encode, self._groups = cache, encode, groups
+        self._done: set[Entry] = set()
+
+    def __call__(self, entry: Entry, damage: DamagedEncoding) -> None:
+        """Replace the file of an entry. Raises UserError."""
+        group = next((group for group in self._groups() if entry in group), None)
+        if group is None:
+            raise damage
+        if entry in self._done:
+            raise UserError(damage.where, f"{damage.what}, after it was encoded again",
+                            "is the disk failing? set data.latents_cache to a folder on another one")
+        self._done.add(entry)
+        logger.warning("slide cache: %s: %s; it is encoded again", os.path.basename(damage.where), damage.what)
+        rows = self._cache.encode_all(group, *read_group(group), self._encode)
+        self._cache.write(entry, rows[group.index(entry)])
 
 
 @dataclass(frozen=True)
@@ -307,85 +364,3 @@ class ViewReader:
     def into(self, row: np.ndarray, slide: Slide, epoch: int) -> None:
         """As a call, into a row (n, D) of a batch."""
         self.cache.read_into(row, slide, view_of_epoch(slide, self.num_encodings, self.seed, epoch))
-
-
-def _npy_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
-    """(shape, type) of a .npy file, read up to its numbers. Raises ValueError for what `np.save` does not write."""
-    version = np.lib.format.read_magic(file)
-    if version != (1, 0):
-        raise ValueError(f"version {version} of the npy format")
-    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
-    if fortran_order:
-        raise ValueError("numbers in Fortran's order")
-    return shape, dtype
-
-
-def _fill(array: np.ndarray, file: BinaryIO) -> bool:
-    """Read the bytes of a contiguous array. Returns whether there were enough."""
-    return file.readinto(memoryview(array.reshape(-1).view(np.uint8))) == array.nbytes
-
-
-def _describe(entries: Sequence[_Entry]) -> str:
-    """Their number, such as "12 slides and 24 views"."""
-    num_views = sum(view is not None for _, view in entries)
-    slides = f"{len(entries) - num_views} slides"
-    return f"{slides} and {num_views} views" if num_views else slides
-
-
-def _rows(entry: _Entry) -> np.ndarray | None:
-    """Sorted indices of the tiles of an entry, None for all."""
-    slide, view = entry
-    return view.rows(slide) if view else None
-
-
-def _num_tiles(group: Sequence[_Entry]) -> int:
-    total = 0
-    for entry in group:
-        rows = _rows(entry)
-        total += entry[0].num_tiles if rows is None else len(rows)
-    return total
-
-
-def _groups_of_rank(groups: list[list[_Entry]], missing: Sequence[_Entry], world: World) -> list[list[_Entry]]:
-    """This rank's share of the groups in which an entry is missing."""
-    wanted = set(missing)
-    return [group for group in groups[world.rank::world.size] if wanted.intersection(group)]
-
-
-def _groups_with_views(slides: Sequence[Slide], views: Sequence[View], with_views: Collection[str],
-                       ) -> list[list[_Entry]]:
-    """The entries to encode together. Those of all tiles are grouped as without views; a view has groups of its own,
-    right after those of the same slides, whose files the system then still has in memory."""
-    groups: list[list[_Entry]] = []
-    for slides_of_group in _groups(slides):
-        groups.append([(slide, None) for slide in slides_of_group])
-        viewed = [slide for slide in slides_of_group if slide.slide_id in with_views]
-        if viewed:
-            groups += [[(slide, view) for slide in viewed] for view in views]
-    return groups
-
-
-def _groups(slides: Sequence[Slide]) -> list[list[Slide]]:
-    """Slides to encode together: neighbours in size, so that little is padding; a pure function of the slides."""
-    groups: list[list[Slide]] = []
-    for slide in sorted(slides, key=lambda s: (s.num_tiles, s.slide_id)):
-        # sorted by size: the new slide would be the largest of its group, to which the others are padded
-        padded_tiles = (len(groups[-1]) + 1) * slide.num_tiles if groups else 0
-        if not groups or len(groups[-1]) == _GROUP_SLIDES or padded_tiles > _GROUP_TILES:
-            groups.append([])
-        groups[-1].append(slide)
-    return groups
-
-
-def _read_ahead(pool: ThreadPoolExecutor, groups: list[list[_Entry]],
-                ) -> Iterator[tuple[list[_Entry], torch.Tensor, torch.Tensor]]:
-    """Each group with its tiles and mask; the next group is read while the caller works on this one."""
-    def read(group: list[_Entry]) -> tuple[torch.Tensor, torch.Tensor]:
-        return pad_tiles([read_tiles(entry[0], _rows(entry), check=False) for entry in group])
-
-    reads = deque(pool.submit(read, group) for group in groups[:1])
-    for number, group in enumerate(groups):
-        tiles, mask = reads.popleft().result()
-        if number + 1 < len(groups):
-            reads.append(pool.submit(read, groups[number + 1]))
-        yield group, tiles, mask

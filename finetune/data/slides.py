@@ -19,6 +19,7 @@ from ..common.progress import progress
 from ..common.threads import usable_cores
 from . import h5_files, npy_files, pt_files
 from .loader_process import map_in_processes
+from .tile_sum import NOT_SUMMED
 
 _H5 = (".h5", ".hdf5")
 FORMATS = {".h5": h5_files, ".hdf5": h5_files, ".pt": pt_files, ".npy": npy_files, ".npz": npy_files}
@@ -38,6 +39,7 @@ class SlideFile:
         dtype: Of the dataset, in numpy's notation.
         offset: Byte offset of its data in the file; None if chunked or compressed.
         size, mtime_ns: Of the file when it was checked, in bytes and nanoseconds.
+        tile_sum: Over a few of its tiles.
     """
 
     slide_id: str
@@ -49,6 +51,7 @@ class SlideFile:
     offset: int | None = None
     size: int = 0
     mtime_ns: int = 0
+    tile_sum: int = NOT_SUMMED
 
     @property
     def parts(self) -> tuple[SlideFile, ...]:
@@ -266,7 +269,7 @@ def _map(inspect: partial, paths: list[str]) -> Iterable[SlideFile | BadSlide]:
 
 
 def inspect_slide(path: str | Path, h5_key: str | None, image_dim: int, encoder: str | None = None) -> SlideFile:
-    """Check the header of one slide; reads no tile.
+    """Check the header of one slide; reads only the few tiles of its sum.
 
     Args:
         path: The file, or FILE.h5/ID for a dataset of a shared file.
@@ -289,7 +292,8 @@ def inspect_slide(path: str | Path, h5_key: str | None, image_dim: int, encoder:
         header = file_format.inspect(path, h5_key, image_dim, encoder, *of_slide)
     except file_format.ERRORS as error:
         raise describe_error(path, error) from None
-    return SlideFile(slide_id, str(path), *header, stat.st_size, stat.st_mtime_ns)
+    *header, tile_sum = header
+    return SlideFile(slide_id, str(path), *header, stat.st_size, stat.st_mtime_ns, tile_sum)
 
 
 def format_of(path: Path) -> ModuleType:

@@ -58,7 +58,7 @@ def read_tiles(slide: Slide, rows: np.ndarray | None = None, *, check: bool = Tr
 
 
 def _require_finite(tiles: np.ndarray, path: str) -> None:
-    if _all_finite(tiles):
+    if all_finite(tiles):
         return
     num_bad = np.count_nonzero(~np.isfinite(tiles).all(axis=1))
     raise UserError(path, f"NaN or infinity in {num_bad} of {len(tiles)} tiles",
@@ -142,7 +142,7 @@ class TileReader:
         return read_tiles(slide, choose_tiles(slide, self.max_tiles, self.seed, epoch))
 
 
-def _all_finite(tiles: np.ndarray) -> bool:
+def all_finite(tiles: np.ndarray) -> bool:
     """Whether an array of float16 or float32 holds no NaN or infinity, at memory speed.
 
     Read as an integer, the bits of infinity and NaN are larger than those of all other numbers of their sign: as

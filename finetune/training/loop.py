@@ -34,7 +34,7 @@ class Parts:
         save: Writes checkpoints of a state, of the best epoch too if the flag is true.
         stop: Whether a stop signal was received, the same on all ranks.
         grad_clip_norm: None disables clipping.
-        save_every_steps: 0 saves only at the end of an epoch.
+        save_every_steps: 0 saves only at the end of an epoch, before it is validated and after.
         monitor: The score that selects the best epoch; `last` takes the last one.
     """
 
@@ -57,9 +57,18 @@ class Parts:
         """The model that the objective trains."""
         return self.objective.model
 
+    def are_due(self, state: TrainState) -> bool:
+        """Whether a step is to be followed by checkpoints: the last one of an epoch is, as validating takes time in
+        which a run may be killed."""
+        is_last = self.validate is not None and state.batches_done == self.batches.count(state.epoch)
+        return is_last or bool(self.save_every_steps and state.step % self.save_every_steps == 0)
+
 
 def fit(parts: Parts, state: TrainState) -> TrainState:
-    """Train until `parts.epochs` or a stop signal. Only this module moves `state`; resumable after every step."""
+    """Train until `parts.epochs` or a stop signal. Only this module moves `state`; resumable after every step.
+
+    A run that is resumed after the last step of an epoch begins with the validation of this epoch.
+    """
     parts.model.train()
     while state.epoch < parts.epochs:
         with parts.log.epoch_bar(state, parts.batches.count(state.epoch), parts.epochs) as bar:
@@ -69,7 +78,7 @@ def fit(parts: Parts, state: TrainState) -> TrainState:
                 add_to_sums(state.sums, report)
                 parts.log.step(bar, report)
                 stop = parts.stop()
-                if stop or (parts.save_every_steps and state.step % parts.save_every_steps == 0):
+                if stop or parts.are_due(state):
                     parts.save(state, False)
                 if stop:
                     return state
@@ -112,10 +121,10 @@ def train_step(parts: Parts, micro_batches: list[Batch], lr: float, state: Train
 def end_epoch(parts: Parts, state: TrainState) -> None:
     """Validate, log and save after the last step of an epoch."""
     losses = means_of(state.sums, parts.model)
+    scores = parts.validate(state.epoch + 1) if parts.validate else {}  # a signal may end it: `state` is as saved
     state.sums = {}
     state.epoch += 1
     state.batches_done = 0
-    scores = parts.validate(state.epoch) if parts.validate else {}
     is_best = update_best(state, parts.monitor, scores)
     parts.log.epoch(state, losses | scores, parts.optimizer.param_groups[0]["lr"], is_best)
     parts.save(state, is_best)

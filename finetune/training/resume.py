@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import re
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from ..common.log import logger
 from ..common.run_folder import METRICS
 from ..config.auto import AUTO_KEYS, fill_open, value_of
 from ..config.schema import Config, from_dict, same_decoder
+from ..data.tile_sum import NOT_SUMMED
 from ..models.captioner import SlideCaptioner
 from .random_states import set_random_states
 from .state import TrainState
@@ -151,14 +154,19 @@ def keep_settings(config: Config, checkpoint: Checkpoint) -> Config:
     return config
 
 
-def check_same_run(checkpoint: Checkpoint, run: RunDescription) -> None:
-    """Raises UserError if the checkpoint belongs to other settings, data or Prism weights than this run."""
+def check_same_run(checkpoint: Checkpoint, run: RunDescription, slide_ids: Iterable[str] = ()) -> None:
+    """Raises UserError if the checkpoint belongs to other settings, data or Prism weights than this run.
+
+    Args:
+        slide_ids: Of training and validation, sorted, for an error.
+    """
     where = str(checkpoint.path)
     _check_same_settings(from_dict(checkpoint.config, where).to_dict(), run.config, where)
     if checkpoint.data.get("fingerprint") != run.data["fingerprint"]:
         raise UserError(where, "was trained on other data (slides, texts, tile counts or split changed)",
                         "restore the data, or go on from its weights with training.init_from="
                         f"{_short(checkpoint.path)} in another --output_dir")
+    _check_same_tiles(checkpoint, run, slide_ids)
     for key in ("sha256", "text_sha256"):
         if checkpoint.prism.get(key) != run.prism.get(key):
             raise _other_weights(checkpoint, key)
@@ -166,6 +174,26 @@ def check_same_run(checkpoint: Checkpoint, run: RunDescription) -> None:
         raise UserError(where, "is of an older version, where accum_freq did not enlarge the contrastive batch",
                         "start over in another --output_dir, or resume with that version")
     _warn_of_other_versions(checkpoint.versions, run.versions)
+
+
+def _check_same_tiles(checkpoint: Checkpoint, run: RunDescription, slide_ids: Iterable[str]) -> None:
+    """Raises UserError if files have been replaced by others with as many tiles. Checkpoints of before tiles were
+    summed are accepted."""
+    before, now = (_tile_sums(description.data) for description in (checkpoint, run))
+    changed = [slide_id for slide_id, was, is_now in zip(slide_ids, before, now, strict=False)
+               if was != is_now and NOT_SUMMED not in (was, is_now)]
+    if changed:
+        raise UserError(str(checkpoint.path), f"was trained on other tiles of {len(changed)} of {len(now)} slides, "
+                        f"such as {changed[0]}", "restore these files, or go on from its weights with "
+                        f"training.init_from={_short(checkpoint.path)} in another --output_dir")
+
+
+def _tile_sums(data: dict[str, Any]) -> list[int]:
+    """Of the slides by their ids; empty where a checkpoint has none that can be read."""
+    sums = data.get("tile_sums")
+    if not isinstance(sums, str) or not re.fullmatch("[0-9a-f]*", sums):
+        return []
+    return [int(sums[start:start + 8], 16) for start in range(0, len(sums), 8)]
 
 
 def _other_weights(checkpoint: Checkpoint, key: str) -> UserError:

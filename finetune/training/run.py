@@ -47,7 +47,7 @@ from .setup import (
     select_device,
     set_batch_size,
 )
-from .signals import StopSignals
+from .signals import StopRequested, StopSignals
 from .state import TrainState
 from .summary import describe_run, log_data, log_run
 
@@ -93,7 +93,7 @@ def _train(config: Config, resume: str | None, folder: Path, buffered: MemoryHan
     del start  # its weights are in the model now
     state = TrainState()
     if checkpoint:
-        check_same_run(checkpoint, description)
+        check_same_run(checkpoint, description, data.tile_sums)
         state = saved_state(checkpoint)
 
     objective = Objective(model, precision, world, user_loss)
@@ -104,7 +104,8 @@ def _train(config: Config, resume: str | None, folder: Path, buffered: MemoryHan
     optimizer = configured_optimizer(config, model.named_trained_parameters())
     scaler = precision.scaler()
     learning_rate = learning_rate_schedule(training, batches.total(training.epochs))
-    validator = make_validator(config, data, objective, loaders, folder)
+    signals = StopSignals(world)
+    validator = make_validator(config, data, objective, loaders, folder, signals)
     if checkpoint:
         restore(checkpoint, model, optimizer, scaler, world)
     if state.epoch >= training.epochs and world.broadcast_object(lambda: is_calibrated_and_indexed(folder)):
@@ -117,29 +118,38 @@ def _train(config: Config, resume: str | None, folder: Path, buffered: MemoryHan
     open_run_folder(config, data, saver, log, buffered, checkpoint, state)
     log_run(config, data, objective, batches, state)
     announce_start(config, data, objective, batches, state, checkpoint)
-    fill_caches(config, data, model, precision, cache, world, fresh=checkpoint is None)
-    with StopSignals(world) as signals:
-        parts = Parts(objective, optimizer, scaler, batches, learning_rate, validator, log, saver.save,
-                      signals.any_received, epochs=training.epochs, grad_clip_norm=training.grad_clip_norm,
-                      save_every_steps=training.save_every_steps, monitor=training.monitor)
-        try:
-            state = fit(parts, state)
-        except UserError as error:
-            log.finish(f"error: {error.line()}")
-            raise
-    return _end(parts, state, config, data, folder, loaders, signals.received)
+    parts = Parts(objective, optimizer, scaler, batches, learning_rate, validator, log, saver.save,
+                  signals.any_received, epochs=training.epochs, grad_clip_norm=training.grad_clip_norm,
+                  save_every_steps=training.save_every_steps, monitor=training.monitor)
+    try:
+        with signals:
+            with signals.interruptible():
+                fill_caches(config, data, model, precision, cache, world, fresh=checkpoint is None)
+            return _fit_and_finish(parts, state, config, data, folder, loaders, signals)
+    except StopRequested:
+        return _stopped(log, state, signals)
+    except UserError as error:
+        log.finish(f"error: {error.line()}")
+        raise
 
 
-def _end(parts: Parts, state: TrainState, config: Config, data: Data, folder: Path, loaders: LoaderFactory,
-         signal_number: int | None) -> int:
-    """What follows the last step of a run that is stopped or finished. Returns the exit code."""
+def _stopped(log: RunLog, state: TrainState, signals: StopSignals) -> int:
+    """Say that a signal has ended the run. Returns the exit code."""
+    log.finish("stopped")
+    number = signals.received or signal.SIGTERM  # of another process
+    logger.warning("stopped by %s after step %d; rerun with --resume auto", signal.Signals(number).name, state.step)
+    return 128 + number
+
+
+def _fit_and_finish(parts: Parts, state: TrainState, config: Config, data: Data, folder: Path, loaders: LoaderFactory,
+                    signals: StopSignals) -> int:
+    """Train, and do what follows the last epoch. Returns the exit code, 0. Raises StopRequested on a signal."""
+    fit(parts, state)
     if state.epoch < parts.epochs:
-        parts.log.finish("stopped")
-        number = signal_number or signal.SIGTERM  # of another process
-        logger.warning("stopped by %s after step %d; rerun with --resume auto", signal.Signals(number).name, state.step)
-        return 128 + number
+        raise StopRequested
     if parts.objective.world.is_main:
-        calibrate_and_index(folder, parts.model, parts.objective.precision, data, config, loaders.in_order)
+        with signals.interruptible():
+            calibrate_and_index(folder, parts.model, parts.objective.precision, data, config, loaders.in_order)
     parts.log.finish("finished")
     if parts.objective.world.is_main:
         announce_end(config, folder, state)

@@ -40,6 +40,7 @@ from .init_from import StartingPoint, take_weights
 from .objective import Objective
 from .probe_fit import fit_probe_tokens, predictable_of, require_probe_inputs
 from .resume import keep_settings
+from .signals import StopSignals
 from .state import TrainState
 from .validation import Observer, Validator
 
@@ -276,8 +277,8 @@ class LoaderFactory:
         return min(tiles, self.config.data.max_tiles or tiles)
 
 
-def make_validator(config: Config, data: Data, objective: Objective, loaders: LoaderFactory,
-                   folder: Path) -> Validator | None:
+def make_validator(config: Config, data: Data, objective: Objective, loaders: LoaderFactory, folder: Path,
+                   signals: StopSignals) -> Validator | None:
     """The validation pass: losses, a check for collapse and, with `training.eval_captions`, captions and their scores.
 
     None if there is no validation slide.
@@ -293,4 +294,4 @@ def make_validator(config: Config, data: Data, objective: Objective, loaders: Lo
         max_length = config.data.max_seq_len
         chosen = choose_samples(data.validation, training.eval_captions, training.seed)
         observers.append(CaptionScores(chosen, data.tokenizer, max_length, folder))
-    return Validator(objective, batches, data.tokenizer, observers, max_length)
+    return Validator(objective, batches, data.tokenizer, observers, max_length, signals)

@@ -43,6 +43,7 @@ def describe_run(config: Config, data: Data, model: SlideCaptioner, precision: P
         prism={"source": prism.source, "revision": prism.revision, "sha256": prism.sha256} | describe_prism(model),
         data={"fingerprint": data.fingerprint, "test_ids": data.test_ids,
               "validation_ids": [sample.slide.slide_id for sample in data.validation],
+              "tile_sums": "".join(f"{tile_sum:08x}" for tile_sum in data.tile_sums.values()),
               "slides": {"training": len(data.train), "validation": len(data.validation)},
               "texts": data.seen_texts},
         versions={"torch": str(torch.__version__), "python": platform.python_version(),

@@ -11,7 +11,7 @@ import torch
 from coca_pytorch import CoCaOutputs
 from prism import GenerationOptions
 
-from ..common.distributed import World
+from ..common.distributed import ALONE, World
 from ..common.log import logger
 from ..common.progress import progress
 from ..data.batch import Batch
@@ -22,6 +22,7 @@ from ..models.generation import generate
 from .loss_means import add_to_sums, means_of, step_report
 from .objective import Objective
 from .out_of_memory import oom_as_user_error
+from .signals import StopSignals
 
 
 @dataclass
@@ -80,6 +81,7 @@ class Validator:
 
     Attributes:
         max_length: Most tokens of a caption; None for no longer than the longest text of its micro-batch.
+        signals: That end a pass: at once in a run of one process, otherwise after a step.
     """
 
     objective: Objective
@@ -87,12 +89,23 @@ class Validator:
     tokenizer: Tokenizer
     observers: Sequence[Observer] = ()
     max_length: int | None = None
+    signals: StopSignals = field(default_factory=lambda: StopSignals(ALONE))
 
-    @torch.no_grad()
     def __call__(self, epoch: int) -> dict[str, float]:
-        """Run one pass. epoch: number of finished epochs. Leaves the model in train mode."""
+        """Run one pass. epoch: number of finished epochs. Leaves the model in train mode.
+
+        Raises StopRequested on a stop signal.
+        """
         model = self.objective.model
         model.eval()
+        try:
+            with self.signals.interruptible(together=True):
+                return self._scores(epoch)
+        finally:
+            model.train()
+
+    @torch.no_grad()
+    def _scores(self, epoch: int) -> dict[str, float]:
         for observer in self.observers:
             observer.begin(epoch)
         scores = self._losses(epoch)
@@ -101,7 +114,6 @@ class Validator:
         for observer in self.observers:
             for message in observer.warnings():
                 logger.warning("%s", message)
-        model.train()
         return scores
 
     def _losses(self, epoch: int) -> dict[str, float]:
@@ -117,6 +129,7 @@ class Validator:
                 steps_of_one_slide += 1
                 report["contrastive_loss"] = 0.0
             add_to_sums(sums, report)
+            self.signals.raise_if_any()
         sums["contrastive_loss"] *= sums["num_slides"] / max(sums["num_slides"] - steps_of_one_slide, 1.0)
         return {f"val_{name}": mean for name, mean in means_of(sums, model).items() if name != "negatives"}
 

@@ -12,6 +12,8 @@ import pytest
 
 from finetune.cleaning.rules import SHIPPED, Rules
 from finetune.cleaning.run import Options, make_labels
+from finetune.common.errors import UserError
+from finetune.data import patterns
 from finetune.data.labels import load_labels
 from tests.helpers import reports
 from tests.helpers.files import ROOT, refused, write_slides
@@ -224,6 +226,7 @@ def test_the_command_says_what_it_wrote_and_refuses_in_one_line(tmp_path):
     ("  month_en: '", "  month_en: '{month_en}", ["words that contain themselves"]),
     ("    inline: no", "    inline: maybe", ["inline is 'maybe', expected yes or no"]),
     ("placeholders: [nan,", "placeholders: [[nan],", ["placeholders is not a list of texts"]),
+    ("'\\b\\d{3}-\\d{2}-\\d{4}\\b'", "'((\\d{999}){999}){999}'", ["identifiers.number.patterns[", "repeats too much"]),
 ])
 def test_a_rules_file_that_cannot_be_meant_is_refused(tmp_path, old, new, words):
     content = SHIPPED.read_text(encoding="utf-8")
@@ -248,6 +251,19 @@ def test_an_id_that_the_loader_refuses_is_left_out(tmp_path, case_id):
     assert run(table) == {"B": "直肠腺癌。"}
     assert load_labels(tmp_path / "labels.json")[0].keys() == {"B"}
     assert "the id is not a file name" in (tmp_path / "labels.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("rule", ["drop:\n  mine: {{clause: ['{}']}}", "drop:\n  mine: {{phrase: ['{}']}}",
+                                  "identifiers:\n  mine: {{patterns: ['{}'], action: remove}}"])
+def test_A04_a_pattern_of_a_rules_file_that_would_hang_is_named_without_the_text(tmp_path, monkeypatch, rule):
+    monkeypatch.setattr(patterns, "_MAX_SECONDS_OF_TEXT", 0.2)
+    (tmp_path / "mine.yaml").write_text("keep_sections: [all]\nsections:\n  all: {columns: [病理诊断], headings: []}\n"
+                                        + rule.format("^(胃|胃胃)+$") + "\n", encoding="utf-8")
+    table = write_table(tmp_path, "utf-8", ["病理号", "病理诊断"], [["A", "胃" * 60 + "癌"]])
+    with pytest.raises(UserError) as caught:
+        run(table, rules=str(tmp_path / "mine.yaml"))
+    assert "takes more than 0.2 s on a text; write it without a repeat inside a repeat" in caught.value.line()
+    assert "mine.yaml: " in caught.value.line() and "胃胃胃" not in caught.value.line()
 
 
 def test_rules_of_the_user_replace_the_shipped_ones(tmp_path):

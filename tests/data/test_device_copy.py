@@ -172,10 +172,8 @@ def test_each_slide_lies_in_its_row(source, workers):
             assert batch.num_tokens == int(batch.text_mask.sum()) == sum(b.num_tokens for b in batch.split(1))
 
 
-@pytest.mark.parametrize(("content", "words"), [
-    (b"", "cannot be read"), (b"\x93NUMPY\x01\x00", "cannot be read"), ("cut", "too short"), ("other", "holds (2, 4) float32"),
-    ("gone", "cannot be read"), ("fortran", "Fortran")])
-def test_a_damaged_cached_slide_is_an_error_with_its_name(tmp_path, content, words):
+@pytest.mark.parametrize("content", [b"", b"\x93NUMPY\x01\x00", "cut", "other", "gone", "fortran"])
+def test_a_damaged_cached_slide_is_an_error_with_its_name(tmp_path, content):
     cache, slide = SlideCache(tmp_path, "k", N, D, "float16"), SlideFile("s1", "s1.h5", "x", 1)
     path = cache.path(slide)
     path.parent.mkdir(parents=True)
@@ -187,7 +185,7 @@ def test_a_damaged_cached_slide_is_an_error_with_its_name(tmp_path, content, wor
     elif isinstance(content, bytes):
         path.write_bytes(content)
     loader = BatchLoader([Sample(slide, [1, 2])] * 2, BatchOrder([(0, 1)] * 2, 2, 0, shuffle=False), cache, 0, workers=1)
-    with refused(path, words, "delete it and start again"):
+    with refused(path, "the cached slide s1 cannot be read", "start again"):
         list(loader.epoch(0))
     loader.close()
 

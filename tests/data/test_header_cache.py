@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import zlib
+
 import pytest
 
 from finetune.data import slides as tiles
@@ -47,11 +51,30 @@ def test_an_index_made_for_other_questions_is_not_used(indexed, wanted):
     assert read_headers(indexed[0], *wanted) == {}
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"made_for": [1, null, 6, "virchow"], "slides": [[1]]}',
-                                  '{"made_for": [1, null, 6, "virchow"], "slides": 5}', "[" * 100_000, "\ud800"])
-def test_a_damaged_index_is_reported_and_ignored(indexed, text, log_lines):
+def written(rows: str) -> str:
+    return f'{{"made_for": [2, null, 6, "virchow"], "crc32": {zlib.crc32(rows.encode())}}}\n{rows}'
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"made_for": [2, null, 6, "virchow"]}', written("[[1]]"), written("5"),
+                                  written("[" * 100_000), written(json.dumps([[3] * 10 + [0]])), "[" * 100_000, "\ud800"])
+def test_A07_a_damaged_index_is_reported_and_ignored(indexed, text, log_lines):
     indexed[0].write_bytes(text.encode("utf-8", "surrogatepass"))
     assert read_headers(indexed[0], None, D, "virchow") == {} and any("cannot be read" in line for line in log_lines)
+
+
+def test_A07_no_byte_of_an_index_can_change_unnoticed(indexed):
+    path, slides = indexed
+    raw = path.read_bytes()
+    for at in range(len(raw)):
+        path.write_bytes(raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1:])
+        assert read_headers(path, None, D, "virchow") in ({}, {slide.location: slide for slide in slides})
+
+
+def test_A07_other_tiles_with_the_time_of_the_former_ones_are_read_again(indexed, tmp_path):
+    path, slides = indexed
+    write_h5(tmp_path / "h5" / "s1.h5", random_tiles(2, D, seed=9))
+    os.utime(tmp_path / "h5" / "s1.h5", ns=(slides[1].mtime_ns, slides[1].mtime_ns))
+    assert len(read_headers(path, None, D, "virchow")) == 4
 
 
 def test_an_unwritable_folder_is_reported(tmp_path, log_lines):

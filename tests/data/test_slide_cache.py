@@ -14,7 +14,11 @@ import torch
 
 from finetune.common.distributed import World
 from finetune.common.files import temporary_name
+from finetune.data import encoding_groups
 from finetune.data import slide_cache as latents
+from finetune.data.batch import Sample
+from finetune.data.loader import BatchLoader
+from finetune.data.sampler import BatchOrder
 from finetune.data.slide_cache import SlideCache
 from finetune.data.slides import SlideFile, inspect_slide
 from prism import PerceiverConfig, PrismSlideEncoder
@@ -87,7 +91,7 @@ def test_other_weights_precision_or_files_never_meet_old_latents(tmp_path, slide
 
 
 def test_an_interrupted_fill_resumes_and_ends_with_the_same_bits(tmp_path, slides, encoder, monkeypatch):
-    monkeypatch.setattr(latents, "_GROUP_SLIDES", 3)
+    monkeypatch.setattr(encoding_groups, "_GROUP_SLIDES", 3)
     whole, resumed = a_cache(tmp_path / "whole"), a_cache(tmp_path / "resumed")
     whole.fill(slides, encode_with(encoder))
     calls: list[int] = []
@@ -119,15 +123,103 @@ def test_A01_what_killed_fills_have_left_goes_with_the_next_fill_and_files_of_ot
     assert not left.exists() and mine.exists()
 
 
-def test_a_file_that_is_too_short_is_encoded_again(tmp_path, slides, encoder):
+@pytest.fixture
+def filled(tmp_path, slides, encoder) -> tuple[list[SlideFile], list[np.ndarray]]:
+    """The slides, in a cache of `tmp_path`, and their encodings."""
     cache = a_cache(tmp_path)
     cache.fill(slides, encode_with(encoder))
-    for length in (cache.path(slides[2]).stat().st_size - 1, 100, 0):
-        os.truncate(cache.path(slides[2]), length)
-        with refused(cache.path(slides[2]).name, "s2", "encoded again"):
-            cache(slides[2])
-    assert not cache.has(slides[2]) and cache.fill(slides, encode_with(encoder)) == 1
-    assert cache(slides[2]).shape == (TOKENS, WIDTH)
+    return slides, [cache(slide).copy() for slide in slides]
+
+
+def damage(cache: SlideCache, slides: list[SlideFile], how: str) -> None:
+    """Change the file of slide 2."""
+    path = cache.path(slides[2])
+    raw = bytearray(path.read_bytes())
+    start = len(raw) - 28 - 4 * TOKENS * WIDTH  # of the numbers
+    match how:
+        case "other slide":
+            raw = cache.path(slides[3]).read_bytes()
+        case "zeros":
+            raw[start + 64:start + 128] = bytes(64)
+        case "gone":
+            path.unlink()
+            return
+        case _ if how.startswith("cut"):
+            del raw[int(how.split()[1]):]
+        case _ if how.startswith("flip"):
+            at = {"header": 70, "numbers": start + 9, "last number": len(raw) - 29}.get(how[5:]) or len(raw) - int(how[5:])
+            raw[at] ^= 4
+    path.write_bytes(raw)
+
+
+DAMAGES = ["other slide", "zeros", "gone", "cut 0", "cut 100", "cut -1", "flip header", "flip numbers", "flip last number",
+           "flip 1", "flip 10", "flip 24"]
+
+
+@pytest.mark.parametrize(("damaged", "workers"), [("before", 0), ("after", 2)])
+@pytest.mark.parametrize("how", DAMAGES)
+def test_A07_a_damaged_file_is_encoded_again_with_one_warning_and_the_same_bits(tmp_path, filled, encoder, how, damaged,
+                                                                                workers, log_lines):
+    slides, whole = filled
+    cache = a_cache(tmp_path)
+    if damaged == "before":  # the fill notices what the size tells
+        damage(cache, slides, how)
+    cache.fill(slides, encode_with(encoder))
+    if damaged == "after":
+        damage(cache, slides, how)
+    order = BatchOrder([(0, 1)] * len(slides), 3, 0, shuffle=False)
+    loader = BatchLoader([Sample(slide, [1, 2]) for slide in slides], order, cache, 0, workers=workers)
+    for _ in range(2):
+        read = torch.cat([batch.image_tokens for [batch] in loader.epoch(0)]).numpy()
+        assert np.array_equal(read, np.stack(whole))
+    loader.close()
+    warnings = [line for line in log_lines if "encoded again" in line]
+    assert len(warnings) == ((how, damaged) != ("gone", "before")) and all(cache.path(slides[2]).name in line for line in warnings)
+
+
+def test_A07_a_file_that_another_process_damages_after_it_was_read_is_noticed(tmp_path, filled):
+    slides, whole = filled
+    cache = a_cache(tmp_path)
+    assert np.array_equal(cache(slides[2]), whole[2])
+    damage(cache, slides, "flip numbers")
+    with refused(cache.path(slides[2]).name, "s2", "wrong checksum", "start again"):
+        cache(slides[2])
+
+
+def test_A07_damage_that_comes_back_ends_the_run(tmp_path, filled, encoder, monkeypatch):
+    slides, _ = filled
+    cache = a_cache(tmp_path)
+    cache.fill(slides, encode_with(encoder))
+    damage(cache, slides, "flip numbers")
+    monkeypatch.setattr(SlideCache, "write", lambda *_: None)
+    with refused("s2", "wrong checksum"):
+        cache(slides[2])
+    with refused("s2", "after it was encoded again", "failing"):
+        cache(slides[2])
+
+
+def test_A07_other_tiles_at_the_same_place_size_and_time_are_not_met_by_their_former_encoding(tmp_path, filled):
+    slides, _ = filled
+    path = Path(slides[2].path)
+    write_h5(path, random_tiles(11, D, seed=99, dtype="f2"))
+    os.utime(path, ns=(slides[2].mtime_ns, slides[2].mtime_ns))
+    other = inspect_slide(path, None, D)
+    cache = a_cache(tmp_path)
+    assert cache.path(other) == cache.path(slides[2])
+    with refused("s2", "is the encoding of other tiles"):
+        cache(other)
+
+
+def test_A07_files_of_before_there_was_a_checksum_are_used_and_counted(tmp_path, filled, encoder, log_lines):
+    slides, whole = filled
+    cache = a_cache(tmp_path)
+    for slide, tokens in zip(slides[:3], whole, strict=False):
+        np.save(cache.path(slide), tokens)
+    assert cache.fill(slides, encode_with(encoder)) == 0
+    assert sum("3 files of an earlier version have no checksum" in line for line in log_lines) == 1
+    assert all(np.array_equal(cache(slide), tokens) for slide, tokens in zip(slides, whole, strict=True))
+    np.save(cache.path(slides[0]), np.full_like(whole[0], np.nan))
+    assert np.array_equal(cache(slides[0]), whole[0]), "NaN is refused all the same"
 
 
 def test_H09_a_bad_tile_is_named_before_anything_of_its_slide_is_stored(tmp_path, slides, encoder):
@@ -162,9 +254,9 @@ def test_K15_a_file_that_cannot_be_written_ends_the_fill_in_one_line(tmp_path, s
 
 
 def test_groups_hold_neighbours_in_size_and_keep_their_limits(monkeypatch):
-    monkeypatch.setattr(latents, "_GROUP_TILES", 100)
+    monkeypatch.setattr(encoding_groups, "_GROUP_TILES", 100)
     sizes = np.random.default_rng(0).integers(1, 150, 60).tolist()
-    groups = latents._groups([SlideFile(str(i), "", "", n) for i, n in enumerate(sizes)])
+    groups = encoding_groups._groups([SlideFile(str(i), "", "", n) for i, n in enumerate(sizes)])
     assert sorted(int(s.slide_id) for g in groups for s in g) == list(range(60))
     for group in groups:
         assert len(group) <= 16 and (len(group) == 1 or len(group) * max(s.num_tiles for s in group) <= 100)
@@ -185,7 +277,7 @@ class Thread(World):
 
 @pytest.mark.parametrize("there", [0, 3])
 def test_ranks_share_the_work_and_all_return_when_everything_is_there(tmp_path, slides, encoder, there, monkeypatch):
-    monkeypatch.setattr(latents, "_GROUP_SLIDES", 2)
+    monkeypatch.setattr(encoding_groups, "_GROUP_SLIDES", 2)
     alone, cache, barrier = a_cache(tmp_path / "alone"), a_cache(tmp_path), threading.Barrier(2)
     alone.fill(slides, encode_with(encoder))
     cache.fill(slides[:there], encode_with(encoder))
@@ -201,7 +293,7 @@ def test_ranks_share_the_work_and_all_return_when_everything_is_there(tmp_path, 
 
 def test_a_slide_that_another_machine_should_have_written_is_waited_for_and_then_missed(tmp_path, slides, encoder,
                                                                                         monkeypatch):
-    monkeypatch.setattr(latents, "_GROUP_SLIDES", 2)
+    monkeypatch.setattr(encoding_groups, "_GROUP_SLIDES", 2)
     monkeypatch.setattr(latents, "_WAIT_SECONDS", 0.2)
     with refused("is not there, nor are", "all of them share"):
         a_cache(tmp_path).fill(slides, encode_with(encoder), 1, Thread(0, threading.Barrier(1)))

@@ -10,6 +10,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import torch
 
 from finetune.common.errors import BadSlide
 from finetune.data import slides as tiles_module
@@ -204,18 +205,43 @@ def test_H13_a_missing_compression_filter_is_named_from_the_header(tmp_path):
     bad_slide(path, "filter 32015", "not installed", "hdf5plugin")
 
 
-@pytest.mark.parametrize("options", [{"compression": "gzip"}, {"fletcher32": True, "chunks": (20, D)}],
-                         ids=["H14 gzip", "H14 fletcher32"])
-def test_H14_a_flipped_byte_in_a_checked_chunk_is_an_error_that_names_the_file(tmp_path, options):
-    path = write_h5(tmp_path / "s.h5", random_tiles(20, D), **options)
+@pytest.mark.parametrize("number", [0, 2])
+@pytest.mark.parametrize("options", [{"compression": "gzip"}, {"fletcher32": True}], ids=["H14 gzip", "H14 fletcher32"])
+def test_H14_a_flipped_byte_in_a_checked_chunk_is_an_error_that_names_the_file(tmp_path, options, number):
+    """Chunk 0 holds tiles of the sum, and is read with the header."""
+    path = write_h5(tmp_path / "s.h5", random_tiles(200, D), chunks=(20, D), **options)
     with h5py.File(path) as file:
-        chunk = file["embeddings"].id.get_chunk_info(0)
+        chunk = file["embeddings"].id.get_chunk_info(number)
     raw = bytearray(path.read_bytes())
     raw[chunk.byte_offset + chunk.size // 2] ^= 0xFF
     path.write_bytes(raw)
+    if number == 0:
+        bad_slide(path, "cannot be read", "copy it again")
+        return
     slide = inspect_slide(path, None, D)
     with refused("s.h5", "cannot be read", "copy it again"):
         read_tiles(slide)
+
+
+def test_A08_other_tiles_in_the_same_shape_have_another_sum(tmp_path):
+    tiles = [random_tiles(100, D, seed) for seed in range(2)]
+    ways = [lambda path, t: write_h5(path.with_suffix(".h5"), t), lambda path, t: write_h5(path.with_suffix(".h5"), t[None]),
+            lambda path, t: write_h5(path.with_suffix(".h5"), t, compression="gzip", chunks=(7, D)),
+            lambda path, t: np.save(path.with_suffix(".npy"), t), lambda path, t: np.save(path.with_suffix(".npy"), np.asfortranarray(t)),
+            lambda path, t: np.savez_compressed(path.with_suffix(".npz"), features=t),
+            lambda path, t: torch.save(torch.from_numpy(t), path.with_suffix(".pt")),
+            lambda path, t: torch.save({"features": torch.from_numpy(t).bfloat16()}, path.with_suffix(".pt"))]
+    sums = []
+    for number, write in enumerate(ways):
+        of_seed = []
+        for seed, name in ((0, "a"), (1, "b"), (0, "c")):
+            folder = tmp_path / f"{number}{name}"
+            folder.mkdir()
+            write(folder / "s", tiles[seed])
+            of_seed.append(inspect_slide(next(folder.iterdir()), None, D).tile_sum)
+        assert of_seed[0] == of_seed[2] != of_seed[1] and 0 not in of_seed, number
+        sums.append(of_seed)
+    assert sums[0] == sums[1] == sums[2] == sums[3] == sums[4] == sums[6], "the same numbers, however they are stored"
 
 
 def test_H16_a_shape_bomb_is_refused_from_its_header(tmp_path):
@@ -298,9 +324,9 @@ def test_H20_a_file_that_changed_after_its_check_is_an_error(tmp_path, change, w
 def test_every_kind_of_non_finite_number_is_found_at_any_position(value, dtype, place):
     data = np.random.default_rng(0).standard_normal((1200, 1000)).astype(dtype)
     data.flat[:4] = [np.finfo(dtype).max, np.finfo(dtype).min, -0.0, np.finfo(dtype).smallest_subnormal]
-    assert tile_reader._all_finite(data) and tile_reader._all_finite(data[::7, ::3])
+    assert tile_reader.all_finite(data) and tile_reader.all_finite(data[::7, ::3])
     data.flat[place] = value
-    assert not tile_reader._all_finite(data)
+    assert not tile_reader.all_finite(data)
 
 
 def test_contiguous_tiles_are_mapped_behind_a_user_block_too(tmp_path):

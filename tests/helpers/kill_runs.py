@@ -24,8 +24,10 @@ import torch._dynamo  # an optimizer imports it, which takes a second: better on
 from finetune.checkpoints.format import Checkpoint, read_pth
 from finetune.common import device
 from finetune.config.schema import Config, apply_overrides
+from finetune.data.slide_cache import SlideCache
 from finetune.models import build as model
 from finetune.training import loop, run
+from finetune.training.caption_validation import CaptionScores
 from finetune.training.run_log import RunLog
 from finetune.training.validation import Validator
 from prism import PerceiverConfig, PrismSlideEncoder
@@ -93,7 +95,7 @@ def _hash(value: object) -> str:
 
 def _child(folder: str, kill: str, mutation: str, more: tuple[str, ...]) -> None:
     os.chdir(folder)
-    sys.stderr = sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    sys.stderr = sys.stdout = open("stderr.txt", "w", encoding="utf-8", buffering=1)  # noqa: SIM115
     torch.set_num_threads(1)
     _shrink()
     if kill:
@@ -103,6 +105,8 @@ def _child(folder: str, kill: str, mutation: str, more: tuple[str, ...]) -> None
     code = 2
     try:
         code = run.train(apply_overrides(Config(), [*SETTINGS, "model.probe_tokens=2", *more]), "auto")
+    except Exception as error:
+        print(error)
     finally:
         os._exit(code)  # what pytest has registered to happen at exit is not for a fork
 
@@ -186,7 +190,11 @@ def _install(point: str, count: str, signal_name: str = "SIGKILL") -> None:
     if point == "mid_write":
         torch.save = half_written
         return
-    {"step": lambda: _after(loop, "train_step", hit), "validation": lambda: _before(Validator, "__call__", hit),
+    {"step": lambda: _after(loop, "train_step", hit), "validation": lambda: _before(Validator, "_scores", hit),
+     "validated": lambda: _after(Validator, "_observe", hit), "captioned": lambda: _after(CaptionScores, "observe", hit),
+     "scored": lambda: _after(CaptionScores, "scores", hit), "encoded": lambda: _after(SlideCache, "encode_all", hit),
+     "cached": lambda: _after(SlideCache, "write", hit),
+     "before_cached": lambda: _before(os, "replace", hit, to(".npy")),
      "before_log": lambda: _before(RunLog, "epoch", hit), "after_log": lambda: _after(RunLog, "epoch", hit),
      "before_write": lambda: _before(torch, "save", hit), "between": lambda: _after(os, "replace", hit, to("best_model.pth")),
      "before_replace": lambda: _before(os, "replace", hit, to(".pth")),

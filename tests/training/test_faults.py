@@ -200,6 +200,23 @@ def test_K13_other_data_and_other_prism_weights_are_refused():
         resume.check_same_run(BEFORE, dataclasses.replace(RUN, prism={"sha256": "1" * 64}))
 
 
+def with_sums(description, sums: str | None):
+    return dataclasses.replace(description, data={"fingerprint": "f"} | ({"tile_sums": sums} if sums is not None else {}))
+
+
+@pytest.mark.parametrize(("before", "now", "changed"), [
+    ("0000000a0000000b", "0000000a0000000b", None), ("0000000a0000000b", "0000000a0000000c", "1 of 2 slides, such as s1"),
+    ("0000000a0000000b", "0000000c0000000d", "2 of 2 slides, such as s0"), ("000000000000000b", "0000000c0000000b", None),
+    (None, "0000000c0000000d", None), ("", "0000000c0000000d", None), ("x" * 16, "0000000c0000000d", None)])
+def test_A08_other_tiles_in_files_of_the_same_shape_are_refused(before, now, changed):
+    run = with_sums(RUN, now)
+    if changed is None:
+        resume.check_same_run(with_sums(BEFORE, before), run, ["s0", "s1"])
+        return
+    with refused("c.pth", f"other tiles of {changed}", "restore these files"):
+        resume.check_same_run(with_sums(BEFORE, before), run, ["s0", "s1"])
+
+
 @pytest.mark.parametrize("fp16", [True, False])
 def test_K14_another_precision_is_refused(tmp_path, fp16):
     saver_of(tmp_path, fp16=fp16).save(TrainState(), False)

@@ -104,7 +104,8 @@ def test_the_loop_runs_every_batch_at_the_scheduled_rate_and_saves_each_epoch(tm
     parts.optimizer.step = lambda *a, **k: (rates.append(parts.optimizer.param_groups[0]["lr"]), step(*a, **k))[1]
     state = fit(parts, TrainState())
     assert rates == [warmup_cosine(i, 9, 1e-2, 0.0) for i in range(9)]  # 3 steps an epoch
-    assert [(s.epoch, s.batches_done, s.step) for s in saved] == [(1, 0, 3), (2, 0, 6), (3, 0, 9)]
+    assert [(s.epoch, s.batches_done, s.step) for s in saved] == [(0, 3, 3), (1, 0, 3), (1, 3, 6), (2, 0, 6), (2, 3, 9), (3, 0, 9)]
+    assert all(bool(s.sums) == (s.batches_done > 0) for s in saved), "what is saved before a validation has the epoch's losses"
     assert state.best_loss == min(s.best_loss for s in saved)
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import shutil
 import time
 from pathlib import Path
 
@@ -11,13 +13,16 @@ import pytest
 
 from finetune.checkpoints.format import Checkpoint
 from finetune.common.errors import UserError
-from tests.helpers.kill_runs import MUTATIONS, fingerprint, make_data, train_in
+from tests.helpers.files import random_tiles, write_h5
+from tests.helpers.kill_runs import MUTATIONS, WIDTH, fingerprint, make_data, train_in
 
 pytestmark = [pytest.mark.full, pytest.mark.skipif(os.name != "posix", reason="needs fork and SIGKILL")]
 KILLED, INTERRUPTED, TERMINATED = -9, 130, 143
 # how often each point is passed in a whole run
 PASSED = {"step": 12, "before_write": 10, "mid_write": 10, "before_replace": 14, "after_replace": 14, "before_log": 4,
           "after_log": 4, "validation": 4, "between": 2}
+IN_VALIDATION = {"validation": 4, "validated": 8, "captioned": 8, "scored": 4}
+IN_CACHE_FILL = {"encoded": 1, "cached": 14, "before_cached": 14}
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +62,12 @@ def test_A01_files_and_folders_of_others_stay_when_a_run_starts(whole, tmp_path)
     assert not list((folder / "run").glob(".*.tmp"))
 
 
+def position(folder: Path) -> tuple[int, int, int]:
+    """(epochs finished, steps of the next one, steps) of last_model.pth."""
+    progress = Checkpoint.load(folder / "run" / "last_model.pth").progress
+    return progress["epoch"], progress["batches_done"], progress["step"]
+
+
 def random_kill(seed: int) -> tuple[str, str]:
     rng = random.Random(seed)
     first, second = (f"{point}:{rng.randint(1, PASSED[point])}" for point in rng.choices(sorted(PASSED), k=2))
@@ -89,6 +100,42 @@ def test_K16_fifty_random_kills(whole, seed):
     kill_twice(whole, whole.parent / f"random_{seed}", *random_kill(seed))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(100))
+def test_K16_a_hundred_kills_in_cache_fill_and_validation(whole, seed):
+    """Every second one in the fill, the next one in a validation, and again in the run that goes on."""
+    folder, rng = whole.parent / f"phase_{seed}", random.Random(seed)
+    points = (IN_CACHE_FILL, IN_VALIDATION)[seed % 2]
+    point = rng.choice(sorted(points))
+    assert train_in(folder, f"{point}:{rng.randint(1, points[point])}") == KILLED
+    again = rng.choice(sorted(IN_VALIDATION))
+    assert train_in(folder, f"{again}:{rng.randint(1, 2)}") in (KILLED, 0)
+    assert_same_end(whole, folder)
+
+
+def test_K16_a_kill_in_a_validation_costs_no_step(whole):
+    folder = whole.parent / "no_step_lost"
+    assert train_in(folder, "captioned:3") == KILLED
+    assert position(folder) == (1, 3, 6)
+    assert train_in(folder, "step:1") == KILLED, "the second epoch is validated, the first step is of the third one"
+    records = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [record["step"] for record in records] == [3, 6] and position(folder) == (2, 0, 6)
+    assert_same_end(whole, folder)
+
+
+@pytest.mark.parametrize(("kill", "at"), [("captioned:3:SIGTERM", (1, 3, 6)), ("validated:8:SIGINT", (3, 3, 12)),
+                                          ("cached:5:SIGTERM", None), ("finish:1:SIGTERM", (4, 0, 12))])
+def test_K17_a_signal_in_a_long_phase_ends_it_at_once_and_the_run_resumes_bit_equal(whole, kill, at):
+    folder = whole.parent / kill.replace(":", "_")
+    assert train_in(folder, kill) == (INTERRUPTED if kill.endswith("INT") else TERMINATED)
+    if at is None:
+        assert not list((folder / "run").glob("*.pth"))
+    else:
+        assert position(folder) == at
+    assert not list(folder.rglob(".lock")) and not list(folder.rglob("*.tmp"))
+    assert_same_end(whole, folder)
+
+
 def test_K16_two_kills_in_one_epoch_and_one_at_its_end(whole):
     folder = whole.parent / "three"
     for kill in ("step:4", "step:1", "after_log:1"):
@@ -104,6 +151,25 @@ def test_K17_a_signal_saves_and_exits_in_time_and_the_run_resumes_bit_equal(whol
     assert time.monotonic() - started < 30
     Checkpoint.load(folder / "run" / "last_model.pth")
     assert_same_end(whole, folder)
+
+
+@pytest.mark.parametrize("cached", ["data.latents_cache=auto", "data.latents_cache=null"])
+def test_A08_a_run_goes_on_with_copies_of_its_files_but_not_with_others_of_the_same_shape(whole, cached):
+    more, name = [cached], cached[-4:]
+    if cached.endswith("null"):
+        more.append("model.probe_tokens=0")
+    for folder in ("same", "other"):
+        shutil.copytree(whole.parent / "h5", whole.parent / f"{folder}_{name}")  # with times of their own
+    one = whole.parent / f"other_{name}" / "s3.h5"
+    write_h5(one, random_tiles(2, WIDTH, seed=99))
+    folder, undisturbed = whole.parent / f"killed_{name}", whole.parent / f"undisturbed_{name}"
+    assert train_in(folder, "step:8", "", *more) == KILLED
+    assert train_in(folder, "", "", *more, f"data.embeddings_dir=../other_{name}") == 2
+    log = (folder / "stderr.txt").read_text(encoding="utf-8")
+    assert "other tiles of 1 of 14 slides, such as s3; restore these files" in log
+    for where in (folder, undisturbed):
+        assert train_in(where, "", "", *more, f"data.embeddings_dir=../same_{name}") == 0
+    assert fingerprint(folder) == fingerprint(undisturbed)
 
 
 def test_K18_a_finished_run_is_left_as_it_is(whole):

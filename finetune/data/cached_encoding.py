@@ -1,0 +1,125 @@
+"""The file of one encoding in the slide cache: a `.npy` file, which `numpy.load` reads, and 28 bytes after its numbers.
+
+They hold the identity of what was encoded and a CRC-32 of the whole file, so that a flipped bit, a page of zeros or the
+file of another slide is noticed. The sum is compared when a process reads a file for the first time, and again when the
+file has changed since: it takes 0.2 ms for the 1.3 MB of a slide, and reading them from memory 0.15 ms.
+
+Shapes: n image tokens of D numbers.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zlib
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+
+from ..common.errors import UserError
+from .tile_reader import all_finite
+
+_TRAILER = struct.Struct("<8s16sI")  # mark, identity, CRC-32 of all bytes before it
+_MARK = b"prismsum"
+IDENTITY_BYTES = 16
+
+
+class FileState(Enum):
+    """What the size of a file says about it."""
+
+    MISSING = "missing"
+    DAMAGED = "damaged"  # of another size
+    WHOLE = "whole"
+    WITHOUT_SUM = "without a checksum"  # of a version that wrote none
+
+
+class DamagedEncoding(UserError):
+    """A file of the slide cache that cannot be used.
+
+    Attributes:
+        repair: Replaces the file. To be called in the thread that uses the encoder; raises UserError where it cannot.
+    """
+
+    repair: Callable[[], None]
+
+    def __init__(self, where: Path, what: str, fix: str) -> None:
+        super().__init__(where, what, fix)
+        self.repair = self._raise
+
+    def _raise(self) -> NoReturn:
+        raise self
+
+
+class EncodingFormat:
+    """The bytes of the files of one cache, whose encodings are all of one shape (n, D) and type."""
+
+    def __init__(self, shape: tuple[int, int], dtype: str) -> None:
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(
+            header, {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape})
+        self._header, self._dtype = header.getvalue(), np.dtype(dtype)
+        self._size_without_sum = len(self._header) + shape[0] * shape[1] * self._dtype.itemsize
+        self._size = self._size_without_sum + _TRAILER.size
+        self._compared: set[int] = set()  # hashes of the files, in their present state, whose sum was right
+
+    def content(self, tokens: np.ndarray, identity: bytes) -> bytes:
+        """The file of an encoding (n, D) of this shape and type."""
+        content = self._header + np.ascontiguousarray(tokens, self._dtype).tobytes()
+        return content + _TRAILER.pack(_MARK, identity, zlib.crc32(identity, zlib.crc32(content)))
+
+    def state(self, path: Path) -> FileState:
+        """What the size of a file says; nothing is read."""
+        try:
+            size = os.path.getsize(path)
+        except OSError:
+            return FileState.MISSING
+        sizes = {self._size: FileState.WHOLE, self._size_without_sum: FileState.WITHOUT_SUM}
+        return sizes.get(size, FileState.DAMAGED)
+
+    def read_into(self, tokens: np.ndarray, path: Path, identity: bytes) -> str | None:
+        """Read a file into `tokens` (n, D), a contiguous array of this type. Returns what is wrong with it, or None."""
+        try:
+            return self._read_into(tokens, path, identity)
+        except OSError as error:
+            return f"cannot be read ({error.strerror or error})"
+
+    def _read_into(self, tokens: np.ndarray, path: Path, identity: bytes) -> str | None:
+        """As `read_into`. Raises OSError."""
+        data = memoryview(tokens.reshape(-1).view(np.uint8))
+        with open(path, "rb") as file:
+            status = os.fstat(file.fileno())
+            header, num_read, trailer = file.read(len(self._header)), file.readinto(data), file.read()
+        if header != self._header or num_read != len(data) or len(trailer) not in (0, _TRAILER.size):
+            return f"cannot be read ({status.st_size} bytes, expected {self._size}, or a damaged header)"
+        return self._wrong_content(tokens, trailer, identity, hash((identity, status.st_ino, status.st_mtime_ns)))
+
+    def _wrong_content(self, tokens: np.ndarray, trailer: bytes, identity: bytes, state: int) -> str | None:
+        """As `read_into`. state: hash of the file and its time of change."""
+        if not trailer:
+            return self._wrong_numbers(tokens, state)
+        mark, written_for, checksum = _TRAILER.unpack(trailer)
+        if mark == _MARK and written_for != identity:
+            return "is the encoding of other tiles"
+        if mark != _MARK or not self._is_right(tokens, identity, checksum, state):
+            return "has a wrong checksum"
+        return None
+
+    def _is_right(self, tokens: np.ndarray, identity: bytes, checksum: int, state: int) -> bool:
+        """Whether a sum is that of the file, or was when it was read before."""
+        if state in self._compared:
+            return True
+        if zlib.crc32(identity, zlib.crc32(tokens, zlib.crc32(self._header))) != checksum:
+            return False
+        self._compared.add(state)
+        return True
+
+    def _wrong_numbers(self, tokens: np.ndarray, state: int) -> str | None:
+        """As `read_into`, for files without a sum."""
+        if state not in self._compared and not all_finite(tokens):
+            return "holds NaN or infinity"
+        self._compared.add(state)
+        return None
