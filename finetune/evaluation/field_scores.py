@@ -31,14 +31,20 @@ class FieldAnswers:
         name: Of the field.
         values: All that the template allows.
         said, true: Its value in the caption and in the reference of each slide; None where it has none.
-        probabilities: Of the values said, (S,); NaN where they are not known.
+        distributions: {value: its probability} for each slide, of the values of which it is known.
     """
 
     name: str
     values: tuple[str, ...]
     said: list[str | None]
     true: list[str | None]
-    probabilities: np.ndarray
+    distributions: list[Mapping[str, float]]
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """(S,): of the values said; NaN where they are not known."""
+        known = zip(self.said, self.distributions, strict=True)
+        return np.array([math.nan if value is None else found.get(value, math.nan) for value, found in known], float)
 
     @property
     def stated(self) -> np.ndarray:
@@ -61,12 +67,12 @@ class FieldAnswers:
 
         accuracy: Of the slides where caption or reference has a value.
         macro_f1: Mean over the values that occur of the F1 of each against the rest; having none is no value.
-        auroc: Mean over the values that occur of the AUROC of each against the rest, by its probability. Of the values
-            that the caption does not say, each is taken to have an equal part of what the one said leaves.
+        auroc: Mean over the values that occur of the AUROC of each against the rest, by its probability. Values of
+            unknown probability are taken to have equal parts of what the others leave.
         auroc_right: Probability that a right value has a higher probability than a wrong one.
         ece: Expected calibration error of the probabilities.
         """
-        right, stated, known = self.right, self.stated, self.known
+        right, stated, known, probabilities = self.right, self.stated, self.known, self.probabilities
         spread, true = self._spread(), self._true_numbers()
         comparable = known & (true >= 0)
 
@@ -76,8 +82,8 @@ class FieldAnswers:
         return {"accuracy": over(stated, lambda rows: float(right[rows].mean()) if len(rows) else math.nan),
                 "macro_f1": over(stated, self._macro_f1()),
                 "auroc": over(comparable, lambda rows: mean_auroc(spread[rows], true[rows])),
-                "auroc_right": over(known, lambda rows: _auroc(self.probabilities[rows], right[rows])),
-                "ece": over(known, lambda rows: calibration_error(self.probabilities[rows], right[rows]))}
+                "auroc_right": over(known, lambda rows: _auroc(probabilities[rows], right[rows])),
+                "ece": over(known, lambda rows: calibration_error(probabilities[rows], right[rows]))}
 
     def confusion(self) -> dict[str, dict[str, int]]:
         """{value of the reference: {value of the caption: slides}}, without what never occurs."""
@@ -94,12 +100,12 @@ class FieldAnswers:
         return np.array([numbers.get(value, -1) for value in self.true], dtype=np.int64)
 
     def _spread(self) -> np.ndarray:
-        """(S, C) probabilities of all values, as far as those of the values said determine them."""
-        others = max(1, len(self.values) - 1)
-        spread = np.repeat((1 - self.probabilities)[:, None] / others, len(self.values), axis=1)
-        for row, value in enumerate(self.said):
-            if value is not None:
-                spread[row, self.values.index(value)] = self.probabilities[row]
+        """(S, C) probabilities of all values, the unknown ones equal parts of what the known ones leave."""
+        spread = np.zeros((len(self.said), len(self.values)))
+        for row, known in enumerate(self.distributions):
+            unknown = max(1, sum(value not in known for value in self.values))
+            left = max(0.0, 1 - sum(known.values())) / unknown
+            spread[row] = [known.get(value, left) for value in self.values]
         return spread
 
     def _macro_f1(self) -> Callable[[np.ndarray], float]:
@@ -137,19 +143,19 @@ class FieldScores:
 
     @classmethod
     def of(cls, template: Template, captions: Sequence[str], references: Sequence[Sequence[str]],
-           probabilities: Sequence[Mapping[str, float | None]] = ()) -> FieldScores:
+           distributions: Sequence[Mapping[str, Mapping[str, float]]] = ()) -> FieldScores:
         """Read captions and references.
 
         Args:
             template: That the texts follow.
             captions: One per slide.
             references: Texts of each slide; the first that follows the template counts.
-            probabilities: {field: that its value is right} of each slide; none where they are not known.
+            distributions: {field: {value: its probability}} of each slide, as far as they are known.
         """
         true = [_first_read(template, texts) for texts in references]
         rows = np.array([row for row, fields in enumerate(true) if fields is not None], dtype=np.int64)
         said = {row: template.parse(captions[row]) for row in rows}
-        answers = [_answers(template, name, rows, said, true, probabilities) for name in template.slots]
+        answers = [_answers(template, name, rows, said, true, distributions) for name in template.slots]
         off = sum(fields is None for fields in said.values())
         return cls(answers, rows, off, len(true) - len(rows))
 
@@ -177,12 +183,12 @@ def _first_read(template: Template, texts: Sequence[str]) -> Fields | None:
 
 
 def _answers(template: Template, name: str, rows: np.ndarray, said: Mapping[int, Fields | None],
-             true: Sequence[Fields | None], probabilities: Sequence[Mapping[str, float | None]]) -> FieldAnswers:
-    known = [probabilities[row].get(name) if probabilities else None for row in rows]
+             true: Sequence[Fields | None],
+             distributions: Sequence[Mapping[str, Mapping[str, float]]]) -> FieldAnswers:
     return FieldAnswers(name, tuple(template.slots[name].values),
                         [(said[row] or _NO_FIELDS).get(name) for row in rows],
                         [(true[row] or _NO_FIELDS).get(name) for row in rows],
-                        np.array([math.nan if value is None else value for value in known], dtype=float))
+                        [distributions[row].get(name, {}) if distributions else {} for row in rows])
 
 
 def _scores_of(field: FieldAnswers) -> dict[str, Any]:

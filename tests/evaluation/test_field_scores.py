@@ -21,7 +21,8 @@ TEMPLATE = Template.from_dict({"text": "胃癌[，{分级}]。", "slots": {"分�
 
 def scored(said: list, true: list, probability: list) -> FieldScores:
     captions, references = ([TEMPLATE.render({"分级": value}) for value in values] for values in (said, true))
-    return FieldScores.of(TEMPLATE, captions, [["随便写的。", text] for text in references], [{"分级": p} for p in probability])
+    return FieldScores.of(TEMPLATE, captions, [["随便写的。", text] for text in references],
+                          [{"分级": {value: p}} if value else {} for value, p in zip(said, probability, strict=True)])
 
 
 def test_the_scores_are_scikit_learns():
@@ -42,6 +43,12 @@ def test_the_confusion_table_counts_every_pair_and_intervals_hold_the_value():
         value, low, high = field[name]
         assert low < value < high and high - low < 0.45, name
     assert any(line.startswith("分级") and f"{GOLDEN['accuracy']:.3f} [" in line for line in field_lines(result))
+
+
+def test_known_probabilities_of_other_values_count_and_unknown_ones_share_the_rest():
+    text = "胃癌，高分化。"
+    (field,) = FieldScores.of(TEMPLATE, [text] * 2, [[text]] * 2, [{"分级": {"高分化": 0.5, "中分化": 0.3}}, {"分级": {"高分化": 0.7}}]).fields
+    assert field._spread() == pytest.approx(np.array([[0.5, 0.3, 0.1, 0.1], [0.7, 0.1, 0.1, 0.1]]))
 
 
 def test_texts_off_the_template_count_as_what_they_are():

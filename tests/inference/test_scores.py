@@ -31,7 +31,8 @@ def scored(with_fields: bool) -> Scored:
     records = [{"id": str(i), "caption": c, "confidence": float(confidence[i])} for i, c in enumerate(said)]
     fields = None
     if with_fields:
-        fields = FieldScores.of(TEMPLATE, said, [[t] for t in true], [{"grade": float(p), "necrosis": 1.0} for p in confidence])
+        fields = FieldScores.of(TEMPLATE, said, [[t] for t in true], [{"grade": {g: float(p) for g in ("高分化", "低分化") if g in c}, "necrosis": {n: 1.0 for n in ("未见", "可见") if n in c}}
+                                                                     for c, p in zip(said, confidence, strict=True)])
     return Scored(evaluate(Answers(said, [[t] for t in true])), records, fields)
 
 
