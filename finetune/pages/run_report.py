@@ -38,6 +38,7 @@ from .answer import Answer, answer
 from .caption_table import caption_table
 from .curves import NUM_FIRST, charts, label_of
 from .drawable import finite_or_nan, has_epoch
+from .field_table import read_fields
 from .held_out import HeldOut, Text, read_held_out
 from .html import render
 from .retrieval_matrix import read_retrieval
@@ -86,6 +87,7 @@ def view(folder: Path) -> dict[str, Any]:
         "best": best,
         "answer": _answer(held_out, state, done),
         "held_out": held_out,
+        "fields": read_fields(folder / HELD_OUT),
         "find_score": find_score,
         "note": note,
         "first_charts": drawn[:NUM_FIRST],

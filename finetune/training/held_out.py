@@ -16,7 +16,9 @@ from ..common.run_folder import HELD_OUT, HELD_OUT_CAPTIONS, write_run_file
 from ..common.score_table import CAPTIONS, COMMON, FEW_SLIDES, NEAREST_TEXT, PROBE_TEXT, RARELY_EXACT
 from ..common.visible import json_text
 from ..data.batch import Batch, Sample
+from ..evaluation.field_scores import FieldScores
 from ..evaluation.scoring import Answers, Report, evaluate
+from ..evaluation.templates import Template
 from ..models.captioner import SlideCaptioner
 from ..models.generation import generate
 from ..models.rerank import MIN_PREDICTABLE, rerank
@@ -30,7 +32,8 @@ _IN_WORDS = {CAPTIONS: "captioner", NEAREST_TEXT: "nearest training text", PROBE
 
 @torch.no_grad()
 def compare_held_out(folder: Path, model: SlideCaptioner, precision: Precision, texts: TrainingTexts,
-                     samples: list[Sample], batches: Iterable[Batch], epoch: int = 0) -> bool:
+                     samples: list[Sample], batches: Iterable[Batch], epoch: int = 0,
+                     template: Template | None = None) -> bool:
     """Caption slides that were not trained on, compare that with looking up, log it, and write it with the captions.
 
     The captions are re-ranked where that makes them better, as inference.py then does.
@@ -41,6 +44,7 @@ def compare_held_out(folder: Path, model: SlideCaptioner, precision: Precision, 
         samples: Validation slides, at least one.
         batches: Of the same slides, in any order.
         epoch: Of the model.
+        template: That the training texts follow: the fields of the captions are scored too.
 
     Returns:
         Whether re-ranking made the captions better.
@@ -66,7 +70,10 @@ def compare_held_out(folder: Path, model: SlideCaptioner, precision: Precision, 
     if uses_rerank:
         answers = answers.with_captions(reranked)
     report = evaluate(answers, texts.common(), texts.lookups(SlideVectors.join(parts)))
-    write_run_file(folder / HELD_OUT, json_text(report.to_dict()))
+    scores = report.to_dict()
+    if template is not None:
+        scores["fields"] = FieldScores.of(template, answers.captions, answers.references).to_dict()
+    write_run_file(folder / HELD_OUT, json_text(scores))
     write_run_file(folder / HELD_OUT_CAPTIONS, caption_lines(epoch, ids, answers, answers.statistics()))
     log_comparison(report)
     return uses_rerank
