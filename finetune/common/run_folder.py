@@ -15,6 +15,7 @@ EVENTS, METRICS = "events.jsonl", "metrics.jsonl"
 CAPTIONS, RETRIEVAL = "validation_captions.jsonl", "retrieval.json"
 HELD_OUT = "held_out.json"  # scores of the best model on validation slides, beside those of looking up texts
 HELD_OUT_CAPTIONS = "held_out_captions.jsonl"  # what was scored there
+HELD_OUT_FIELDS = "held_out_fields.json"  # scores of its fields, with their values: apart, as those are label texts
 SLIDE_CACHE = "prism_latents"  # a folder beside those of runs
 MOST_RETRIEVED = 32  # rows and columns of the matrix
 Record = dict[str, Any]

@@ -1,4 +1,4 @@
-"""The fields of held-out captions in held_out.json, where the training texts follow a template."""
+"""held_out_fields.json: the fields of held-out captions, where the training texts follow a template."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class FieldTable:
 def read_fields(path: Path) -> FieldTable | None:
     """The fields of a run; None if the file is missing or damaged, or has none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))["fields"]
+        content = json.loads(path.read_text(encoding="utf-8"))
         rows = [_row(name, field) for name, field in content["fields"].items()]
         return FieldTable(int(content["slides"]), int(content["captions_off_template"]), rows)
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):

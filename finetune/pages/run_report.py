@@ -3,8 +3,8 @@
     python -m finetune.report checkpoints        # training writes it too, after each epoch
 
 A pure function of the files in the run folder: config.yaml, metrics.jsonl, events.jsonl (times, memory and warnings:
-what a resumed run does not repeat), held_out.json, retrieval.json, and validation_captions.jsonl or, of a run without,
-held_out_captions.jsonl. What is missing or damaged there is left out.
+what a resumed run does not repeat), held_out.json, held_out_fields.json, retrieval.json, and validation_captions.jsonl
+or, of a run without, held_out_captions.jsonl. What is missing or damaged there is left out.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from ..common.run_folder import (
     EVENTS,
     HELD_OUT,
     HELD_OUT_CAPTIONS,
+    HELD_OUT_FIELDS,
     METRICS,
     REPORT,
     RETRIEVAL,
@@ -87,7 +88,7 @@ def view(folder: Path) -> dict[str, Any]:
         "best": best,
         "answer": _answer(held_out, state, done),
         "held_out": held_out,
-        "fields": read_fields(folder / HELD_OUT),
+        "fields": read_fields(folder / HELD_OUT_FIELDS),
         "find_score": find_score,
         "note": note,
         "first_charts": drawn[:NUM_FIRST],

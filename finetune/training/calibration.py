@@ -18,6 +18,7 @@ from ..config.schema import Config
 from ..data.batch import Batch, Sample
 from ..data.prepare import Data
 from ..data.splits import groups_of
+from ..evaluation.templates import Template
 from ..models.captioner import SlideCaptioner
 from ..models.linear_probe import LinearProbe
 from ..models.training_texts import SlideVectors, TrainingTexts
@@ -53,7 +54,8 @@ def calibrate_and_index(folder: Path, model: SlideCaptioner, precision: Precisio
         texts = TrainingTexts.of_index(index, data.tokenizer, config.data.max_seq_len)
         use_rerank = compare_held_out(folder, model, precision, texts, chosen,
                                       _with_progress("comparing with looking up", chosen, batches_of),
-                                      epoch=int(best.progress.get("epoch", 0)))
+                                      epoch=int(best.progress.get("epoch", 0)),
+                                      template=best.template and Template.from_dict(best.template))
         best.calibration["rerank"] = use_rerank
     best.weights_only().save(folder, [BEST])  # last: it marks the run as complete
 

@@ -12,7 +12,7 @@ from prism import GenerationOptions
 
 from ..common.device import Precision
 from ..common.log import logger
-from ..common.run_folder import HELD_OUT, HELD_OUT_CAPTIONS, write_run_file
+from ..common.run_folder import HELD_OUT, HELD_OUT_CAPTIONS, HELD_OUT_FIELDS, write_run_file
 from ..common.score_table import CAPTIONS, COMMON, FEW_SLIDES, NEAREST_TEXT, PROBE_TEXT, RARELY_EXACT
 from ..common.visible import json_text
 from ..data.batch import Batch, Sample
@@ -70,10 +70,10 @@ def compare_held_out(folder: Path, model: SlideCaptioner, precision: Precision, 
     if uses_rerank:
         answers = answers.with_captions(reranked)
     report = evaluate(answers, texts.common(), texts.lookups(SlideVectors.join(parts)))
-    scores = report.to_dict()
+    write_run_file(folder / HELD_OUT, json_text(report.to_dict()))
     if template is not None:
-        scores["fields"] = FieldScores.of(template, answers.captions, answers.references).to_dict()
-    write_run_file(folder / HELD_OUT, json_text(scores))
+        fields = FieldScores.of(template, answers.captions, answers.references)
+        write_run_file(folder / HELD_OUT_FIELDS, json_text(fields.to_dict()))
     write_run_file(folder / HELD_OUT_CAPTIONS, caption_lines(epoch, ids, answers, answers.statistics()))
     log_comparison(report)
     return uses_rerank

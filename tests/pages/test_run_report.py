@@ -158,6 +158,22 @@ def test_the_page_says_first_how_the_captions_compare_with_looking_up(tmp_path):
     assert "[-0.375, 0.500]" in text and any(attrs.get("id") == "held_out" for _, attrs in page.tags)
 
 
+def test_the_fields_of_a_template_are_a_table_with_confusions_in_place_of_those_by_position(tmp_path):
+    folder = make_run(tmp_path / "run", captions=[{"epoch": 6, "id": i, "caption": f"胃癌，{c}", "references": [f"胃癌，{r}"], "scores": {}}
+                                                  for i, (c, r) in enumerate([("高", "高"), ("高", "低"), ("低", "低")])])
+    assert "文本各项" in Page(write_report(folder)).text
+    grade = {"slides": 4, "accuracy": [0.75, 0.25, 1.0], "macro_f1": [0.7, None, None], "auroc": [None, None, None],
+             "confusion": {"高": {"高": 2, "-": 1}, "低": {"低": 1}}}
+    (folder / "held_out_fields.json").write_text(json.dumps({"slides": 4, "captions_off_template": 1, "references_off_template": 0,
+                                                             "fields": {HOSTILE: grade}}), encoding="utf-8")
+    fields = view(folder)["fields"]
+    assert [name for name, _ in fields.columns] == ["accuracy", "macro_f1"]
+    assert fields.confusions[0].values == ["高", "低", "…"] and fields.confusions[0].counts == [[2, 0, 1], [0, 1, 0], [0, 0, 0]]
+    page = Page(write_report(folder))
+    assert "0.750 [0.250, 1.000]" in page.text and SHOWN in page.text and "文本各项" not in page.text
+    assert any(attrs.get("id") == "field_scores" for _, attrs in page.tags)
+
+
 def test_random_weights_and_known_texts_are_banners_and_the_next_step(tmp_path):
     folder = make_run(tmp_path / "run")
     assert [english.split(" (")[0] for _, english in view(folder)["banners"]] == [
@@ -191,12 +207,12 @@ def test_the_matrix_says_how_many_slides_it_leaves_out(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "events.jsonl", "validation_captions.jsonl", "retrieval.json",
-                                  "held_out.json"])
+                                  "held_out.json", "held_out_fields.json"])
 @pytest.mark.parametrize("content", [None, b"", b"\xff\xfe{", b"[1, 2]\n{\"epoch\": \"x\"}\n", b"{\"epoch\": 1, \"best\": 1, \"loss\": [", b"[" * 100_000,
                                      b'{"epoch": 7, "kind": "epoch", "ids": 3, "loss": "high", "lr": NaN, "val_x": null, "caption": 5}\n'])
 def test_a_missing_or_damaged_file_leaves_a_gap(tmp_path, name, content):
     folder = make_run(tmp_path / "run")
-    (folder / name).unlink()
+    (folder / name).unlink(missing_ok=True)
     if content is not None:
         (folder / name).write_bytes(content)
     assert Page(write_report(folder)).tags

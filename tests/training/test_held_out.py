@@ -14,7 +14,9 @@ from finetune.common.score_table import NEAREST_TEXT, PROBE_TEXT
 from finetune.data.batch import Sample
 from finetune.data.slides import SlideFile
 from finetune.evaluation.scoring import Answers, evaluate
+from finetune.evaluation.templates import Template
 from finetune.models.training_texts import TrainingTexts
+from finetune.pages.field_table import read_fields
 from finetune.pages.held_out import read_held_out
 from finetune.training import held_out
 from finetune.training.held_out import compare_held_out, log_comparison
@@ -59,6 +61,19 @@ def test_the_slides_are_captioned_and_the_file_is_what_the_report_reads(tmp_path
     assert sorted(line["id"] for line in captions) == sorted(sample.slide.slide_id for sample in samples)
     assert np.mean([line["scores"]["exact_match"] for line in captions]) == pytest.approx(scores["exact_match"])
     assert "甲" not in (tmp_path / "held_out.json").read_text(encoding="utf-8"), "label texts are private"
+    assert not (tmp_path / "held_out_fields.json").exists()
+
+
+def test_the_fields_of_the_captions_are_scored_where_the_texts_follow_a_template(tmp_path, log_lines):
+    model, batch = tiny_model().eval(), a_batch(1, 3)
+    texts = TrainingTexts.of_index({"texts": [["甲乙"], ["丙"]], "embeddings": torch.eye(8)[:2]}, TOKENIZER, 9)
+    samples = [Sample(SlideFile(i, f"{i}.h5", "x", 1), [1, 2], ("甲乙",)) for i in batch.ids]
+    template = Template.of_choices(["甲乙", "丙"])
+    compare_held_out(tmp_path, model, Precision("fp32", CPU, "test"), texts, samples, [batch], template=template)
+    table = read_fields(tmp_path / "held_out_fields.json")
+    captions = [json.loads(line)["caption"] for line in (tmp_path / "held_out_captions.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert table.slides == 3 and table.captions_off == sum(caption not in ("甲乙", "丙") for caption in captions)
+    assert table.rows[0].scores["accuracy"][0] == np.mean([caption == "甲乙" for caption in captions])
 
 
 @pytest.mark.parametrize(("words", "used"), [(["right one", "wrong"], True), (["wrong", "wrong"], False)])
