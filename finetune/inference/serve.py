@@ -30,24 +30,15 @@ from .model_facts import ModelFacts
 from .nearest import TrainingSlides
 from .options import InferenceOptions
 from .tile_maps import page_data
+from .uploads import MAX_BYTES, MAX_CONNECTIONS, Uploads, impatient_protocol, require_small
 
 if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
 HOST = "127.0.0.1"
-_MAX_UPLOAD = 2 << 30  # bytes: 400 000 tiles in float16
 _MAX_TEXTS, _MAX_CHARACTERS = 40, 200  # they come in a header, which may have 64 kB
 _NEAREST = 5  # training slides shown
-_HEADER = "x-prism-coca"
-
-
-class _HttpError(UserError):
-    """A refused request with its HTTP status; any other UserError of a request is a 422."""
-
-    def __init__(self, status: int, where: str, what: str, fix: str) -> None:
-        super().__init__(where, what, fix)
-        self.status = status
 
 
 def run_server(options: InferenceOptions) -> int:
@@ -61,7 +52,8 @@ def run_server(options: InferenceOptions) -> int:
     captioner = Captioner.from_options(options)
     training = load_training_slides(options, captioner)
     app = make_app(captioner, options.generation(captioner.trained_length), training, options.nearest or _NEAREST)
-    server = uvicorn.Server(uvicorn.Config(app, HOST, options.port, log_level="warning", server_header=False))
+    server = uvicorn.Server(uvicorn.Config(app, HOST, options.port, log_level="warning", server_header=False,
+                                           http=impatient_protocol(), limit_concurrency=MAX_CONNECTIONS))
     say(f"open http://{HOST}:{options.port} in a browser on this machine; Ctrl+C ends it")
     with contextlib.suppress(KeyboardInterrupt):
         server.run()
@@ -82,7 +74,7 @@ def load_training_slides(options: InferenceOptions, captioner: Captioner) -> Tra
 
 
 def make_app(captioner: Captioner, options: GenerationOptions, training: TrainingSlides | None = None,
-             num_nearest: int = _NEAREST, max_upload: int = _MAX_UPLOAD) -> Any:
+             num_nearest: int = _NEAREST, uploads: Uploads | None = None) -> Any:
     """The ASGI application.
 
     Args:
@@ -90,7 +82,7 @@ def make_app(captioner: Captioner, options: GenerationOptions, training: Trainin
         options: How to decode.
         training: Where to look for the nearest training slides; None shows none.
         num_nearest: How many of them are shown.
-        max_upload: Bytes of the largest accepted file.
+        uploads: Where files are kept while they are answered.
     """
     from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool
@@ -100,8 +92,9 @@ def make_app(captioner: Captioner, options: GenerationOptions, training: Trainin
     from starlette.responses import HTMLResponse, JSONResponse, Response
     from starlette.routing import Route
 
+    uploads = uploads or Uploads()
     model = ModelFacts.of(captioner)
-    page = render("serve.html", ("page.js", "tilemap.js", "serve.js"), connect="'self'", most_bytes=max_upload,
+    page = render("serve.html", ("page.js", "tilemap.js", "serve.js"), connect="'self'", most_bytes=uploads.max_bytes,
                   suffixes=",".join(FORMATS), model=model, banners=model.banners)
     model_lock = asyncio.Lock()  # one slide at a time: memory is for one, and explaining hooks into the layers
 
@@ -112,9 +105,8 @@ def make_app(captioner: Captioner, options: GenerationOptions, training: Trainin
         try:
             with tempfile.TemporaryDirectory(prefix="prism_coca_") as folder:
                 path = Path(folder) / f"upload{parse_suffix(request.headers.get('x-suffix', '.h5'))}"
-                await _save_upload(request, path, max_upload)
                 texts = parse_texts(request.headers.get("x-texts", "[]"))
-                async with model_lock:
+                async with uploads.saved(request, path), model_lock:
                     result = await run_in_threadpool(answer, captioner, path, texts, options, training, num_nearest)
         except ClientDisconnect:  # nobody reads the answer
             return Response(status_code=400)
@@ -126,27 +118,11 @@ def make_app(captioner: Captioner, options: GenerationOptions, training: Trainin
                      middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])])
 
 
-async def _save_upload(request: Request, path: Path, max_bytes: int) -> None:
-    """Write the body of a request to a file. Raises _HttpError."""
-    if request.headers.get(_HEADER) != "1":
-        raise _HttpError(403, "request", "does not come from this page", "open the page itself")
-    size = 0
-    try:
-        with open(path, "xb") as file:
-            async for part in request.stream():
-                size += len(part)
-                if size > max_bytes:
-                    raise _HttpError(413, "upload", f"is larger than {max_bytes / 1e9:.3g} GB",
-                                     "use inference.py --embeddings_file")
-                file.write(part)
-    except OSError as error:
-        raise _HttpError(507, "upload", f"cannot be stored ({error.strerror})", "free some space") from None
-
-
 def answer(captioner: Captioner, path: Path, texts: list[str], options: GenerationOptions,
            training: TrainingSlides | None, num_nearest: int = _NEAREST) -> dict[str, Any]:
     """Caption, scores, nearest training texts and tile map of one uploaded file. Raises UserError for a bad one."""
     slide = open_slide(captioner, path)
+    require_small(slide, MAX_BYTES)
     vectors: dict[str, SlideVectors] = {}
     record = captioner.describe([slide], texts, options, vectors)[0]
     nearest = []

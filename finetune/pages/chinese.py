@@ -111,6 +111,13 @@ FAULTS = {
     "its coordinates: %s": ("坐标不可用：{0}", "has unusable coordinates: {0}"),
     "locked: is another process still writing it?": ("文件被占用", "is locked"),
     "is larger than %s GB": ("超过 {0} GB，请改用命令行", "is larger than {0} GB: use the command line"),
+    "unpacks to %s GB, up to %s GB are read": ("解压后有 {0} GB，网页至多读 {1} GB，请改用命令行",
+                                               "unpacks to {0} GB, more than {1} GB: use the command line"),
+    "sent nothing for %s seconds": ("上传中断了 {0} 秒，请重新上传", "sent nothing for {0} seconds: send it again"),
+    "has no room beside the other uploads": ("别的上传占满了空间，请稍后再试",
+                                             "finds no room now: send it again later"),
+    "its %s tiles need %s GB of memory, %s GB are free":
+        ("{0} 个图块需要 {1} GB 内存，只有 {2} GB 可用", "has {0} tiles that need {1} GB of memory, {2} GB are free"),
     "cannot be stored (%s)": ("存不下：磁盘空间不足", "cannot be stored: no space on this disk"),
     "its name ends in %s": ("文件名应以 .h5、.hdf5、.pt、.npy 或 .npz 结尾",
                             "must be a .h5, .hdf5, .pt, .npy or .npz file"),

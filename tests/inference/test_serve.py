@@ -19,6 +19,7 @@ from finetune.inference.explain import open_slide
 from finetune.inference.model_facts import ModelFacts
 from finetune.inference.options import InferenceOptions
 from finetune.inference.serve import answer, load_training_slides, make_app, parse_suffix, parse_texts
+from finetune.inference.uploads import Uploads
 from prism import GenerationOptions
 from tests.helpers.files import ROOT, refused, write_h5
 
@@ -46,7 +47,7 @@ def post(app, body: bytes, part: int = 1000, gone: bool = False) -> tuple[int, b
 def test_an_upload_over_the_limit_is_refused_before_it_is_read_to_its_end_and_leaves_nothing(tmp_path, monkeypatch):
     pytest.importorskip("starlette")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    app = make_app(NO_MODEL, GenerationOptions(), max_upload=5000)
+    app = make_app(NO_MODEL, GenerationOptions(), uploads=Uploads(5000))
     status, body = post(app, b"x" * 50_000)
     assert status == 413 and not list(tmp_path.iterdir())
     assert json.loads(body)["error"] == ["超过 5e-06 GB，请改用命令行", "is larger than 5e-06 GB: use the command line"]
@@ -61,7 +62,7 @@ def test_a_browser_that_leaves_and_a_disk_that_is_full_end_one_request_only(tmp_
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("finetune.inference.serve.open", full, raising=False)
+    monkeypatch.setattr("finetune.inference.uploads.open", full, raising=False)
     status, body = post(app, b"x")
     assert status == 507 and json.loads(body)["error"] == ["存不下：磁盘空间不足", "cannot be stored: no space on this disk"]
 
