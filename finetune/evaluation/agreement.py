@@ -113,20 +113,32 @@ def _name(dictionary: FindingDictionary, mention: Mention) -> str:
 
 def _other_clauses(text: str, named: Sequence[tuple[Mention, str]]) -> list[str]:
     """The clauses that say more than findings and their status, with names in place of the terms."""
-    names_at: dict[int, set[str]] = {}  # place in the text -> the findings that a term there names
+    names_at = _names_by_place(named)
+    without_content = names_at.keys() | _places_of_cues(text)
+    clauses = []
+    for begin, end in _clauses(text, names_at.keys()):
+        rest = (text[place] for place in range(begin, end) if place not in without_content)
+        if _NO_CONTENT.sub("", "".join(rest)):
+            clauses.append(_renamed(text, begin, end, names_at))
+    return clauses
+
+
+def _names_by_place(named: Sequence[tuple[Mention, str]]) -> dict[int, set[str]]:
+    """{place in the text: the findings that a term there names}"""
+    names_at: dict[int, set[str]] = {}
     for mention, name in named:
         for place in _fixed_places(mention):
             names_at.setdefault(place, set()).add(name)
-    is_status = set(names_at)
+    return names_at
+
+
+def _places_of_cues(text: str) -> set[int]:
+    """The places of the words that tell the status of a finding, and nothing else."""
+    places: set[int] = set()
     for mark in marks(text):
         if mark.cue not in _CONTENT | _SIGNS:
-            is_status.update(range(mark.start, mark.end))
-    clauses = []
-    for begin, end in _clauses(text, names_at.keys()):
-        rest = "".join(text[place] for place in range(begin, end) if place not in is_status)
-        if _NO_CONTENT.sub("", rest):
-            clauses.append(_renamed(text, begin, end, names_at))
-    return clauses
+            places.update(range(mark.start, mark.end))
+    return places
 
 
 def _clauses(text: str, within_terms: Iterable[int]) -> list[tuple[int, int]]:

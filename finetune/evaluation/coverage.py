@@ -115,12 +115,16 @@ class Selection:
             return result | {"chosen": None, "best": None}
         for coverage in COVERAGES:
             result["coverage"].append({"wanted_coverage": coverage, **self._described(self.at_coverage(coverage))})
-        chosen, best = self.for_accuracy(wanted), self.most_accurate()
-        result["chosen"] = chosen and self._described(chosen)
-        if chosen:
-            answered, right = self.on_others(wanted)
-            result["chosen"]["on_other_slides"] = {"answered": answered, "right": right}
-        return result | {"best": best and self._described(best)}
+        best = self.most_accurate()
+        return result | {"chosen": self._chosen(wanted), "best": best and self._described(best)}
+
+    def _chosen(self, wanted: float) -> dict[str, Any] | None:
+        """The point for a wanted accuracy, and how it does on slides that did not choose it."""
+        point = self.for_accuracy(wanted)
+        if point is None:
+            return None
+        answered, right = self.on_others(wanted)
+        return self._described(point) | {"on_other_slides": {"answered": answered, "right": right}}
 
     def _described(self, point: Point) -> dict[str, Any]:
         low, high = point.interval()

@@ -73,7 +73,7 @@ class FieldAnswers:
         ece: Expected calibration error of the probabilities.
         """
         right, stated, known, probabilities = self.right, self.stated, self.known, self.probabilities
-        spread, true = self._spread(), self._true_numbers()
+        spread, true = self._spread(), self._numbers(self.true)
         comparable = known & (true >= 0)
 
         def over(rows: np.ndarray, score: Callable[[np.ndarray], float]) -> Statistic:
@@ -94,10 +94,10 @@ class FieldAnswers:
             table.setdefault(true, {})[said] = count
         return table
 
-    def _true_numbers(self) -> np.ndarray:
-        """(S,) index of the reference's value among `values`, -1 for none."""
+    def _numbers(self, chosen: Sequence[str | None]) -> np.ndarray:
+        """(S,) indices among `values`, -1 for none."""
         numbers = {value: number for number, value in enumerate(self.values)}
-        return np.array([numbers.get(value, -1) for value in self.true], dtype=np.int64)
+        return np.array([numbers.get(value, -1) for value in chosen], dtype=np.int64)
 
     def _spread(self) -> np.ndarray:
         """(S, C) probabilities of all values, the unknown ones equal parts of what the known ones leave."""
@@ -110,19 +110,8 @@ class FieldAnswers:
 
     def _macro_f1(self) -> Callable[[np.ndarray], float]:
         """The mean F1 of indices of slides."""
-        numbers = {value: number for number, value in enumerate(self.values)}
-        nothing = len(numbers)
-        said = np.array([numbers.get(value, nothing) for value in self.said], dtype=np.int64)
-        true = np.array([numbers.get(value, nothing) for value in self.true], dtype=np.int64)
-
-        def score(rows: np.ndarray) -> float:
-            in_captions, in_references, in_both = (np.bincount(values, minlength=nothing + 1)[:nothing] for values in (
-                said[rows], true[rows], said[rows][said[rows] == true[rows]]))
-            either = in_captions + in_references
-            occurs = either > 0
-            return float(np.mean(2 * in_both[occurs] / either[occurs])) if occurs.any() else math.nan
-
-        return score
+        said, true = self._numbers(self.said), self._numbers(self.true)
+        return lambda rows: _mean_f1(said[rows], true[rows], len(self.values))
 
 
 @dataclass(frozen=True)
@@ -200,6 +189,15 @@ def _scores_of(field: FieldAnswers) -> dict[str, Any]:
         low, high = resampled(statistic, len(every_slide)) if math.isfinite(value) else (math.nan, math.nan)
         result[name] = [round(number, 6) if math.isfinite(number) else None for number in (value, low, high)]
     return result | {"confusion": field.confusion()}
+
+
+def _mean_f1(said: np.ndarray, true: np.ndarray, num_values: int) -> float:
+    """Mean F1 of the values that occur; said and true (S,) are their numbers, -1 for none."""
+    counts = [np.bincount(numbers + 1, minlength=num_values + 1)[1:] for numbers in (said, true, said[said == true])]
+    in_captions, in_references, in_both = counts
+    either = in_captions + in_references
+    occurs = either > 0
+    return float(np.mean(2 * in_both[occurs] / either[occurs])) if occurs.any() else math.nan
 
 
 def _auroc(probabilities: np.ndarray, right: np.ndarray) -> float:

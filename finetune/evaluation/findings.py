@@ -76,9 +76,7 @@ class FindingDictionary:
         for path in map(_dictionary_path, names):
             content = load_plain_yaml(path)
             for finding, entry in _entries(content, path):
-                for key, phrases in entry.items():
-                    new = [Term.of(finding, _KINDS[key], phrase) for phrase in dict.fromkeys(phrases)]
-                    terms.setdefault(finding, []).extend(new)
+                terms.setdefault(finding, []).extend(_terms_of(finding, entry))
             dangerous.update(_names_beside(content, path))
             for phrases in _phrases_beside(content, path):
                 distinct |= {Term.of("", Kind.NAME, phrase).folded: phrases[0] for phrase in phrases}
@@ -192,15 +190,20 @@ def _dictionary_path(name: str) -> Path:
 def _entries(content: Any, path: Path) -> Iterator[tuple[str, dict[str, list[str]]]]:
     if not isinstance(content, dict):
         raise UserError(path, "is not a dictionary of findings", _ENTRY_FORMAT)
-    for finding, entry in content.items():
-        if finding in (_DANGEROUS, _DISTINCT):
-            continue
+    entries = {finding: entry for finding, entry in content.items() if finding not in (_DANGEROUS, _DISTINCT)}
+    for finding, entry in entries.items():
         if finding == "ignore" and _is_phrases(entry):
             yield _FOR_ALL, {"ignore": entry}
             continue
         if not _is_entry(entry):
             raise UserError(path, f"finding {finding!r} has no usable phrases", _ENTRY_FORMAT)
         yield finding, entry
+
+
+def _terms_of(finding: str, entry: dict[str, list[str]]) -> Iterator[Term]:
+    for key, phrases in entry.items():
+        for phrase in dict.fromkeys(phrases):
+            yield Term.of(finding, _KINDS[key], phrase)
 
 
 def _names_beside(content: dict[str, Any], path: Path) -> list[str]:

@@ -27,7 +27,7 @@ from .text_metrics import Statistic, longest_common_subsequence, mean_of
 
 KeywordModel = Callable[[str], Iterable[str]]  # a text -> the entities in it
 EmbeddingModel = Callable[[str], Sequence[float]]  # a text -> its vector (D,)
-_TEXT_WEIGHT, _KEYWORD_WEIGHT, _EMBEDDING_WEIGHT = 0.15, 0.4, 0.3
+_WEIGHTS = {"reg2025_rouge": 0.15, "reg2025_bleu": 0.15, "reg2025_keywords": 0.4, "reg2025_embedding": 0.3}
 _SHORTEST_KEYWORD = 3  # characters
 _ORDER = 4
 _STRETCHED_FROM = 0.5
@@ -45,6 +45,17 @@ class RegModels:
     embedding: EmbeddingModel | None = None
     names: tuple[str, str] = ("none", "none")
 
+    def parts(self) -> dict[str, Callable[[str, str], float]]:
+        """{part of the score: its function of (caption, reference)}, of those that can be computed."""
+        parts: dict[str, Callable[[str, str], float]] = {"reg2025_rouge": rouge, "reg2025_bleu": bleu}
+        if self.keywords:
+            keywords = cache(lambda text: keyword_set(self.keywords(text)))
+            parts["reg2025_keywords"] = lambda caption, reference: jaccard(keywords(caption), keywords(reference))
+        if self.embedding:
+            vector = cache(lambda text: np.asarray(self.embedding(text), dtype=float).ravel())
+            parts["reg2025_embedding"] = lambda caption, reference: stretched_cosine(vector(caption), vector(reference))
+        return parts
+
     def signature(self) -> str:
         """The models that two comparable scores must share."""
         return f"reg2025:keywords {self.names[0]},embedding {self.names[1]}"
@@ -54,18 +65,11 @@ def reg2025_statistics(models: RegModels, captions: Sequence[str],
                        references: Sequence[Sequence[str]]) -> dict[str, Statistic]:
     """The parts of the score, and the score where both models are given; means over slides."""
     pairs = [(caption, texts[0]) for caption, texts in zip(captions, references, strict=True)]
-    parts = {"reg2025_rouge": np.array([rouge(caption, reference) for caption, reference in pairs]),
-             "reg2025_bleu": np.array([bleu(caption, reference) for caption, reference in pairs])}
-    if models.keywords:
-        keywords = cache(lambda text: keyword_set(models.keywords(text)))
-        parts["reg2025_keywords"] = np.array([jaccard(keywords(c), keywords(r)) for c, r in pairs])
-    if models.embedding:
-        embedded = cache(lambda text: np.asarray(models.embedding(text), dtype=float).ravel())
-        parts["reg2025_embedding"] = np.array([stretched_cosine(embedded(c), embedded(r)) for c, r in pairs])
-    if models.keywords and models.embedding:
-        parts["reg2025"] = (_TEXT_WEIGHT * (parts["reg2025_rouge"] + parts["reg2025_bleu"])
-                            + _KEYWORD_WEIGHT * parts["reg2025_keywords"]
-                            + _EMBEDDING_WEIGHT * parts["reg2025_embedding"])
+    parts = {}
+    for name, score_pair in models.parts().items():
+        parts[name] = np.array([score_pair(caption, reference) for caption, reference in pairs])
+    if parts.keys() == _WEIGHTS.keys():
+        parts["reg2025"] = sum(weight * parts[name] for name, weight in _WEIGHTS.items())
     return {name: mean_of(values) for name, values in parts.items()}
 
 

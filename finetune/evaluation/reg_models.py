@@ -35,17 +35,26 @@ def load_keywords(name: str) -> KeywordModel:
     """A function that lists the entities of a text. Raises UserError."""
     if is_function_name(name):
         return import_function(name, _KEYWORDS)
+    spacy = _spacy()
+    try:
+        pipeline = spacy.load(_folder_or_name(name))
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(_KEYWORDS, f"{name} is no spaCy pipeline on this machine ({_first_line(error)})",
+                        "give the folder of one, such as en_core_sci_lg; nothing is downloaded") from None
+    return lambda text: [entity.text for entity in pipeline(text).ents]
+
+
+def _spacy() -> Any:
     try:
         import spacy
     except ImportError:
         raise UserError(_KEYWORDS, "spaCy is not installed",
                         "python -m pip install spacy, or give package.module:function") from None
-    try:
-        pipeline = spacy.load(str(expand(name)) if expand(name).is_dir() else name)
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(_KEYWORDS, f"{name} is no spaCy pipeline on this machine ({_first_line(error)})",
-                        "give the folder of one, such as en_core_sci_lg; nothing is downloaded") from None
-    return lambda text: [entity.text for entity in pipeline(text).ents]
+    return spacy
+
+
+def _folder_or_name(name: str) -> str:
+    return str(expand(name)) if expand(name).is_dir() else name
 
 
 def load_embedding(name: str) -> EmbeddingModel:
@@ -57,7 +66,7 @@ def load_embedding(name: str) -> EmbeddingModel:
     except ImportError:
         raise UserError(_EMBEDDING, "transformers is not installed",
                         'python -m pip install ".[hf]", or give package.module:function') from None
-    path = str(expand(name)) if expand(name).is_dir() else name
+    path = _folder_or_name(name)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         model = transformers.AutoModel.from_pretrained(path, local_files_only=True, trust_remote_code=False)

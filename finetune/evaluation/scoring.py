@@ -69,19 +69,26 @@ class Answers:
 
     def statistics(self) -> dict[str, Statistic]:
         """The scores that these answers have, by name."""
-        scores: dict[str, Statistic] = {}
-        if self.references:
-            scores |= text_statistics(self.captions, self.references)
-            dictionary = self.findings or FindingDictionary.shipped()
-            scores |= agreement_statistics(dictionary, self.captions, self.references)
-            scores |= text_findings_statistics(dictionary, self.captions, self.references)
+        scores = self._text_statistics() if self.references else {}
         if self.similarity is not None:
             scores |= retrieval_statistics(self.similarity, self.texts, self.references)
         if self.class_probabilities is not None and self.true_classes is not None:
             scores |= classification_statistics(self.class_probabilities, self.true_classes)
-        if self.findings is not None and self.references:
+        return scores | (self._chosen_statistics() if self.references else {})
+
+    def _text_statistics(self) -> dict[str, Statistic]:
+        """Those that every caption with a reference has."""
+        texts = self.captions, self.references
+        dictionary = self.findings or FindingDictionary.shipped()
+        return (text_statistics(*texts) | agreement_statistics(dictionary, *texts)
+                | text_findings_statistics(dictionary, *texts))
+
+    def _chosen_statistics(self) -> dict[str, Statistic]:
+        """Those that were asked for."""
+        scores: dict[str, Statistic] = {}
+        if self.findings is not None:
             scores |= finding_statistics(self.findings, self.captions, self.references)
-        if self.reg_models is not None and self.references:
+        if self.reg_models is not None:
             scores |= reg2025_statistics(self.reg_models, self.captions, self.references)
         return scores
 
