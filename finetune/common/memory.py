@@ -16,6 +16,7 @@ from .errors import UserError
 
 _MEMINFO = Path("/proc/meminfo")
 _SMALL = 1 << 30  # bytes of a file that are read without asking: a slide of 200 000 tiles in float16
+_FIX = "use a machine with more memory, or is the file what it should be?"
 _one_at_a_time = threading.Lock()
 # (limit, use, its reclaimable part in memory.stat) of a group in version 2 and version 1
 _GROUP_FILES = (("memory.max", "memory.current", "inactive_file"),
@@ -24,7 +25,9 @@ _GROUP_FILES = (("memory.max", "memory.current", "inactive_file"),
 
 @contextlib.contextmanager
 def memory_for(where: str | Path, num_bytes: int, what: str) -> Iterator[None]:
-    """Raise UserError if twice so many bytes are not free: what is read is copied once more into a batch.
+    """Raise UserError if twice so many bytes are not free, or the block runs out of memory.
+
+    Twice, as what is read is copied once more into a batch.
 
     Large files are read one at a time: only what another thread has read is known to be no longer free.
 
@@ -33,12 +36,14 @@ def memory_for(where: str | Path, num_bytes: int, what: str) -> Iterator[None]:
         num_bytes: How many.
         what: They are for, such as "its tiles".
     """
-    if num_bytes <= _SMALL:
-        yield
-        return
-    with _one_at_a_time:
-        require_memory(where, 2 * num_bytes, what)
-        yield
+    large = num_bytes > _SMALL
+    with _one_at_a_time if large else contextlib.nullcontext():
+        if large:
+            require_memory(where, 2 * num_bytes, what)
+        try:
+            yield
+        except MemoryError:  # of a limit such as `ulimit -v`, which no file shows
+            raise UserError(where, f"{what} need more memory than is free", _FIX) from None
 
 
 def require_memory(where: str | Path, num_bytes: int, what: str) -> None:
@@ -46,7 +51,7 @@ def require_memory(where: str | Path, num_bytes: int, what: str) -> None:
     free = free_memory()
     if free is not None and num_bytes > free:
         raise UserError(where, f"{what} need {num_bytes / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free",
-                        "use a machine with more memory, or is the file what it should be?")
+                        _FIX)
 
 
 def free_memory(meminfo: Path = _MEMINFO, cgroups: Path = CGROUPS, own: Path = OWN_CGROUPS) -> int | None:

@@ -8,13 +8,16 @@ Shapes: B slides, N tiles of C numbers.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 
+from ..common.device import is_out_of_memory
 from ..common.distributed import World
+from ..common.errors import UserError
+from ..common.log import logger
 from .batch import pad_tiles
 from .slides import Slide
 from .tile_reader import read_tiles
@@ -23,6 +26,7 @@ from .views import View
 _GROUP_TILES = 16_000  # tiles encoded together (80 MB in float16); a larger slide is encoded alone
 _GROUP_SLIDES = 16
 Entry = tuple[Slide, View | None]  # what one file holds: a slide with all its tiles, or a view of it
+Encode = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # tiles (B, N, C), mask (B, N) -> tokens (B, n, D)
 
 
 def describe_entries(entries: Sequence[Entry]) -> str:
@@ -92,3 +96,32 @@ def read_ahead(pool: ThreadPoolExecutor, groups: list[list[Entry]],
         if number + 1 < len(groups):
             reads.append(pool.submit(read_group, groups[number + 1]))
         yield group, tiles, mask
+
+
+def encode_or_halve(group: Sequence[Entry], tiles: torch.Tensor, mask: torch.Tensor, encode: Encode) -> torch.Tensor:
+    """The tokens (B, n, D) of a group. What does not fit into memory is encoded in halves, down to one slide.
+
+    Args:
+        group: The B entries, for messages.
+        tiles, mask: (B, N, C) and (B, N) of them.
+
+    Raises:
+        UserError: A slide does not fit alone; it is named.
+    """
+    try:
+        return encode(tiles, mask)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+    if len(group) == 1:
+        raise UserError(group[0][0].path, f"out of memory while its {tiles.shape[1]} tiles are encoded",
+                        "use a machine with more memory, set data.max_tiles, or leave the slide out")
+    half = len(group) // 2
+    logger.warning("out of memory: %d slides are encoded together instead of %d", half, len(group))
+    if tiles.is_cuda or torch.cuda.is_initialized():
+        torch.cuda.empty_cache()  # what the failed attempt has left
+    parts = []
+    for rows in (slice(half), slice(half, None)):
+        most = int(mask[rows].sum(1).max())  # smaller slides need less padding
+        parts.append(encode_or_halve(group[rows], tiles[rows, :most], mask[rows, :most], encode))
+    return torch.cat(parts)

@@ -33,8 +33,10 @@ from ..common.log import logger
 from ..common.progress import progress
 from .cached_encoding import IDENTITY_BYTES, DamagedEncoding, EncodingFormat, FileState
 from .encoding_groups import (
+    Encode,
     Entry,
     describe_entries,
+    encode_or_halve,
     groups_of_rank,
     groups_with_views,
     num_tiles_of,
@@ -48,7 +50,6 @@ from .views import View, view_of_epoch
 _FORMAT = 1  # part of every name: files of another layout are never read
 _SPARE_BYTES = 1 << 30  # left free on the disk
 _WAIT_SECONDS = 120  # for files of other machines
-Encode = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # tiles (B, N, C), mask (B, N) -> tokens (B, n, D)
 
 
 def token_type(precision: str) -> str:
@@ -260,7 +261,7 @@ class SlideCache:
     def encode_all(self, group: list[Entry], tiles: torch.Tensor, mask: torch.Tensor, encode: Encode) -> np.ndarray:
         """The tokens (B, n, D) of a group, as they are kept, from its tiles (B, N, C) and mask (B, N). Raises
         UserError."""
-        tokens = encode(tiles, mask)
+        tokens = encode_or_halve(group, tiles, mask, encode)
         self._require_finite(group, tokens)
         return tokens.float().cpu().numpy().astype(self.dtype)
 

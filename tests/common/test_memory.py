@@ -65,3 +65,8 @@ def test_what_does_not_fit_twice_is_refused_before_it_is_read(monkeypatch):
         pass
     with refused("slide.h5: its 9 tiles need 6.0 GB of memory, 5.0 GB are free"), memory_for("slide.h5", 3 * GB, "its 9 tiles"):
         raise AssertionError("must not be reached")
+
+
+def test_a_limit_that_no_file_shows_is_one_line_too():
+    with refused("slide.h5: its 9 tiles need more memory than is free"), memory_for("slide.h5", 1, "its 9 tiles"):
+        raise MemoryError

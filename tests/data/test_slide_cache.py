@@ -297,3 +297,23 @@ def test_a_slide_that_another_machine_should_have_written_is_waited_for_and_then
     monkeypatch.setattr(latents, "_WAIT_SECONDS", 0.2)
     with refused("is not there, nor are", "all of them share"):
         a_cache(tmp_path).fill(slides, encode_with(encoder), 1, Thread(0, threading.Barrier(1)))
+
+
+def test_a_group_that_does_not_fit_into_memory_is_halved_down_to_the_slide_that_is_named(tmp_path, slides, encoder, log_lines):
+    def small_memory(limit: int):
+        def encode(tiles, mask):
+            if tiles.shape[0] * tiles.shape[1] > limit:
+                raise RuntimeError("[enforce fail at alloc_cpu.cpp:115] DefaultCPUAllocator: can't allocate memory")
+            return encode_with(encoder)(tiles, mask)
+
+        return encode
+
+    whole, halved = (a_cache(tmp_path / name) for name in "ab")
+    whole.fill(slides, encode_with(encoder))
+    halved.fill(slides, small_memory(max(slide.num_tiles for slide in slides)))
+    assert any("out of memory" in line for line in log_lines)
+    for slide in slides:
+        np.testing.assert_allclose(halved.read(slide), whole.read(slide), rtol=1e-4, atol=1e-5)
+    largest = max(slides, key=lambda slide: slide.num_tiles)
+    with refused(largest.path, f"out of memory while its {largest.num_tiles} tiles are encoded", "data.max_tiles"):
+        a_cache(tmp_path / "c").fill(slides, small_memory(largest.num_tiles - 1))
