@@ -135,7 +135,7 @@ class Selection:
 
 def coverage_lines(tables: dict[str, dict[str, Any]], wanted: float) -> list[str]:
     """The table of `to_dict` of some selections for a terminal, then a line for each about the wanted accuracy."""
-    heads = ["accuracy if only the most confident answers are given:", *(f"{share:.0%}" for share in COVERAGES)]
+    heads = ["accuracy of the most confident:", *(f"{share:.0%}" for share in COVERAGES)]
     rows = [heads]
     for name, table in tables.items():
         if table["coverage"]:

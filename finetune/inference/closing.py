@@ -96,8 +96,9 @@ def show_scores(scored: Scored | None, abstained: int, path: Path | None, option
     if scored is not None:
         report = scored.report
         say(f"scores of {len(report.answers.captions)} slides, with 95 % intervals; {abstained} abstained:",
-            *table_lines(report, width), report.signature(),
-            *(wrapped(line, width, 4) for line in more_lines(summary, options.wanted_accuracy)))
+            *table_lines(report, width), report.signature())
+        for line in more_lines(summary, options.wanted_accuracy):
+            say(*wrapped(line, width, 4).split("\n"))
         warn_of_same_slides(summary, abstained, options)
     if path is not None:
         _write(path, json_text(summary, indent=1) + "\n")

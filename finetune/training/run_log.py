@@ -92,8 +92,10 @@ class RunLog:
         bar.set_postfix_str(f"loss={report['loss']:.3f}, lr={report['lr']:.2e}", refresh=False)
         bar.update()
         if (seconds := self._times.step()) is not None:
-            notice("a step takes %.2g s, an epoch of %d steps about %s, and validation (measured on the first steps)",
-                   seconds, self._steps, clock_text(self._steps * seconds))
+            epoch = self._steps * seconds
+            notice("an epoch of %d steps takes about %s, all %d of them %s, and validation (%.3g s a step, measured on "
+                   "the first)", self._steps, clock_text(epoch), self._epochs, clock_text(self._epochs * epoch),
+                   seconds, indent=2)
 
     def epoch(self, state: TrainState, scores: dict[str, float], lr: float, is_best: bool) -> None:
         """Log a finished epoch everywhere, and note the new length of metrics.jsonl in `state`."""

@@ -68,7 +68,8 @@ def test_programs_get_json_and_terminals_a_table_that_fits(monkeypatch, tmp_path
     monkeypatch.setattr("sys.stdout", terminal := Terminal())
     show_scores(scored(), 0, None, InferenceOptions())
     show_scores(scored(), 2, tmp_path / "x.scores.json", InferenceOptions())
-    assert "summary" not in terminal.getvalue()
+    assert "summary" not in terminal.getvalue() and "\\n" not in terminal.getvalue()
+    assert all(len(line) <= 80 for line in terminal.getvalue().splitlines() if not line.startswith("tok:"))
     assert json.loads((tmp_path / "x.scores.json").read_text(encoding="utf-8"))["abstained"] == 2
 
 

@@ -15,6 +15,8 @@ from finetune.common.progress import clock_text
 from finetune.config.schema import Config, apply_overrides
 from finetune.training import epoch_times, run
 from finetune.training.epoch_times import EpochTimes
+from finetune.training.run_log import RunLog
+from finetune.training.state import TrainState
 from tests.helpers import kill_runs
 
 COLOUR = re.compile("\033\\[\\d+m")
@@ -95,6 +97,19 @@ def test_a_resumed_run_says_so_and_only_the_terminal_has_colours_and_bars(shown)
     log = (folder / "logs" / "training.log").read_text(encoding="utf-8")
     assert "\033" not in log and "\r" not in log and "%|" not in log
     assert log.count("  val_bleu_4 ") == 4 and "effective batch" in log and "effective batch" not in first
+
+
+def test_the_estimate_is_said_once_and_in_words(tmp_path, monkeypatch, log_lines):
+    log, state = RunLog(tmp_path), TrainState()
+    now = [0.0]
+    monkeypatch.setattr(epoch_times.time, "monotonic", lambda: now[0])
+    monkeypatch.setenv("CI", "1")
+    with log.epoch_bar(state, 100, 40) as bar:
+        for _ in range(30):
+            now[0] += 3.0
+            log.step(bar, {"num_slides": 8.0, "loss": 1.0, "lr": 0.1})
+    assert log_lines == ["an epoch of 100 steps takes about 5:00, all 40 of them 3:20:00, and validation (3 s a step, measured on "
+                         "the first)"]
 
 
 def test_the_first_steps_tell_how_long_an_epoch_takes_and_the_first_of_them_does_not_count(monkeypatch):

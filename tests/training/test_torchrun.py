@@ -92,8 +92,9 @@ def whole(data, tmp_path_factory) -> Path:
     """The folder of an uninterrupted run of two processes."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
     written = train(data, folder, 2)
-    assert written.count("15 training and 4 validation slides") == 1, "rank 0 alone prints"
-    assert "effective batch 4" in written
+    assert written.count("15 training, 4 validation") == 1, "rank 0 alone prints"
+    assert " steps of 4 slides" in written and ", 2 processes" in written
+    assert "effective batch 4" in (folder / "logs" / "training.log").read_text(encoding="utf-8")
     return folder
 
 
