@@ -12,7 +12,7 @@ import torch
 from ..checkpoints.format import RunDescription
 from ..common.device import Precision
 from ..common.distributed import World
-from ..common.log import logger
+from ..common.log import logger, notice
 from ..common.threads import describe_threads
 from ..config.schema import Config
 from ..data.loader import BatchLoader
@@ -111,8 +111,8 @@ def _log_batch_size(config: Config, state: TrainState, world: World) -> None:
     logger.info("effective batch %s over %d processes; the contrastive loss compares all its slides and texts",
                 effective, world.size)
     if state.micro_batches != config.training.accum_freq * world.size:
-        logger.info("the run began with %d processes: its effective batch is kept",
-                    state.micro_batches // config.training.accum_freq)
+        notice("the run began with %d processes: its effective batch is kept",
+               state.micro_batches // config.training.accum_freq)
 
 
 def log_data(data: Data) -> None:
