@@ -22,6 +22,19 @@ WARNINGS = {
         "在留出的切片上，模型不比查找好（{0}：{1} {2}，模型 {3}）：可以试更多训练切片、"
         "别的 model.size（small 最小）或别的 training.learning_rate；怎么看见 docs/scoring.md",
     "%s of epoch %d is NaN and is ignored": "第 {1} 轮的 {0} 是 NaN，不计",
+    "confidence: %d validation slides with %d wrong tokens cannot show that the model is more often right than it says "
+    "(that takes %d and %d): temperature %.2f instead of %.2f":
+        "置信度：{0} 张验证切片、{1} 个错误词元不足以说明模型比它自己说的更常对（至少要 {2} 张和 {3} 个）："
+        "温度取 {4}，不取 {5}",
+    "confidence: temperature %.2f does not pay on slides that did not fit it: it stays 1":
+        "置信度：温度 {0} 在没有参与拟合的切片上没有好处，保持为 1",
+    "confidence: temperature %.2f is the end of what is tried: the confidence may still be off":
+        "置信度：温度 {0} 已是尝试范围的一端，置信度可能仍有偏差",
+    "%s: stopping here, where all that was trained is saved": "收到 {0}：就此停止，已训练的都已保存",
+    "%s and %d more files of the slide cache have a wrong size: encoded again":
+        "切片缓存的 {0} 等另外 {1} 个文件大小不对，重新编码",
+    "slide cache: %s: %s; it is encoded again": "切片缓存：{0}：{1}；重新编码",
+    "out of memory: %d slides are encoded together instead of %d": "内存不足：一起编码 {0} 张切片，原为 {1} 张",
     "%s: finishing the step, then saving to %s": "收到 {0}：做完这一步，保存到 {1}",
     "data.views is %d, but slides are encoded anew in every epoch: there are no views":
         "data.views 为 {0}，但每轮都重新编码切片：没有不同的视图",
