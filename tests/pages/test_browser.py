@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.full, pytest.mark.skipif(CHROMIUM is None, reason="no 
 
 # What a Chinese page may say in Latin letters: names of the field and of the product, keys and values of a run
 LATIN_IN_CHINESE = {"BLEU", "ROUGE", "METEOR", "CIDEr", "chrF", "Prism", "SHA", "English", "prism", "weights", "random", "tiny",
-                    "auto"}
+                    "auto", "AUROC", "ECE"}
 
 
 @pytest.fixture(scope="module")
