@@ -31,7 +31,7 @@ class Optional:
         return _PACKAGES.get(self.module, self.module)
 
 
-_PACKAGES = {"swanboard": "swanlab[dashboard]"}  # where it is not the name of the module
+_PACKAGES = {"swanboard": '"swanlab[dashboard]"'}  # where it is not the name of the module
 
 
 def _never(config: Config) -> bool:

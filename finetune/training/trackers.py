@@ -109,10 +109,10 @@ class _SwanLab:
         try:
             import swanlab
         except ImportError:
-            raise _not_installed("swanlab", "swanlab[dashboard]") from None
+            raise _not_installed("swanlab", '"swanlab[dashboard]"') from None
         mode = os.environ.get("SWANLAB_MODE", "local")
         if mode == "local" and importlib.util.find_spec("swanboard") is None:  # SwanLab would go on and keep no curve
-            raise _not_installed("swanlab's dashboard", "swanlab[dashboard]")
+            raise _not_installed("swanlab's dashboard", '"swanlab[dashboard]"')
         settings = swanlab.Settings(interactive=False, terminal={"proxy_type": "none"})
         try:
             self._run = swanlab.init(project=os.environ.get("SWANLAB_PROJECT", "prism-coca"), name=folder.name,

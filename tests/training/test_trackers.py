@@ -115,7 +115,7 @@ def test_slides_per_second_are_those_of_training_not_of_validation(tmp_path, mon
 @pytest.mark.parametrize(("name", "module"), [("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb"), ("swanlab", "swanlab")])
 def test_a_tracker_that_is_not_installed_is_named_with_its_pip_command(name, module, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
-    with refused("training.report_to", f"{name} is not installed", f"pip install {name}"):
+    with refused("training.report_to", f"{name} is not installed", "python -m pip install ", name):
         open_trackers([name], tmp_path, {})
 
 
@@ -167,7 +167,7 @@ def test_a_swanlab_that_cannot_start_or_keeps_no_curves_is_a_user_error(tmp_path
     with refused("training.report_to", "swanlab cannot start", "SWANLAB_MODE=local"):
         open_trackers(["swanlab"], tmp_path, {})
     monkeypatch.setattr("finetune.training.trackers.importlib.util.find_spec", lambda name: None)
-    with refused("training.report_to", "dashboard is not installed", "pip install swanlab[dashboard]"):
+    with refused("training.report_to", "dashboard is not installed", 'pip install "swanlab[dashboard]"'):
         open_trackers(["swanlab"], tmp_path, {})
 
 
