@@ -39,20 +39,30 @@ def found(text: str, subject: str) -> tuple[str, str]:
 
 # --- missing and broken libraries ------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("module", "code", "words"), [
-    ("torch", "raise OSError('libcudart.so.13: cannot open shared object file')", "libcudart.so.13: cannot open"),
-    ("torch", "raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')", "not installed"),
-    ("yaml", "raise ImportError('DLL load failed')", "yaml: cannot be imported (ImportError: DLL load failed)"),
-    ("numpy", "raise ModuleNotFoundError(\"No module named 'numpy'\", name='numpy')", "numpy: not installed"),
-])
-def test_it_names_a_library_that_is_missing_or_broken_and_goes_on(tmp_path, module, code, words):
-    (tmp_path / module).mkdir()
-    (tmp_path / module / "__init__.py").write_text(code, encoding="utf-8")
+NOT_THERE = "raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')"
+BROKEN = "raise OSError('libcudart.so.13: cannot open shared object file')"
+
+
+@pytest.mark.parametrize(("code", "words"), [(NOT_THERE, "not installed"), (BROKEN, "libcudart.so.13: cannot open shared object file")])
+def test_it_names_libraries_that_are_missing_or_broken_and_goes_on(tmp_path, code, words):
+    for module, text in (("torch", code), ("yaml", "raise ImportError('DLL load failed')")):
+        (tmp_path / module).mkdir()
+        (tmp_path / module / "__init__.py").write_text(text, encoding="utf-8")
     done = run_doctor("--config", "config.yaml", PYTHONPATH=str(tmp_path))
-    status, text = found(done.stdout, "torch" if module == "torch" else "packages")
+    status, text = found(done.stdout, "torch")
     assert done.returncode == 2 and status == "error" and words in text and "requirements.lock" in text, done.stderr
+    assert "yaml: cannot be imported (ImportError: DLL load failed)" in found(done.stdout, "packages")[1]
     assert found(done.stdout, "models and data")[0] == "-" and found(done.stdout, "memory")[0] == "ok"
-    assert "Traceback" not in done.stderr and re.search(r"^\d errors?, ", done.stdout, re.MULTILINE)
+    assert "PyYAML" in found(done.stdout, "config")[1] and "Traceback" not in done.stderr
+    assert done.stdout.splitlines()[-1].startswith("2 errors, ")
+
+
+def test_a_package_that_is_missing_is_told_from_one_that_misses_another(tmp_path, monkeypatch):
+    (tmp_path / "needy.py").write_text("import not_there_at_all\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    finding = machine.check_packages(["json", "needy", "nowhere_to_be_found"])
+    assert finding.status == ERROR and "json" not in finding.text
+    assert finding.text == "needy: needs not_there_at_all, which is not installed; nowhere_to_be_found: not installed"
 
 
 def test_the_packages_it_tries_are_those_of_pyproject():

@@ -188,6 +188,28 @@ def test_every_make_target_exists(path):
     assert {m[1] for line in lines if (m := re.match(r"make ([\w-]+)", line))} <= targets
 
 
+POWERSHELL = [(path, block) for path in PAGES for block in blocks(path, "powershell")]
+
+
+def test_the_commands_for_windows_are_what_powershell_takes():
+    """Windows PowerShell 5 has no `&&`; a line goes on after a backtick; the environment's Python is in Scripts."""
+    assert len(POWERSHELL) >= 2
+    for path, block in POWERSHELL:
+        for line in block.splitlines():
+            assert not re.search(r"&&|\|\||\\$|^(export|source|make|rm|cp) |\bpython3\b|/bin/|\$\(", line), f"{path.name}: {line}"
+            assert not re.match(r"\w+=", line), "a variable is set by $env:NAME = VALUE"
+        if "activate" in block:
+            assert re.search(r"^\.venv\\Scripts\\activate$", block, re.MULTILINE)
+            assert block.index("python -m venv .venv") < block.index("activate") < block.index("pip install")
+
+
+def test_windows_installs_what_make_setup_installs():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for path, block in POWERSHELL:
+        for files in re.findall(r"pip install (.*)", block):
+            assert files == "--no-deps -r requirements.lock" and "--no-deps --require-hashes --requirement requirements.lock" in makefile, path
+
+
 def test_the_flags_of_inference_are_on_its_page():
     shown = set(re.findall(r"--\w+", TEXT[ROOT / "docs" / "inference.md"] + TEXT[ROOT / "docs" / "scoring.md"] + TEXT[ROOT / "docs" / "prism.md"]))
     help_text = run("inference.py", "--help", cwd=ROOT).stdout
