@@ -199,6 +199,9 @@ class TrainingConfig:
         choices=("tensorboard", "wandb", "swanlab"))
 
 
+_SHORT_NAMES = {"lr": "learning_rate"}  # as train_finetune.py has it
+
+
 @dataclass(kw_only=True)
 class Config:
     """All settings of a run. `data`, `model` and `training` carry the keys users know; see config.yaml."""
@@ -223,13 +226,25 @@ class Config:
         if key == "training.monitor" and text is not None:
             text = _current_score(text)  # configs and checkpoints hold the names that scores once had
         section_name, _, name = key.partition(".")
-        check_known(section_name, [f.name for f in dataclasses.fields(self)], where, "section")
+        self.check_section(section_name, where)
         section = getattr(self, section_name)
         names = [f.name for f in dataclasses.fields(section)]
         if not name:
             raise UserError(where, f"{key} is a section", f"write {key}.KEY=VALUE; keys: {', '.join(names)}")
-        check_known(name, names, where, f"key in section {section_name}")
+        check_known(name, names, where, f"key in section {section_name}", self._key_named(name))
         set_field(section, name, key, text, where)
+
+    def check_section(self, name: str, where: str) -> None:
+        """Raises UserError for a name that is no section, with the section that has a key of this name."""
+        check_known(name, [f.name for f in dataclasses.fields(self)], where, "section", self._key_named(name))
+
+    def _key_named(self, name: str) -> str | None:
+        """`section.key` of the first key of that name; the short name of a flag is one too."""
+        name = _SHORT_NAMES.get(name, name)
+        for section in dataclasses.fields(self):
+            if name in type(getattr(self, section.name)).__dataclass_fields__:
+                return f"{section.name}.{name}"
+        return None
 
     def check(self, where: str) -> Config:
         """Check what depends on more than one key, just before a run. Returns self; raises UserError naming `where`."""

@@ -37,11 +37,18 @@ def setting(default: Any, help: str, low: float | None = None, high: float | Non
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def check_known(name: str, known: Iterable[str], where: str, kind: str) -> None:
-    """Raise UserError with the nearest known name if `name` is not a known one. kind: such as "section"."""
+def check_known(name: str, known: Iterable[str], where: str, kind: str, meant: str | None = None) -> None:
+    """Raise UserError if `name` is not a known one, with the nearest that is.
+
+    Args:
+        kind: What it names, such as "section".
+        meant: What it names elsewhere, if that is known.
+    """
     names = list(known)
     if name in names:
         return
+    if meant is not None:
+        raise UserError(where, f"unknown {kind}: {name}", f"did you mean {meant}?")
     near = difflib.get_close_matches(name, names, n=1)
     fix = f"did you mean {near[0]}?" if near else f"one of: {', '.join(names)}"
     raise UserError(where, f"unknown {kind}: {name}", fix)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import yaml
 from ..common.errors import UserError
 from ..common.files import expand
 from .schema import Config
-from .values import check_known
 from .yaml_slips import find_slip, unquoted
 
 _MAX_YAML_BYTES = 1_000_000
@@ -41,7 +39,7 @@ def load_yaml(path: str | Path, config: Config) -> Config:
 def _load(path: str | Path, config: Config) -> Config:
     first_line: dict[str, str] = {}
     for section, where, body in _entries(_yaml_root(path), path, str(path)):
-        check_known(section, [f.name for f in dataclasses.fields(config)], where, "section")
+        config.check_section(section, where)
         entries = [] if _is_null(body) else _entries(body, path, where)  # null: all keys of the section commented out
         for name, where_key, node in entries:
             key = f"{section}.{name}"

@@ -138,10 +138,12 @@ NUMBER = "it must be a whole number"
 @pytest.mark.parametrize(("content", "words"), [
     pytest.param("training:\n  learnig_rate: 1e-4", [":2", "unknown key", "learnig_rate", "did you mean learning_rate?"],
                  id="C01 misspelt key"),
+    pytest.param("training:\n  lr: 1e-4", [":2", "unknown key", "did you mean training.learning_rate?"], id="C01 name of a flag"),
+    pytest.param("data:\n  epochs: 9", [":2", "unknown key in section data", "did you mean training.epochs?"], id="C01 key of another section"),
     pytest.param("trainin:\n  epochs: 1", [":1", "unknown section: trainin", "did you mean training?"], id="C01 section"),
     pytest.param("trainin:\n", [":1", "unknown section: trainin"], id="C01 empty unknown section"),
     pytest.param("qqqq:\n  epochs: 1", ["one of: data, prism, model, training"], id="C01 nothing near"),
-    pytest.param("epochs: 1", [":1", "unknown section: epochs", "one of: data"], id="C01 key outside its section"),
+    pytest.param("epochs: 1", [":1", "unknown section: epochs", "did you mean training.epochs?"], id="C01 key outside its section"),
     pytest.param("training:\n  epochs: 1\n  seed: 2\n  epochs: 1", [":4", "training.epochs", "line 2"], id="C01 key twice"),
     pytest.param("training: {epochs: 1}\nmodel: {dim: 8}\ntraining: {epochs: 2}", [":3", "training.epochs", "line 1"],
                  id="C01 key twice in a repeated section"),
