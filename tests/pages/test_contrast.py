@@ -66,8 +66,8 @@ def test_texts_have_four_and_a_half_to_one(scheme):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_counts_in_the_shaded_cells_of_a_confusion_table_can_be_read(scheme):
     of = colours(scheme)
-    template = (ROOT / "finetune" / "pages" / "templates" / "report.html").read_text(encoding="utf-8")
-    darkest = int(re.search(r"'h%d'\|format\((\d) \* count / total\)", template)[1])
+    templates = [path.read_text(encoding="utf-8") for path in (ROOT / "finetune" / "pages" / "templates").glob("*.html")]
+    darkest, = (int(found) for text in templates for found in re.findall(r"'h%d'\|format\((\d) \* count / total\)", text))
     for shade, alpha in re.findall(r"\.h(\d) \{ background: rgba\(var\(--hot\), (\.\d+)\)", CSS)[:darkest + 1]:
         mixed = [round(255 * (float(alpha) * hot + (1 - float(alpha)) * paper))
                  for hot, paper in zip(channels(of["hot"]), channels(of["paper"]), strict=True)]
