@@ -95,13 +95,13 @@ def container_limit(files: Iterable[str] = _CGROUP_LIMITS) -> float | None:
 
 def check_disk(folder: Path, what: str) -> Finding:
     """Free space and the right to write where a folder is or will be. what: For the line, such as `run folder`."""
-    there = folder
-    while not there.exists():
-        there = there.parent
-    free = shutil.disk_usage(there).free
-    text = f"{what} {folder}: {free / _GB:.1f} GB free"
+    there = next((path for path in (folder, *folder.parents) if path.exists()), None)
+    if there is None:
+        return Finding("disk", ERROR, f"{what} {folder}: no such disk", "choose another folder")
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         return Finding("disk", ERROR, f"{what} {folder}: {there} cannot be written", "choose another folder")
+    free = shutil.disk_usage(there).free
+    text = f"{what} {folder}: {free / _GB:.1f} GB free"
     if free < _LOW_DISK:
         return Finding("disk", WARNING, text, "free some space: the slide cache takes 1.3 MB for each slide and view")
     return Finding("disk", OK, text)

@@ -88,11 +88,12 @@ def check_tokenizer(config: Config) -> Finding:
 
 
 def _check_prisms_tokenizer(config: Config) -> Finding:
+    source = config.prism.weights
     try:
-        place = _place("tokenizer", config.prism.weights, config.prism.revision, WEIGHT_FILES)
+        is_here = source in RANDOM or isinstance(_place("tokenizer", source, config.prism.revision, WEIGHT_FILES), Path)
     except PrismWeightsError:
         return Finding("tokenizer", NOTE, "that of Prism, whose weights are not there")
-    if isinstance(place, Path):
+    if is_here:  # else it comes with the weights
         decoder_tokenizer(config)
     return Finding("tokenizer", OK, "that of Prism")
 

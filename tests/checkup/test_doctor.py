@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -188,6 +189,10 @@ def test_memory_is_that_of_the_machine_or_the_limit_of_the_container(tmp_path, m
 def test_a_disk_that_is_full_or_cannot_be_written(tmp_path, monkeypatch):
     assert machine.check_disk(tmp_path / "a" / "b", "run folder").status == OK
     (tmp_path / "file").write_text("")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "exists", lambda path: False)  # as a drive Z: of Windows that is not there
+        nowhere = machine.check_disk(tmp_path, "run folder")
+    assert nowhere.status == ERROR and "no such disk" in nowhere.text
     assert machine.check_disk(tmp_path / "file" / "run", "run folder").status == ERROR
     monkeypatch.setattr(machine.shutil, "disk_usage", lambda _: SimpleNamespace(free=1e9))
     finding = machine.check_disk(tmp_path, "run folder")
@@ -255,6 +260,15 @@ def test_weights_of_the_hub_are_those_of_the_cache_else_the_hub_is_asked(tmp_pat
 def test_a_tokenizer_that_cannot_be_had_is_an_error(config, capsys, tmp_path):
     code, text = doctor(capsys, config, f"data.tokenizer=hf:{tmp_path}")
     assert code == 2 and found(text, "tokenizer")[0] == "error"
+
+
+def test_prisms_own_tokenizer_is_that_of_its_weights(tmp_path, capsys):
+    decoder = "model.decoder=prism"
+    assert found(doctor(capsys, None, decoder, prism="random-tiny")[1], "tokenizer")[0] == "ok"
+    assert found(doctor(capsys, None, decoder, prism=str(tmp_path / "none"))[1], "tokenizer")[0] == "-"
+    folder = put(tmp_path / "Prism", small_state())  # without a vocabulary
+    code, text = doctor(capsys, None, decoder, prism=str(folder))
+    assert code == 2 and found(text, "tokenizer")[0] == "error" and "vocab.json" in text
 
 
 def test_a_language_model_is_looked_for_without_downloading_it(tmp_path, monkeypatch, capsys):
