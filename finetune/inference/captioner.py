@@ -35,6 +35,7 @@ from ..models.embeddings import embed_texts
 from ..models.generation import confidences, generate, has_ended
 from ..models.rerank import rerank
 from ..models.training_texts import SlideVectors, TrainingTexts
+from .form import Form
 from .memory import memory_errors
 from .nearest import TrainingSlides, texts_to_rerank_with
 from .options import InferenceOptions
@@ -48,6 +49,7 @@ class Captioner:
     Attributes:
         held_out: Ids of the slides in the splits val and test.
         temperature: Calibration of the confidence, None if the checkpoint was not calibrated.
+        form: The template that captions follow, None for free captions.
         rerank_with: Training texts that may replace a caption, with a probe; None for own captions only.
         checkpoint: The one it was loaded from, without its tensors; None for Prism itself.
     """
@@ -59,6 +61,7 @@ class Captioner:
     held_out: dict[str, list[str]]
     temperature: float | None = None
     checkpoint: Checkpoint | None = None
+    form: Form | None = None
     rerank_with: TrainingTexts | None = None
     _given: dict[tuple[str, ...], np.ndarray] = field(default_factory=dict, repr=False)
 
@@ -132,6 +135,7 @@ class Captioner:
         if positions is not None and options.max_length is not None and options.max_length > positions:
             raise UserError("--max_length", f"{options.max_length}, the decoder has {positions} positions",
                             f"give {positions} or less")
+        captioner.form = Form.of_options(options, captioner.model.decoder, captioner.tokenizer, captioner.checkpoint)
         return captioner
 
     def log_caveats(self) -> None:
@@ -237,19 +241,31 @@ class Captioner:
         Raises:
             UserError: Tiles whose values overflow in the model.
         """
-        decoder = self.model.decoder
-        special = {name: getattr(self.tokenizer, name) for name in ("bos_id", "eos_id", "pad_id")}
         image_tokens = self._on_device(tokens)  # (B, n, D)
         with self.precision.autocast():
-            captions = generate(decoder, image_tokens, options, names=ids, **special)
-            of_slides = SlideVectors.of(decoder, image_tokens)
-            captions, answers = self._answers(image_tokens, captions, of_slides, options.max_length)
-            confidence = confidences(decoder, image_tokens, captions, options.max_length,
-                                     temperature=self.temperature or 1.0, **special)
+            of_slides = SlideVectors.of(self.model.decoder, image_tokens)
+            if self.form is not None:
+                records = self.form.fill(self.model.decoder, image_tokens, list(ids), options.num_beams)
+            else:
+                records = self._free_captions(ids, image_tokens, of_slides, options)
         is_finite = np.isfinite(of_slides.contrastive).all(axis=1)
         if not is_finite.all():
             raise UserError(ids[int(is_finite.argmin())], "its tiles make the model overflow",
                             "check how its features were extracted")
+        if texts:
+            self._add_similarities(records, of_slides.contrastive, texts)
+        if vectors is not None:
+            vectors.update(zip(ids, of_slides.rows(), strict=True))
+        return records
+
+    def _free_captions(self, ids: Sequence[str], image_tokens: torch.Tensor, slides: SlideVectors,
+                       options: GenerationOptions) -> list[Record]:
+        """Records of B slides from their image tokens (B, n, D), with captions as the decoder writes them."""
+        special = {name: getattr(self.tokenizer, name) for name in ("bos_id", "eos_id", "pad_id")}
+        captions = generate(self.model.decoder, image_tokens, options, names=ids, **special)
+        captions, answers = self._answers(image_tokens, captions, slides, options.max_length)
+        confidence = confidences(self.model.decoder, image_tokens, captions, options.max_length,
+                                 temperature=self.temperature or 1.0, **special)
         records = []
         for slide_id, answer, caption, slide_confidence in zip(ids, answers, captions, confidence, strict=True):
             record = new_record(slide_id, caption=answer, confidence=slide_confidence,
@@ -257,10 +273,6 @@ class Captioner:
             if self.rerank_with and answer in self.rerank_with.counts:
                 record["from_training_text"] = True
             records.append(record)
-        if texts:
-            self._add_similarities(records, of_slides.contrastive, texts)
-        if vectors is not None:
-            vectors.update(zip(ids, of_slides.rows(), strict=True))
         return records
 
     def _answers(self, image_tokens: torch.Tensor, captions: list[list[int]], slides: SlideVectors,

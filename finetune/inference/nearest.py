@@ -77,12 +77,13 @@ def texts_to_rerank_with(options: InferenceOptions, captioner: Captioner,
                          training: TrainingSlides | None) -> TrainingTexts | None:
     """The training texts that may replace a caption, None if --rerank is off.
 
-    auto is on where it made the captions of the validation slides better after training, but not for samples.
+    auto is on where it made the captions of the validation slides better after training, but not for samples and not
+    for captions of a template.
 
     Raises:
         UserError: --rerank true without a linear probe.
     """
-    if options.rerank == "false":
+    if options.rerank == "false" or captioner.form is not None:
         return None
     has_probe = training is not None and training.texts.probe is not None
     if options.rerank == "auto":

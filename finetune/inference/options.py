@@ -19,12 +19,14 @@ _OF_LABELS = ("id_column", "text_column", "slide_column", "split_column", "encod
 _REG2025 = ("reg2025", "reg_keywords", "reg_embedding")
 _CAPTION_ONLY = ("text", "labels_file", *_OF_LABELS, "rerank", *_REG2025, "findings", "prompts", "classes_file",
                  "wanted_accuracy", "abstain_below", "split", "output", "resume", "latents_cache")
+_FREE_ONLY = ("rerank", "max_length", "do_sample", "temperature", "top_k", "top_p", "repetition_penalty",
+              "no_repeat_ngram_size", "length_penalty", "seed")  # they choose what a template leaves no choice in
 _MODES_OF = {  # flag -> the modes that use it; a flag that is not listed is used by all
     "port": ("serve",),
     "explain": ("explain",),
     "thumbnail": ("explain",),
     "thumbnail_scale": ("explain",),
-    "nearest": ("caption", "serve"),
+    **dict.fromkeys(("nearest", "template", "choices", "field_temperature"), ("caption", "serve")),
     **dict.fromkeys(_CAPTION_ONLY, ("caption",)),
 }
 
@@ -87,7 +89,15 @@ class InferenceOptions:
     wanted_accuracy: float = setting(
         0.95, "with --labels_file: show from which confidence on this share of captions, and of each field, is right",
         0, 1, open_low=True)
-    abstain_below: float = setting(0.0, "withhold captions whose confidence is below this probability; 0 = none", 0, 1)
+    abstain_below: float = setting(0.0, "withhold captions and fields whose confidence is below this probability; "
+                                   "0 = none", 0, 1)
+
+    template: str | None = setting(None, "captions follow this template: YAML file of a text with slots and their "
+                                   "allowed values; auto = the one found in the training texts")
+    choices: str | None = setting(None, "each caption is one of these texts: one on each line, or a YAML list")
+    field_temperature: float | None = setting(
+        None, "with --template or --choices: log probabilities of fields are divided by it, as fitted with "
+        "--labels_file --split val; default: that of the checkpoint for auto, else 1", 0.01, 100)
 
     explain: str | None = setting(None, "explain the caption of one slide: write into this folder which tiles each "
                                   "token comes from")
@@ -138,6 +148,7 @@ class InferenceOptions:
         if self.explain is not None and self.embeddings_file is None:
             raise UserError("--explain", "is for one slide", "give it with --embeddings_file")
         self._check_needed("language_model", "checkpoint")
+        self._check_template()
         for name in ("findings", "reg2025", "wanted_accuracy", *_OF_LABELS):
             self._check_needed(name, "labels_file")
         for name in ("reg_keywords", "reg_embedding"):
@@ -161,6 +172,18 @@ class InferenceOptions:
         names = [field.name for field in dataclasses.fields(GenerationOptions)]
         given = {name: getattr(self, name) for name in names}
         return GenerationOptions(**given | {"max_length": self.max_length or trained_length})
+
+    def _check_template(self) -> None:
+        flag = "template" if self._is_given("template") else "choices"
+        if not self._is_given(flag):
+            if self._is_given("field_temperature"):
+                raise UserError("--field_temperature", "needs --template or --choices", "add one, or leave it out")
+            return
+        if self._is_given("choices") and self._is_given("template"):
+            raise UserError("--choices", "is not allowed with --template", "leave one of them out")
+        for name in _FREE_ONLY:
+            if self._is_given(name) and getattr(self, name) != "false":
+                raise UserError(f"--{name}", f"does nothing with --{flag}", "leave it out")
 
     def _is_given(self, name: str) -> bool:
         return getattr(self, name) != type(self).__dataclass_fields__[name].default

@@ -34,6 +34,19 @@ class Match(TypedDict):
     safe: bool
 
 
+class FieldRecord(TypedDict):
+    """A field of a caption that follows a template.
+
+    value: None where the slot has none, or was withheld (`abstained`: true). probability: of the value, also of a
+    withheld one. alternatives: of the next best values, "" for none; left out if there are none worth it.
+    """
+
+    value: str | None
+    probability: float
+    alternatives: NotRequired[dict[str, float]]
+    abstained: NotRequired[bool]
+
+
 class Record(TypedDict):
     """What inference.py says about a slide.
 
@@ -41,6 +54,7 @@ class Record(TypedDict):
     probability: of each of several texts. confidence: mean token probability. error: why the slide failed, else None.
     finished: whether the caption came to its end token before --max_length cut it; None without a caption.
     match: with --labels_file: how the caption agrees with its references.
+    fields: {slot: field} of a caption that follows a template, whose confidence is the probability of all fields.
     from_training_text: true if captions are re-ranked and this one is a training text; left out otherwise.
     made_from: hashes of model, options and slide, for --resume.
     """
@@ -56,6 +70,7 @@ class Record(TypedDict):
     nearest: NotRequired[list[Nearest]]
     abstained: NotRequired[bool]
     match: NotRequired[Match]
+    fields: NotRequired[dict[str, FieldRecord]]
     from_training_text: NotRequired[bool]
     made_from: NotRequired[str]
 
@@ -106,6 +121,9 @@ def print_record(record: Record, *, brief: bool) -> None:
         if text in record["probability"]:
             scores += f"  probability {record['probability'][text]:.4f}"
         lines.append(f"{scores}  {visible(text)}")
+    for name, field in record.get("fields", {}).items():
+        value = "none, probability too low" if field.get("abstained") else visible(field["value"] or "-")
+        lines.append(f"\tfield {visible(name)}: {value}  probability {field['probability']:.4f}")
     for name, probability in record.get("classes", {}).items():
         lines.append(f"\tclass probability {probability:.4f}  {visible(name)}")
     for slide in record.get("nearest", ()):
@@ -139,18 +157,22 @@ def write_json(records: Records, file: BinaryIO) -> None:
 
 
 def write_csv(records: Records, file: BinaryIO) -> None:
-    """Write records as CSV, a row for each, with a column for each text of any of them."""
-    texts: dict[str, None] = {}  # an ordered set; a failed slide has no similarities
+    """Write records as CSV, a row for each, with a column for each text and two for each field of any of them."""
+    texts: dict[str, None] = {}  # ordered sets; a failed slide has no similarities
+    fields: dict[str, None] = {}
     for record in records():
         texts |= dict.fromkeys(record["similarity"])
+        fields |= dict.fromkeys(record.get("fields", {}))
     # Excel needs the byte order mark to read UTF-8
     text_file = io.TextIOWrapper(file, encoding="utf-8-sig", errors="replace", newline="")
     writer = csv.writer(text_file)
     header = ["id", "caption", "error", *(f"similarity: {text}" for text in texts), "confidence", "finished"]
+    header += [f"{column}: {name}" for name in fields for column in ("field", "probability")]
     writer.writerow(map(spreadsheet_cell, header))
     for record in records():
         cosines = [record["similarity"].get(text) for text in texts]
         finished = {True: "true", False: "false"}.get(record["finished"])
         row = [record["id"], record["caption"], record["error"], *cosines, record["confidence"], finished]
+        row += [record.get("fields", {}).get(name, {}).get(key) for name in fields for key in ("value", "probability")]
         writer.writerow(map(spreadsheet_cell, row))
     text_file.detach()  # flushes, and leaves the file open for its owner

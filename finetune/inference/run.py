@@ -7,7 +7,7 @@ import time
 import numpy as np
 
 from ..common.errors import UserError
-from ..common.log import logger
+from ..common.log import logger, notice
 from ..data.batch import encode_text
 from ..evaluation.scoring import Answers, Report, evaluate
 from ..models.training_texts import SlideVectors
@@ -15,6 +15,7 @@ from .captioner import Captioner
 from .cases import select_slides
 from .closing import Outcome, announce, announce_end, scores_path, show_scores
 from .encoding import slide_cache
+from .form import withhold_fields
 from .ground_truth import GroundTruth
 from .interruption import Interrupted, StopSignals
 from .job import Job
@@ -44,7 +45,7 @@ def run_inference(options: InferenceOptions) -> int:
         texts = texts_to_score(options.text, captioner)
         training = TrainingSlides.load(options.checkpoint, captioner, searchable=options.nearest > 0)
         captioner.rerank_with = texts_to_rerank_with(options, captioner, training)
-        if options.abstain_below and captioner.temperature is None:
+        if options.abstain_below and captioner.temperature is None and captioner.form is None:
             logger.warning("confidence is not calibrated: no validation slides in training, or not its best_model.pth")
         generation = options.generation(captioner.trained_length)
         source = source_of(captioner, options, generation, texts, truth.prompts, training)
@@ -91,6 +92,9 @@ def _report(job: Job, truth: GroundTruth, training: TrainingSlides | None, optio
         logger.warning("%d of %d captions did not come to their end within %d tokens (finished: false); trained on "
                        "texts of up to %d: give a larger --max_length, or train longer", outcome.num_cut,
                        len(job.cases), job.generation.max_length, job.captioner.trained_length)
+    form = job.captioner.form
+    if form is not None and truth.labels is not None:
+        notice("%s", form.calibration(truth.labels).line())
     scores = scores_path(job.file.output) if truth.can_score else None
     if truth.can_score:
         records = _with_vectors(job)
@@ -153,6 +157,7 @@ def complete_record(record: Record, embedding: np.ndarray, captioner: Captioner,
         record["classes"] = dict(zip(prompts, probabilities.tolist(), strict=True))
     if options.nearest and training:
         record["nearest"] = training.nearest(embedding, options.nearest)
+    withhold_fields(record.get("fields", {}), options.abstain_below)
     if record["confidence"] < options.abstain_below:
         record["caption"] = None
         record["abstained"] = True

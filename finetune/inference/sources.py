@@ -45,6 +45,8 @@ def source_of(captioner: Captioner, options: InferenceOptions, generation: Gener
     }
     if options.findings:
         how["findings"] = options.findings
+    if captioner.form is not None:
+        how["template"] = [captioner.form.template.to_dict(), captioner.form.temperature, captioner.form.keep]
     return Source(_hash(about_model), _hash(how))
 
 

@@ -40,6 +40,10 @@ class Field:
     probability: float
     scores: dict[str | None, list[float]] = field(default_factory=dict, repr=False)
 
+    def shares(self, temperature: float) -> dict[str | None, float]:
+        """{value: probability} of the values that were scored."""
+        return {value: probability_of(self.scores, value, temperature) for value in self.scores}
+
 
 @dataclass(frozen=True)
 class FilledTemplate:
