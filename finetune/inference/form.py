@@ -14,7 +14,7 @@ from ..common.files import expand
 from ..common.log import logger
 from ..config.yaml_file import load_plain_yaml
 from ..data.labels import Label
-from ..data.text_encoding import read_text
+from ..data.text_encoding import decode, read_bytes
 from ..data.tokenizer import Tokenizer
 from ..evaluation.templates import Template
 from ..models.captioner import CaptionDecoder
@@ -138,7 +138,8 @@ def read_choices(path: str) -> Template:
     if Path(path).suffix.lower() in (".yaml", ".yml", ".json"):
         texts = load_plain_yaml(path)
     else:
-        texts = [line.strip() for line in read_text(expand(path)).splitlines() if line.strip()]
+        file = expand(path)
+        texts = [line.strip() for line in decode(read_bytes(file), file).splitlines() if line.strip()]
     if not isinstance(texts, list) or len(texts) < 2:
         raise UserError(path, "does not hold two or more texts", "write one text on each line, or a YAML list")
     return Template.of_choices(texts, path)

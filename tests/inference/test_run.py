@@ -31,7 +31,7 @@ LETTERS = VocabTokenizer(list("xyz"))
 
 def captioner_of(about) -> SimpleNamespace:
     model = SimpleNamespace(decoder=SimpleNamespace(dim_latents=2))
-    return SimpleNamespace(checkpoint=about, config=Config(), tokenizer=LETTERS, model=model)
+    return SimpleNamespace(checkpoint=about, config=Config(), tokenizer=LETTERS, model=model, form=None)
 
 
 def record(confidence: float) -> dict:
