@@ -108,20 +108,28 @@ def encode_or_halve(group: Sequence[Entry], tiles: torch.Tensor, mask: torch.Ten
     Raises:
         UserError: A slide does not fit alone; it is named.
     """
-    try:
-        return encode(tiles, mask)
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
+    tokens = _encode_if_it_fits(encode, tiles, mask)
+    if tokens is not None:
+        return tokens
     if len(group) == 1:
         raise UserError(group[0][0].path, f"out of memory while its {tiles.shape[1]} tiles are encoded",
                         "use a machine with more memory, set data.max_tiles, or leave the slide out")
     half = len(group) // 2
     logger.warning("out of memory: %d slides are encoded together instead of %d", half, len(group))
-    if tiles.is_cuda or torch.cuda.is_initialized():
-        torch.cuda.empty_cache()  # what the failed attempt has left
     parts = []
     for rows in (slice(half), slice(half, None)):
         most = int(mask[rows].sum(1).max())  # smaller slides need less padding
         parts.append(encode_or_halve(group[rows], tiles[rows, :most], mask[rows, :most], encode))
     return torch.cat(parts)
+
+
+def _encode_if_it_fits(encode: Encode, tiles: torch.Tensor, mask: torch.Tensor) -> torch.Tensor | None:
+    """The tokens, or None if the memory is not enough."""
+    try:
+        return encode(tiles, mask)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()  # what the failed attempt has left
+    return None

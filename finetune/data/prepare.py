@@ -96,7 +96,8 @@ def prepare_data(config: DataConfig, seed: int, tokenizer: Tokenizer | None = No
     if not split.val:
         logger.warning("no validation slides (data.val_split is 0): best_model.pth is the last one")
     _check_duplicate_files(slides, split)
-    num_seen_texts = report_split(labels, split, config)
+    counts = header_cache and header_cache.with_name(f"{header_cache.stem}_texts.json")
+    num_seen_texts = report_split(labels, split, config, counts)
 
     # held-out texts must not shape the vocabulary
     texts = [text for i in split.train for text in labels[i].texts]

@@ -17,10 +17,11 @@ from ..common.files import expand
 from ..common.log import logger
 from ..config.schema import DataConfig
 from .labels import SPLITS, Label
-from .near_duplicates import SIMILARITY_THRESHOLD, count_overlap
+from .near_duplicates import SIMILARITY_THRESHOLD
 from .patterns import Pattern
 from .related_ids import related_pairs
 from .slide_names import slide_name
+from .text_overlap import kept_overlap
 
 _TCGA = re.compile(r"TCGA-\w\w-\w{4}")
 _SPLIT_FILE_FIX = "give a JSON object {id: train, val or test}, or a CSV with the columns id,split"
@@ -151,15 +152,21 @@ def split_fold(ids: Sequence[str], folds: int, fold: int, seed: int, groups: Map
     return list(train), members[fold]
 
 
-def report_split(labels: Mapping[str, Label], split: Split, config: DataConfig) -> int:
+def report_split(labels: Mapping[str, Label], split: Split, config: DataConfig, counts: Path | None = None) -> int:
     """Log the size of each side, and how many of the held-out texts are also training texts.
+
+    Args:
+        labels: Of all cases.
+        split: Of the cases.
+        config: Of the data.
+        counts: A file of counts of texts, see `text_overlap`; None counts anew.
 
     Returns:
         The number of validation texts that are also training texts, word for word.
     """
     _report_sides(labels, split, config.group_pattern)
-    num_seen = _report_overlap(labels, split, "validation")
-    _report_overlap(labels, split, "test")
+    num_seen = _report_overlap(labels, split, "validation", counts)
+    _report_overlap(labels, split, "test", counts)
     if config.group_pattern is None:
         _warn_of_leaking_patients(split)
     return num_seen
@@ -180,12 +187,12 @@ def _contents(labels: list[Label]) -> str:
     return f"{num_slides} slides, {num_texts} different texts"
 
 
-def _report_overlap(labels: Mapping[str, Label], split: Split, name: str) -> int:
+def _report_overlap(labels: Mapping[str, Label], split: Split, name: str, counts: Path | None) -> int:
     texts = [labels[i].text for i in split.sides[name]]
     if not texts:
         return 0
     training_texts = [text for i in split.train for text in labels[i].texts]
-    num_exact, num_near = count_overlap(texts, training_texts)
+    num_exact, num_near = kept_overlap(texts, training_texts, counts)
     logger.info("%d of %d %s texts also occur in training, word for word", num_exact, len(texts), name)
     if num_near:
         logger.warning("%d of %d %s texts are near duplicates of training texts (%.0f %% of their trigrams or more): "

@@ -43,18 +43,22 @@ def read_tiles(slide: Slide, rows: np.ndarray | None = None, *, check: bool = Tr
     if len(slide.parts) > 1:
         return _read_case(slide, rows, check)
     file = slide.parts[0]
-    num_tiles = file.num_tiles if rows is None or file.offset is None else len(rows)  # what is not mapped is read whole
-    num_bytes = num_tiles * file.width * np.dtype(file.dtype).itemsize
-    with memory_for(file.path, num_bytes, f"its {num_tiles} tiles"):
-        tiles = _open(file)
-        if rows is not None:
-            tiles = tiles[rows]
+    tiles = _read_rows(file, rows)
     dtype = np.float16 if tiles.dtype.itemsize == 2 else np.float32
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is infinite, and is reported below
         tiles = tiles.astype(dtype, copy=False)
     if check:
         _require_finite(tiles, file.path)
     return tiles
+
+
+def _read_rows(file: SlideFile, rows: np.ndarray | None) -> np.ndarray:
+    """The wanted tiles of a file in its own type; a file that is not mapped is read whole. Raises UserError."""
+    num_tiles = file.num_tiles if rows is None or file.offset is None else len(rows)
+    num_bytes = num_tiles * file.width * np.dtype(file.dtype).itemsize
+    with memory_for(file.path, num_bytes, f"its {num_tiles} tiles"):
+        tiles = _open(file)
+        return tiles if rows is None else tiles[rows]
 
 
 def _require_finite(tiles: np.ndarray, path: str) -> None:

@@ -45,14 +45,18 @@ def require_harmless(json_text: str) -> None:
     if kind not in _MODELS:
         raise ValueError(f"a model of the kind {kind!r}")
     for name in _PIPELINES:
-        parts = list(_flat(tokenizer.get(name)))
-        if len(parts) > _MAX_PARTS:
-            raise ValueError(f"{len(parts)} parts in its {name}")
-        growth = math.prod(map(_growth, parts))
-        if growth > _MAX_GROWTH:
-            raise ValueError(f"its {name} may lengthen a text {growth:g} times")
-        for part in parts:
-            _require_simple(part.get("pattern"))
+        _require_small(name, list(_flat(tokenizer.get(name))))
+
+
+def _require_small(name: str, parts: list[dict[str, Any]]) -> None:
+    """Check the parts of one pipeline together. Raises ValueError."""
+    if len(parts) > _MAX_PARTS:
+        raise ValueError(f"{len(parts)} parts in its {name}")
+    growth = math.prod(map(_growth, parts))
+    if growth > _MAX_GROWTH:
+        raise ValueError(f"its {name} may lengthen a text {growth:g} times")
+    for part in parts:
+        _require_simple(part.get("pattern"))
 
 
 def _flat(part: Any, depth: int = 0) -> Iterator[dict[str, Any]]:

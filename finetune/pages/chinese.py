@@ -61,6 +61,7 @@ WARNINGS = {
     "%s: %d weights are of a wrapped model, as %s": "{0}：{1} 个权重来自包装过的模型，例如 {2}",
     "%s cannot be read (%s): all headers are read again": "{0} 读不了（{1}）：重读全部文件头",
     "%s cannot be written (%s): the next run reads all headers again": "{0} 写不出（{1}）：下次运行重读全部文件头",
+    "%s cannot be written (%s): the next run compares the texts again": "{0} 写不出（{1}）：下次运行重新比较文本",
     "%d of %d %s texts are near duplicates of training texts (%.0f %% of their trigrams or more): scores on them say "
     "little about new cases":
         "{1} 条 {2} 文本中有 {0} 条与训练文本几乎相同（三字组相同 {3} % 以上）："
