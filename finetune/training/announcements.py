@@ -122,14 +122,17 @@ def announce_end(config: Config, folder: Path, state: TrainState) -> None:
     notice("finished: best epoch %d, files in %s%s", state.best_epoch, config.training.output_dir,
            describe_sizes(folder), style="bold", indent=2)
     answer = answer_of(folder)
-    caption = ["python", "inference.py", "--checkpoint", config.training.output_dir, "--embeddings_dir",
-               config.data.embeddings_dir, "--output", "captions.jsonl"]
-    show_rows([
-        ("result", answer.sentence[1]),
-        ("next", answer.next[1]),
-        ("report", str(folder / REPORT)),
-        ("captions", _command(caption)),
-    ])
+    rows = [("result", answer.sentence[1]), ("next", answer.next[1]), ("report", report_path(config))]
+    if config.trains_captions:
+        rows.append(("captions", _command(["python", "inference.py", "--checkpoint", config.training.output_dir,
+                                           "--embeddings_dir", config.data.embeddings_dir, "--output",
+                                           "captions.jsonl"])))
+    show_rows(rows)
+
+
+def report_path(config: Config) -> str:
+    """Of report.html, below the run folder as it was given: a log that is passed on names no folder of this disk."""
+    return Path(config.training.output_dir, REPORT).as_posix()
 
 
 def _command(words: list[str]) -> str:

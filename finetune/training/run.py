@@ -15,13 +15,12 @@ from ..common.distributed import ALONE, World, join_world
 from ..common.errors import UserError
 from ..common.files import expand
 from ..common.log import log_to_console, logger, notice
-from ..common.run_folder import REPORT
 from ..common.run_lock import RunLock
 from ..config.schema import Config
 from ..data.prepare import Data, contents_are_checked, scan_contents
 from ..models.build import decoder_tokenizer
 from ..pages.run_report import write_report
-from .announcements import announce_end, announce_start
+from .announcements import announce_end, announce_start, report_path
 from .calibration import calibrate_and_index, is_calibrated_and_indexed
 from .caption_validation import check_monitor, not_in_log_line
 from .custom_loss import LossFunction, load_loss, try_loss
@@ -109,7 +108,8 @@ def _train(config: Config, resume: str | None, folder: Path, buffered: MemoryHan
     if checkpoint:
         restore(checkpoint, model, optimizer, scaler, world)
     if state.epoch >= training.epochs and world.broadcast_object(lambda: is_calibrated_and_indexed(folder)):
-        notice("%s belongs to a finished run: nothing to do; its report is %s", checkpoint.path.name, folder / REPORT)
+        notice("%s belongs to a finished run: nothing to do; its report is %s", checkpoint.path.name,
+               report_path(config))
         return 0
 
     log = RunLog(folder if world.is_main else None, quiet=not_in_log_line(training.monitor), write_report=write_report,

@@ -47,7 +47,7 @@ class RunLog:
         self._write_report, self._monitor = write_report, monitor
         self._events = _EventFile(folder / EVENTS if folder else None)
         self._times = EpochTimes()
-        self._num_slides, self._epochs, self._steps = 0.0, 0, 0
+        self._num_slides, self._epochs, self._to_come, self._steps = 0.0, 0, 0, 0
 
     def start(self, earlier: Iterable[logging.LogRecord], about: dict[str, str]) -> None:
         """Start recording warnings in events.jsonl.
@@ -83,6 +83,7 @@ class RunLog:
     def epoch_bar(self, state: TrainState, total: int, epochs: int) -> Progress:
         """The progress bar of the running epoch, and the start of its clock. total: steps of the epoch."""
         self._num_slides, self._epochs, self._steps = 0.0, epochs, total
+        self._to_come = epochs - state.epoch
         self._times.begin(whole=state.batches_done == 0)
         return progress(None, f"epoch {state.epoch + 1}/{epochs}", total, "step", initial=state.batches_done)
 
@@ -93,8 +94,8 @@ class RunLog:
         bar.update()
         if (seconds := self._times.step()) is not None:
             epoch = self._steps * seconds
-            notice("an epoch of %d steps takes about %s, all %d of them %s, and validation (%.3g s a step, measured on "
-                   "the first)", self._steps, clock_text(epoch), self._epochs, clock_text(self._epochs * epoch),
+            notice("an epoch of %d steps takes about %s, the %d to come %s, and validation (%.3g s a step, measured on "
+                   "the first)", self._steps, clock_text(epoch), self._to_come, clock_text(self._to_come * epoch),
                    seconds, indent=2)
 
     def epoch(self, state: TrainState, scores: dict[str, float], lr: float, is_best: bool) -> None:

@@ -114,7 +114,8 @@ def test_findings_and_classes_are_scored_beside_the_texts(data, trained, tmp_pat
     assert max(first["classes"], key=first["classes"].get) == "class0" and sum(first["classes"].values()) == pytest.approx(1)
     near = first["nearest"]
     assert [n["texts"] for n in near] == [[TEXTS[0]]] * 2 and near[0]["similarity"] >= near[1]["similarity"]
-    assert "most_common_text:of training" in summary["signature"] and 0.5 < first["confidence"] <= 1
+    assert "most_common_text:of training" in summary["signature"]
+    assert 0.3 < first["confidence"] <= 1, "three slides without an error do not sharpen it"
     for flag, word in ((["--classes_file", "classes.json"], "--prompts"), (["--findings", "breast"], "--labels_file")):
         assert_one_error(run("inference.py", "--checkpoint", "no.pth", "--embeddings_dir", data, *flag, cwd=tmp_path), word)
 
