@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ _NO_FIELDS: Fields = {}
 
 @dataclass(frozen=True)
 class FieldAnswers:
-    """One field over the S slides of which a reference follows the template.
+    """One field over the S slides of which a reference follows the template and the field was answered.
 
     Attributes:
         name: Of the field.
@@ -132,7 +132,8 @@ class FieldScores:
 
     @classmethod
     def of(cls, template: Template, captions: Sequence[str], references: Sequence[Sequence[str]],
-           distributions: Sequence[Mapping[str, Mapping[str, float]]] = ()) -> FieldScores:
+           distributions: Sequence[Mapping[str, Mapping[str, float]]] = (),
+           withheld: Sequence[Container[str]] = ()) -> FieldScores:
         """Read captions and references.
 
         Args:
@@ -140,11 +141,13 @@ class FieldScores:
             captions: One per slide.
             references: Texts of each slide; the first that follows the template counts.
             distributions: {field: {value: its probability}} of each slide, as far as they are known.
+            withheld: Fields of each slide that were not answered: there is nothing to compare.
         """
         true = [_first_read(template, texts) for texts in references]
         rows = np.array([row for row, fields in enumerate(true) if fields is not None], dtype=np.int64)
         said = {row: template.parse(captions[row]) for row in rows}
-        answers = [_answers(template, name, rows, said, true, distributions) for name in template.slots]
+        compared = _Compared(template, rows, said, true, distributions, withheld)
+        answers = [compared.field(name) for name in template.slots]
         off = sum(fields is None for fields in said.values())
         return cls(answers, rows, off, len(true) - len(rows))
 
@@ -171,13 +174,24 @@ def _first_read(template: Template, texts: Sequence[str]) -> Fields | None:
     return next((fields for fields in read if fields is not None), None)
 
 
-def _answers(template: Template, name: str, rows: np.ndarray, said: Mapping[int, Fields | None],
-             true: Sequence[Fields | None],
-             distributions: Sequence[Mapping[str, Mapping[str, float]]]) -> FieldAnswers:
-    return FieldAnswers(name, tuple(template.slots[name].values),
-                        [(said[row] or _NO_FIELDS).get(name) for row in rows],
-                        [(true[row] or _NO_FIELDS).get(name) for row in rows],
-                        [distributions[row].get(name, {}) if distributions else {} for row in rows])
+@dataclass(frozen=True)
+class _Compared:
+    """What captions and references say, by the numbers of the captions that are compared."""
+
+    template: Template
+    rows: np.ndarray
+    said: Mapping[int, Fields | None]
+    true: Sequence[Fields | None]
+    distributions: Sequence[Mapping[str, Mapping[str, float]]]
+    withheld: Sequence[Container[str]]
+
+    def field(self, name: str) -> FieldAnswers:
+        """One field of all of them."""
+        rows = [row for row in self.rows if not self.withheld or name not in self.withheld[row]]
+        return FieldAnswers(name, tuple(self.template.slots[name].values),
+                            [(self.said[row] or _NO_FIELDS).get(name) for row in rows],
+                            [(self.true[row] or _NO_FIELDS).get(name) for row in rows],
+                            [self.distributions[row].get(name, {}) if self.distributions else {} for row in rows])
 
 
 def _scores_of(field: FieldAnswers) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from ..common.errors import UserError
 from ..common.log import logger, notice
 from ..data.batch import encode_text
 from ..evaluation.scoring import Answers, Report, evaluate
+from ..evaluation.templates import Template
 from ..models.training_texts import SlideVectors
 from .captioner import Captioner
 from .cases import select_slides
@@ -24,7 +25,7 @@ from .nearest import TrainingSlides, texts_to_rerank_with
 from .options import InferenceOptions
 from .record_file import RecordFile
 from .records import Record, output_path
-from .scores import Scored
+from .scores import Scored, score_fields, template_to_score
 from .sources import slide_source, source_of
 
 
@@ -47,6 +48,7 @@ def run_inference(options: InferenceOptions) -> int:
         captioner.rerank_with = texts_to_rerank_with(options, captioner, training)
         if options.abstain_below and captioner.temperature is None and captioner.form is None:
             logger.warning("confidence is not calibrated: no validation slides in training, or not its best_model.pth")
+        template = template_to_score(captioner) if truth.can_score else None
         generation = options.generation(captioner.trained_length)
         source = source_of(captioner, options, generation, texts, truth.prompts, training)
         slides = {case_id: slide_source(files, truth.references_of(case_id)) for case_id, files in cases.items()}
@@ -64,7 +66,7 @@ def run_inference(options: InferenceOptions) -> int:
         start = time.monotonic()
         exit_code = _caption_until_stopped(job)
         if exit_code == 0:
-            _report(job, truth, training, options, time.monotonic() - start)
+            _report(job, truth, training, options, template, time.monotonic() - start)
         return exit_code
 
 
@@ -85,7 +87,7 @@ def _caption_until_stopped(job: Job) -> int:
 
 
 def _report(job: Job, truth: GroundTruth, training: TrainingSlides | None, options: InferenceOptions,
-            seconds: float) -> None:
+            template: Template | None, seconds: float) -> None:
     """Warn of cut captions, show scores and how it went. Raises UserError if slides failed."""
     outcome = Outcome.of(job.file.records(job.cases))
     if outcome.num_cut:
@@ -100,12 +102,16 @@ def _report(job: Job, truth: GroundTruth, training: TrainingSlides | None, optio
         records = _with_vectors(job)
         answers = truth.answers(job.captioner, records, job.vectors, job.generation.max_length)
         report = _evaluate(answers, truth, records, job.vectors, training)
-        show_scores(report and Scored(report, truth.scored(records)), outcome.num_abstained, scores, options)
+        show_scores(report and _scored(report, truth.scored(records), template), outcome.num_abstained, scores, options)
     if len(job.cases) > 1:
         announce_end(outcome, seconds, job.file.output, scores)
     if outcome.errors:
         raise UserError(outcome.errors[0][0], f"{len(outcome.errors)} of {len(job.cases)} slides failed",
                         "their records say why", [error for _, error in outcome.errors[:20]])
+
+
+def _scored(report: Report, records: list[Record], template: Template | None) -> Scored:
+    return Scored(report, records, score_fields(template, report.answers, records))
 
 
 def _with_vectors(job: Job) -> list[Record]:

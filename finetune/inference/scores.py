@@ -14,8 +14,10 @@ from ..evaluation.coverage import Selection, coverage_lines
 from ..evaluation.field_scores import FieldScores, field_lines
 from ..evaluation.findings import FindingDictionary
 from ..evaluation.scoring import Answers, Report
+from ..evaluation.templates import Template
+from .captioner import Captioner
 from .options import InferenceOptions
-from .records import Record
+from .records import FieldRecord, Record
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,37 @@ class Scored:
             known = field.known
             selections.append(Selection(field.name, field.probabilities[known], field.right[known]))
         return selections
+
+
+def template_to_score(captioner: Captioner) -> Template | None:
+    """The template that captions follow, or that the training texts follow; None for neither.
+
+    Raises:
+        UserError: The one in the checkpoint is not usable.
+    """
+    if captioner.form is not None:
+        return captioner.form.template
+    checkpoint = captioner.checkpoint
+    if checkpoint is None or checkpoint.template is None:
+        return None
+    return Template.from_dict(checkpoint.template, f"template of {checkpoint.path}")
+
+
+def score_fields(template: Template | None, answers: Answers, records: Sequence[Record]) -> FieldScores | None:
+    """The fields of the captions; None without a template that a reference follows. records: Of the captions."""
+    if template is None or not answers.references:
+        return None
+    fields = [record.get("fields", {}) for record in records]
+    scores = FieldScores.of(template, answers.captions, answers.references,
+                            [{name: _known(one) for name, one in found.items()} for found in fields],
+                            [{name for name, one in found.items() if one["value"] is None and one.get("abstained")}
+                             for found in fields])
+    return scores if len(scores.rows) else None
+
+
+def _known(one: FieldRecord) -> dict[str, float]:
+    """{value: its probability}, "" for none, of those in a record."""
+    return {one["value"] or "": one["probability"], **one.get("alternatives", {})}
 
 
 def acceptable(answers: Answers) -> np.ndarray:

@@ -51,6 +51,12 @@ def test_known_probabilities_of_other_values_count_and_unknown_ones_share_the_re
     assert field._spread() == pytest.approx(np.array([[0.5, 0.3, 0.1, 0.1], [0.7, 0.1, 0.1, 0.1]]))
 
 
+def test_a_withheld_field_is_not_compared():
+    texts = ["胃癌，高分化。", "胃癌，中分化。", "胃癌，低分化。"]
+    (field,) = FieldScores.of(TEMPLATE, texts, [[texts[0]]] * 3, [{"分级": {"高分化": 0.9}}, {}, {}], [set(), {"分级"}, set()]).fields
+    assert (field.said, field.true) == (["高分化", "低分化"], ["高分化"] * 2) and field.probabilities[0] == 0.9
+
+
 def test_texts_off_the_template_count_as_what_they_are():
     scores = FieldScores.of(TEMPLATE, ["胃癌，高分化。", "不知道", "胃癌，高分化。"], [["胃癌，高分化。"], ["胃癌，中分化。"], ["别的"]])
     assert (scores.captions_off, scores.references_off, scores.rows.tolist()) == (1, 1, [0, 1])

@@ -145,3 +145,17 @@ def test_choices_are_read_from_lines_and_lists(tmp_path):
     (tmp_path / "c.txt").write_text("a\nb\na\n", encoding="utf-8")
     with pytest.raises(UserError, match="lists 'a' twice"):
         read_choices(str(tmp_path / "c.txt"))
+
+
+def test_fields_are_scored_with_the_probabilities_of_the_records(slides):
+    labels = {f"s{i}": f"breast, {kind}." for i, kind in enumerate(["in situ", "in situ", "ductal carcinoma, grade 1"])}
+    (slides / "truth.json").write_text(json.dumps(labels), encoding="utf-8")
+    found = run(slides, "j.jsonl", labels_file=str(slides / "truth.json"))
+    summary = json.loads((slides / "j.scores.json").read_text(encoding="utf-8"))
+    true = [Template.from_file(slides / "t.yaml").parse(text) for text in labels.values()]
+    for name in ("organ", "type"):
+        right = [record["fields"][name]["value"] == fields[name] for record, fields in zip(found, true, strict=True)]
+        gaps = [record["fields"][name]["probability"] for record in found]
+        assert summary["fields"]["fields"][name]["accuracy"][0] == pytest.approx(np.mean(right), abs=1e-6)
+        assert summary["selective"][name]["slides"] == 3 and summary["fields"]["fields"][name]["ece"][0] <= max(gaps)
+    assert summary["fields"]["captions_off_template"] == 0 and list(summary["selective"])[:2] == ["captions", "organ"]
