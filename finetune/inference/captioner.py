@@ -25,6 +25,7 @@ from ..common.errors import UserError
 from ..common.files import expand
 from ..common.log import logger
 from ..config.schema import Config, from_dict
+from ..config.values import check_known
 from ..data.slide_cache import token_type
 from ..data.slides import Slide, open_case
 from ..data.tile_reader import read_tiles
@@ -40,6 +41,8 @@ from .memory import memory_errors
 from .nearest import TrainingSlides, texts_to_rerank_with
 from .options import InferenceOptions
 from .records import Record, new_record
+
+_OF_A_CALL = ("rerank", "template", "choices", "field_temperature")  # flags of inference.py that a call takes too
 
 
 @dataclass
@@ -131,12 +134,15 @@ class Captioner:
         else:
             captioner = cls.load(options.checkpoint, options.prism, options.device, options.language_model)
         captioner.log_caveats()
-        positions = captioner.model.decoder.max_positions
+        captioner._check_length(options)
+        captioner.form = Form.of_options(options, captioner.model.decoder, captioner.tokenizer, captioner.checkpoint)
+        return captioner
+
+    def _check_length(self, options: InferenceOptions) -> None:
+        positions = self.model.decoder.max_positions
         if positions is not None and options.max_length is not None and options.max_length > positions:
             raise UserError("--max_length", f"{options.max_length}, the decoder has {positions} positions",
                             f"give {positions} or less")
-        captioner.form = Form.of_options(options, captioner.model.decoder, captioner.tokenizer, captioner.checkpoint)
-        return captioner
 
     def log_caveats(self) -> None:
         """Warn of what takes away the meaning of what it says."""
@@ -150,23 +156,27 @@ class Captioner:
         longest = self.config.data.max_seq_len
         return longest if limit is None else min(longest, limit)
 
-    def __call__(self, slides: str | Path | Sequence[str | Path], texts: Sequence[str] = (), *, rerank: str = "auto",
-                 **decoding: Any) -> Record | list[Record]:
+    def __call__(self, slides: str | Path | Sequence[str | Path], texts: Sequence[str] = (),
+                 **flags: Any) -> Record | list[Record]:
         """Caption slides as `inference.py` does.
 
         Args:
             slides: A file of features, or several.
             texts: Compared with each slide, as --text.
-            rerank: As --rerank.
-            decoding: Fields of GenerationOptions, such as `num_beams=4`.
+            flags: As those of `inference.py`: the fields of GenerationOptions, such as `num_beams=4`, and `_OF_A_CALL`.
 
         Returns:
             The record of the file, or a list of records for a list of files.
 
         Raises:
-            UserError: A file that cannot be read, tiles whose values overflow in the model, or out of memory.
+            UserError: An option that it has not, a file that cannot be read, tiles whose values overflow in the model,
+                or out of memory.
         """
-        options = InferenceOptions(rerank=rerank, **decoding)
+        for name in flags:
+            check_known(name, [*GenerationOptions.__dataclass_fields__, *_OF_A_CALL], "captioner(...)", "option")
+        options = InferenceOptions(**flags)
+        self._check_length(options)
+        self.form = Form.of_options(options, self.model.decoder, self.tokenizer, self.checkpoint)
         self.rerank_with = texts_to_rerank_with(options, self, self._training_slides)
         generation, data = options.generation(self.trained_length), self.config.data
         files = [slides] if isinstance(slides, (str, Path)) else slides

@@ -28,6 +28,7 @@ class Captioner(Protocol):
     tokenizer: Tokenizer
     config: Config
     checkpoint: Checkpoint | None
+    form: Any
 
 
 @dataclass(frozen=True)
