@@ -91,7 +91,8 @@ class Selection:
             others = np.setdiff1d(order, fold)
             chosen = Selection(self.name, self.confidence[others], self.right[others]).for_accuracy(wanted)
             if chosen:
-                given = self.confidence[fold] >= chosen.threshold
+                threshold = 0.0 if chosen.answered == len(others) else chosen.threshold  # all are accurate enough
+                given = self.confidence[fold] >= threshold
                 answered += int(given.sum())
                 right += int(self.right[fold][given].sum())
         return answered, right

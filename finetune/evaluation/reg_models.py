@@ -5,7 +5,10 @@ Nothing is downloaded. The challenge used scispaCy's `en_core_sci_lg` and `dmis-
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+
+import numpy as np
 
 from ..common.errors import UserError
 from ..common.files import expand
@@ -34,7 +37,7 @@ def load_reg_models(keywords: str | None, embedding: str | None) -> RegModels:
 def load_keywords(name: str) -> KeywordModel:
     """A function that lists the entities of a text. Raises UserError."""
     if is_function_name(name):
-        return import_function(name, _KEYWORDS)
+        return _checked(import_function(name, _KEYWORDS), name, _KEYWORDS, _are_texts, "a list of texts")
     spacy = _spacy()
     try:
         pipeline = spacy.load(_folder_or_name(name))
@@ -42,6 +45,35 @@ def load_keywords(name: str) -> KeywordModel:
         raise UserError(_KEYWORDS, f"{name} is no spaCy pipeline on this machine ({_first_line(error)})",
                         "give the folder of one, such as en_core_sci_lg; nothing is downloaded") from None
     return lambda text: [entity.text for entity in pipeline(text).ents]
+
+
+def _checked(function: Callable[[str], Any], name: str, flag: str, is_right: Callable[[Any], bool],
+             wanted: str) -> Callable[[str], Any]:
+    """A function of the user that is tried at once, and whose errors are one line. Raises UserError."""
+    def call(text: str) -> Any:
+        try:
+            answer = function(text)
+        except Exception as error:  # whatever the user's function raises
+            raise UserError(flag, f"{name} fails on a text of {len(text)} characters ({type(error).__name__}: {error})",
+                            f"let it return {wanted} for any text") from None
+        if not is_right(answer):
+            raise UserError(flag, f"{name} returns {type(answer).__name__}", f"let it return {wanted} for any text")
+        return answer
+
+    call("Breast, core-needle biopsy; ductal carcinoma in situ")
+    return call
+
+
+def _are_texts(answer: Any) -> bool:
+    return isinstance(answer, (list, tuple, set, frozenset)) and all(isinstance(keyword, str) for keyword in answer)
+
+
+def _is_vector(answer: Any) -> bool:
+    try:
+        vector = np.asarray(answer, dtype=float)
+    except (TypeError, ValueError):
+        return False
+    return vector.size > 1 and bool(np.isfinite(vector).all())
 
 
 def _spacy() -> Any:
@@ -60,7 +92,7 @@ def _folder_or_name(name: str) -> str:
 def load_embedding(name: str) -> EmbeddingModel:
     """A function that embeds a text: the mean of the last hidden states of all its tokens. Raises UserError."""
     if is_function_name(name):
-        return import_function(name, _EMBEDDING)
+        return _checked(import_function(name, _EMBEDDING), name, _EMBEDDING, _is_vector, "a vector of numbers")
     try:
         import transformers
     except ImportError:

@@ -104,7 +104,7 @@ def warn_of_same_slides(summary: dict[str, Any], abstained: int, options: Infere
     if abstained and summary["selective"]:
         logger.warning("%d captions withheld by --abstain_below are not in the table: choose a threshold without it",
                        abstained)
-    if any(table["chosen"] for table in summary["selective"].values()):
+    if any(table["chosen"] and table["chosen"]["threshold"] for table in summary["selective"].values()):
         judge = "--split test" if options.split == "val" else "slides that were not used here"
         logger.warning("the thresholds are chosen and judged on the same slides, so that their accuracy looks better "
                        "than it is: judge them with --abstain_below on %s", judge)

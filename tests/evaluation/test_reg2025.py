@@ -79,7 +79,7 @@ def test_a_model_that_is_not_given_is_not_replaced():
 def test_models_are_functions_or_folders_of_this_machine(monkeypatch, tmp_path):
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
-    monkeypatch.setitem(sys.modules, "my_keywords", types.SimpleNamespace(words=words_of, number=3))
+    monkeypatch.setitem(sys.modules, "my_keywords", types.SimpleNamespace(words=words_of, number=3, letters=str.upper, fails=lambda _: 1 / 0))
     (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "gastric", "cancer", "no"]), encoding="utf-8")
     tokenizer = BertTokenizerFast(str(tmp_path / "vocab.txt"))
     torch.manual_seed(0)
@@ -93,6 +93,12 @@ def test_models_are_functions_or_folders_of_this_machine(monkeypatch, tmp_path):
     assert models.embedding("no gastric cancer") == pytest.approx(states.mean(dim=1).squeeze().tolist())
     with refused("--reg_keywords", "not a function"):
         load_reg_models("my_keywords:number", None)
+    with refused("--reg_keywords", "my_keywords:letters returns str", "a list of texts"):
+        load_reg_models("my_keywords:letters", None)
+    with refused("--reg_embedding", "my_keywords:fails fails on a text", "ZeroDivisionError"):
+        load_reg_models(None, "my_keywords:fails")
+    with refused("--reg_embedding", "returns list", "a vector of numbers"):
+        load_reg_models(None, "my_keywords:words")
     with refused("--reg_embedding", "nothing is downloaded"):
         load_reg_models(None, str(tmp_path / "missing"))
 
