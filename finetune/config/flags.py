@@ -38,7 +38,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> None:  # type: ignore[override]
         """Raises UserError in place of exiting, with the flag that an unknown one may stand for."""
-        see_help = f"see python {self.prog} --help"
+        command = self.prog if " " in self.prog else f"python {self.prog}"  # a script; else python -m, or prism-coca
+        see_help = f"see {command} --help"
         unknown = re.match(r"unrecognized arguments: (--\w+)(?:=| +)?(\S*)", message)
         hint = self._meant_by(unknown[1], unknown[2]) if unknown else None
         raise UserError(self.prog, message, f"{hint} ({see_help})" if hint else see_help)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -124,9 +125,7 @@ def announce_end(config: Config, folder: Path, state: TrainState) -> None:
     answer = answer_of(folder)
     rows = [("result", answer.sentence[1]), ("next", answer.next[1]), ("report", report_path(config))]
     if config.trains_captions:
-        rows.append(("captions", _command(["python", "inference.py", "--checkpoint", config.training.output_dir,
-                                           "--embeddings_dir", config.data.embeddings_dir, "--output",
-                                           "captions.jsonl"])))
+        rows.append(("captions", _caption_command(config)))
     show_rows(rows)
 
 
@@ -135,6 +134,11 @@ def report_path(config: Config) -> str:
     return Path(config.training.output_dir, REPORT).as_posix()
 
 
-def _command(words: list[str]) -> str:
-    """As a shell takes it."""
+def _caption_command(config: Config) -> str:
+    """What captions the slides of the run, for the shell it was started from."""
+    program = ["python", "inference.py"]
+    if sys.argv[0].startswith("prism-coca "):  # the installed command
+        program = ["prism-coca", "caption"]
+    words = [*program, "--checkpoint", config.training.output_dir, "--embeddings_dir", config.data.embeddings_dir,
+             "--output", "captions.jsonl"]
     return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)

@@ -7,13 +7,14 @@ import io
 import itertools
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
 from finetune.common.progress import clock_text
 from finetune.config.schema import Config, apply_overrides
-from finetune.training import epoch_times, run
+from finetune.training import announcements, epoch_times, run
 from finetune.training.epoch_times import EpochTimes
 from finetune.training.run_log import RunLog
 from finetune.training.state import TrainState
@@ -145,3 +146,11 @@ def test_slow_steps_are_enough_after_a_minute(monkeypatch):
 @pytest.mark.parametrize(("seconds", "text"), [(6.6, "0:07"), (754, "12:34"), (11_100, "3:05:00")])
 def test_times_are_short(seconds, text):
     assert clock_text(seconds) == text
+
+
+@pytest.mark.parametrize(("argv", "program"), [("train_finetune.py", "python inference.py"), ("prism-coca train", "prism-coca caption")])
+def test_the_command_for_captions_is_the_one_that_is_there_and_a_shell_takes_it(monkeypatch, argv, program):
+    monkeypatch.setattr("sys.argv", [argv])
+    config = apply_overrides(Config(), ["training.output_dir=my run", "data.embeddings_dir=切片/a;b"])
+    words = shlex.split(announcements._caption_command(config))
+    assert " ".join(words[:2]) == program and words[2:] == ["--checkpoint", "my run", "--embeddings_dir", "切片/a;b", "--output", "captions.jsonl"]
