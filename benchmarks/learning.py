@@ -137,15 +137,8 @@ def train_and_caption(task: Task, small: bool, settings: Sequence[str] = (),
     if done.exists():
         return json.loads(done.read_text(encoding="utf-8"))
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped
-    inputs = task.folder / f"{task.name}-inputs"
-    inputs.mkdir(parents=True, exist_ok=True)
-    kept = {i: task.texts[i] for i in task.sides}
-    (inputs / "labels.json").write_text(json.dumps(kept, ensure_ascii=False), encoding="utf-8")
-    (inputs / "split.json").write_text(json.dumps(task.sides), encoding="utf-8")
-    settings = [f"data.split_file={inputs / 'split.json'}", f"training.seed={task.seed}", *_SMALL * small, *settings]
     start, started_at, used = time.perf_counter(), time.time(), _cpu_seconds()
-    _script(task, "train_finetune.py", "--embeddings_dir", task.embeddings, "--labels_file", inputs / "labels.json",
-            "--output_dir", folder, "--prism", "random-tiny", "--set", *settings)
+    train(task, small, settings)
     seconds, cpu_seconds = time.perf_counter() - start, _cpu_seconds() - used
     records = _captions(task, "best_model.pth", *inference)
     run = {"seconds": seconds, "cpu_seconds": cpu_seconds, "started_at": started_at, "commit": _commit(),
@@ -153,6 +146,18 @@ def train_and_caption(task: Task, small: bool, settings: Sequence[str] = (),
            "nearest": {r["id"]: r["nearest"][0]["texts"][0] for r in records if "nearest" in r}}
     done.write_text(json.dumps(run, ensure_ascii=False), encoding="utf-8")
     return run
+
+
+def train(task: Task, small: bool, settings: Sequence[str] = ()) -> None:
+    """Run train_finetune.py; a run that is there goes on, and a finished one is left as it is."""
+    inputs = task.folder / f"{task.name}-inputs"
+    inputs.mkdir(parents=True, exist_ok=True)
+    kept = {i: task.texts[i] for i in task.sides}
+    (inputs / "labels.json").write_text(json.dumps(kept, ensure_ascii=False), encoding="utf-8")
+    (inputs / "split.json").write_text(json.dumps(task.sides), encoding="utf-8")
+    settings = [f"data.split_file={inputs / 'split.json'}", f"training.seed={task.seed}", *_SMALL * small, *settings]
+    _script(task, "train_finetune.py", "--embeddings_dir", task.embeddings, "--labels_file", inputs / "labels.json",
+            "--output_dir", run_folder(task), "--prism", "random-tiny", "--resume", "auto", "--set", *settings)
 
 
 def _cpu_seconds() -> float:

@@ -3,6 +3,7 @@ a checkpoint. N training slides, D image dimension, W tokens of the probe."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ _FIX = "delete it, then --resume auto writes it again"
 _MARKS = (type(None), int, str)  # what `mark_of` holds
 _LONGEST = 1.01  # of a unit vector, with rounding
 _LOWEST, _HIGHEST = 0.01, 100.0  # temperatures by which logits can be divided; a run writes 1/4 to 4
+_JUDGEMENT = {"unusual": ("least_tiles",), "confidence": ("bias", "likelihood", "probe")}  # part: numbers it must have
 # Tensors of a linear probe and their axes; beside them `token_ids` (W)
 _PROBE = {"mean": "D", "std": "D", "weight": "DW", "frequency": "W", "strength": "W", "noise": "W"}
 
@@ -46,8 +48,9 @@ def read_nearest(path: Path, checkpoint: Checkpoint) -> dict[str, Any] | None:
 
     Returns:
         `ids`, `texts` of each, and `embeddings` (N, dim_latents), None where the contrastive loss was off; newer
-        files also `slide_embeddings` (N, D), None if they were too many, and `probe`, the tensors of a linear probe,
-        None if it had nothing to predict.
+        files also `slide_embeddings` (N, D), None if they were too many, `probe`, the tensors of a linear probe,
+        None if it had nothing to predict, `unusual`, numbers of `models.unusual.UsualSlides`, and `confidence`, numbers
+        of `models.caption_confidence.CaptionConfidence` or None.
 
     Raises:
         UserError: The file is damaged.
@@ -68,7 +71,19 @@ def _is_index(index: dict[str, Any]) -> bool:
     count, embeddings = len(index["ids"]), index["embeddings"]
     if not _are_vectors(embeddings, count) or not _are_vectors(index.get("slide_embeddings"), count):
         return False
-    return _are_no_longer_than_1(embeddings) and (index.get("probe") is None or _is_probe(index["probe"]))
+    return _are_no_longer_than_1(embeddings) and (index.get("probe") is None or _is_probe(index["probe"])) \
+        and all(_are_numbers(index.get(part), needed) for part, needed in _JUDGEMENT.items())
+
+
+def _are_numbers(numbers: Any, needed: tuple[str, ...]) -> bool:
+    """Whether they are finite numbers by name, the needed ones among them, or None; a limit comes with its median."""
+    if numbers is None:
+        return True
+    if not isinstance(numbers, dict) or not all(type(value) in (int, float) and math.isfinite(value)
+                                                for value in numbers.values()):
+        return False
+    pairs = [name.removesuffix("limit") + "median" for name in numbers if str(name).endswith("_limit")]
+    return numbers.keys() >= {*needed, *pairs}
 
 
 def _has_marks(index: dict[str, Any]) -> bool:

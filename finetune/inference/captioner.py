@@ -28,17 +28,19 @@ from ..config.schema import Config, from_dict
 from ..config.values import check_known
 from ..data.slide_cache import token_type
 from ..data.slides import Slide, open_case
+from ..data.tile_facts import TileFacts, facts_of
 from ..data.tile_reader import read_tiles
 from ..data.tokenizer import Tokenizer, tokenizer_from_dict
 from ..models.build import build_model, build_prism, check_architecture, num_predicted_in
 from ..models.captioner import SlideCaptioner
 from ..models.embeddings import embed_texts
-from ..models.generation import confidences, generate, has_ended
+from ..models.generation import caption_log_probabilities, generate, has_ended, mean_probabilities
 from ..models.rerank import rerank
 from ..models.training_texts import SlideVectors, TrainingTexts
 from .form import Form
+from .judge import Judge
 from .memory import memory_errors
-from .nearest import TrainingSlides, texts_to_rerank_with
+from .nearest import TrainingSlides, judge_of, texts_to_rerank_with
 from .options import InferenceOptions
 from .records import Record, new_record
 
@@ -54,6 +56,7 @@ class Captioner:
         temperature: Calibration of the confidence, None if the checkpoint was not calibrated.
         form: The template that captions follow, None for free captions.
         rerank_with: Training texts that may replace a caption, with a probe; None for own captions only.
+        judge: Judges captions and slides; None without a nearest.pt that can.
         checkpoint: The one it was loaded from, without its tensors; None for Prism itself.
     """
 
@@ -66,6 +69,7 @@ class Captioner:
     checkpoint: Checkpoint | None = None
     form: Form | None = None
     rerank_with: TrainingTexts | None = None
+    judge: Judge | None = None
     _given: dict[tuple[str, ...], np.ndarray] = field(default_factory=dict, repr=False)
 
     @property
@@ -178,6 +182,7 @@ class Captioner:
         self._check_length(options)
         self.form = Form.of_options(options, self.model.decoder, self.tokenizer, self.checkpoint)
         self.rerank_with = texts_to_rerank_with(options, self, self._training_slides)
+        self.judge = self._own_judge
         generation, data = options.generation(self.trained_length), self.config.data
         files = [slides] if isinstance(slides, (str, Path)) else slides
         records = []
@@ -192,6 +197,10 @@ class Captioner:
         path = self.checkpoint.path if self.checkpoint else None
         return TrainingSlides.load(str(path), self, searchable=False) if path else None
 
+    @cached_property
+    def _own_judge(self) -> Judge | None:
+        return judge_of(self, self._training_slides)
+
     @torch.no_grad()
     def describe(self, slides: list[Slide], texts: list[str], options: GenerationOptions,
                  vectors: dict[str, SlideVectors] | None = None) -> list[Record]:
@@ -204,9 +213,13 @@ class Captioner:
             UserError: An unreadable file, tiles whose values overflow in the model, or out of memory.
         """
         ids = [slide.slide_id for slide in slides]
+        tokens, facts = [], []
         with memory_errors(ids[0], "while it is captioned"):
-            tokens = np.stack([self.encode(read_tiles(slide)) for slide in slides])
-            return self.describe_encoded(ids, tokens, texts, options, vectors)
+            for slide in slides:
+                tiles = read_tiles(slide)
+                tokens.append(self.encode(tiles))
+                facts.append(facts_of(tiles))
+            return self.describe_encoded(ids, np.stack(tokens), texts, options, vectors, facts)
 
     @torch.no_grad()
     def encode(self, tiles: np.ndarray) -> np.ndarray:
@@ -235,7 +248,8 @@ class Captioner:
 
     @torch.no_grad()
     def describe_encoded(self, ids: Sequence[str], tokens: np.ndarray, texts: list[str], options: GenerationOptions,
-                         vectors: dict[str, SlideVectors] | None = None) -> list[Record]:
+                         vectors: dict[str, SlideVectors] | None = None,
+                         facts: Sequence[TileFacts] | None = None) -> list[Record]:
         """Caption encoded slides together and compare each with texts.
 
         Args:
@@ -244,6 +258,7 @@ class Captioner:
             texts: for each the record gets the cosine similarity, and for several their probabilities.
             options: how to decode.
             vectors: filled with {slide id: what look-ups need of it}.
+            facts: about the tiles of each slide; without them slides are not judged.
 
         Returns:
             One record per slide.
@@ -262,6 +277,8 @@ class Captioner:
         if not is_finite.all():
             raise UserError(ids[int(is_finite.argmin())], "its tiles make the model overflow",
                             "check how its features were extracted")
+        if self.judge and facts is not None:
+            self.judge.judge_slides(records, of_slides, facts)
         if texts:
             self._add_similarities(records, of_slides.contrastive, texts)
         if vectors is not None:
@@ -274,16 +291,27 @@ class Captioner:
         special = {name: getattr(self.tokenizer, name) for name in ("bos_id", "eos_id", "pad_id")}
         captions = generate(self.model.decoder, image_tokens, options, names=ids, **special)
         captions, answers = self._answers(image_tokens, captions, slides, options.max_length)
-        confidence = confidences(self.model.decoder, image_tokens, captions, options.max_length,
-                                 temperature=self.temperature or 1.0, **special)
+        log_probabilities, mask = caption_log_probabilities(self.model.decoder, image_tokens, captions,
+                                                            options.max_length, temperature=self._token_temperature,
+                                                            **special)
+        confidences = mean_probabilities(log_probabilities, mask)
+        if self.judge and self.judge.confidence:
+            confidences = self.judge.probabilities(answers, captions, log_probabilities.sum(1).cpu().numpy(), slides)
         records = []
-        for slide_id, answer, caption, slide_confidence in zip(ids, answers, captions, confidence, strict=True):
+        for slide_id, answer, caption, slide_confidence in zip(ids, answers, captions, confidences, strict=True):
             record = new_record(slide_id, caption=answer, confidence=slide_confidence,
                                 finished=has_ended(caption, options.max_length))
             if self.rerank_with and answer in self.rerank_with.counts:
                 record["from_training_text"] = True
             records.append(record)
         return records
+
+    @property
+    def _token_temperature(self) -> float:
+        """Of token probabilities: the calibrated one, unless they are but evidence for a judge."""
+        if self.judge and self.judge.confidence:
+            return 1.0
+        return self.temperature or 1.0
 
     def _answers(self, image_tokens: torch.Tensor, captions: list[list[int]], slides: SlideVectors,
                  max_length: int) -> tuple[list[list[int]], list[str]]:

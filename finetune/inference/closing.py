@@ -33,12 +33,14 @@ class Outcome:
     Attributes:
         num_cut: Captions that --max_length cut.
         num_abstained: Captions that were withheld.
+        num_unusual: Slides that are unlike the training slides.
         errors: (id, why) of each slide that failed.
     """
 
     num_slides: int = 0
     num_cut: int = 0
     num_abstained: int = 0
+    num_unusual: int = 0
     errors: list[tuple[str, str]] = field(default_factory=list)
 
     @classmethod
@@ -49,6 +51,7 @@ class Outcome:
             outcome.num_slides += 1
             outcome.num_cut += record["finished"] is False
             outcome.num_abstained += record.get("abstained", False)
+            outcome.num_unusual += record.get("unusual", False)
             if record["error"] is not None:
                 outcome.errors.append((record["id"], record["error"]))
         return outcome
@@ -65,7 +68,8 @@ def announce_end(outcome: Outcome, seconds: float, output: Path | None, scores: 
     """Show how a folder of slides went, and where its captions and scores are."""
     counts = [f"{outcome.num_slides - len(outcome.errors) - outcome.num_abstained} of {outcome.num_slides} slides "
               "captioned"]
-    named = {"failed": len(outcome.errors), "withheld": outcome.num_abstained, "cut": outcome.num_cut}
+    named = {"failed": len(outcome.errors), "withheld": outcome.num_abstained, "unusual": outcome.num_unusual,
+             "cut": outcome.num_cut}
     counts += [f"{count} {name}" for name, count in named.items() if count]
     notice("%s in %s", ", ".join(counts), clock_text(seconds), style="bold")
     for name, path in (("captions", output), ("scores", scores)):

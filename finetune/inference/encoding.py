@@ -27,6 +27,7 @@ from ..config.schema import Config
 from ..config.yaml_file import load_yaml
 from ..data.slide_cache import SlideCache
 from ..data.slides import Slide, open_case
+from ..data.tile_facts import TileFacts, facts_of, read_facts
 from ..data.tile_reader import read_tiles
 from .captioner import Captioner
 from .memory import memory_errors
@@ -39,10 +40,11 @@ Case = tuple[str, list[list[str]]]  # id, and the files of each of its slides
 
 @dataclass(frozen=True)
 class EncodedSlide:
-    """A slide's image tokens (n, D), or why there are none."""
+    """A slide's image tokens (n, D) and facts about its tiles, or why there are none."""
 
     slide_id: str
     tokens: np.ndarray | None = None
+    facts: TileFacts | None = None
     error: str | None = None
 
 
@@ -51,6 +53,7 @@ class _ReadSlide:
     """A slide with its tiles (N, C), or with its image tokens from the cache."""
 
     slide: Slide
+    facts: TileFacts
     tiles: np.ndarray | None = None
     tokens: np.ndarray | None = None
 
@@ -103,10 +106,10 @@ class SlideEncoder:
         slide = open_case(*case, data.h5_key, data.image_dim, data.wanted_encoder)
         tokens = self._cached(slide)
         if tokens is not None:
-            return _ReadSlide(slide, tokens=tokens)
+            return _ReadSlide(slide, read_facts(slide), tokens=tokens)
         tiles = read_tiles(slide)
         # a map is read here, not while the encoder waits
-        return _ReadSlide(slide, tiles if tiles.flags.writeable else tiles.copy())
+        return _ReadSlide(slide, facts_of(tiles), tiles if tiles.flags.writeable else tiles.copy())
 
     def _cached(self, slide: Slide) -> np.ndarray | None:
         if self._cache is None or not self._cache.has(slide):
@@ -131,14 +134,14 @@ class SlideEncoder:
             with memory_errors(slide_id, "while its tiles are read"):
                 found = read.result()
             if found.tokens is not None:
-                return EncodedSlide(slide_id, found.tokens)
+                return EncodedSlide(slide_id, found.tokens, found.facts)
             with memory_errors(found.slide.path, "while its tiles are encoded"):
                 tokens = self._tokens(found)
         except UserError as error:
             return EncodedSlide(slide_id, error=error.line())
         if self._can_store and not self._stopped:
             writers.submit(self._store, found.slide, tokens)
-        return EncodedSlide(slide_id, tokens)
+        return EncodedSlide(slide_id, tokens, found.facts)
 
     def _tokens(self, found: _ReadSlide) -> np.ndarray:
         """Raises UserError for tiles that overflow, and what means out of memory."""

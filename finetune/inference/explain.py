@@ -37,10 +37,12 @@ from ..data.slides import Slide, open_case
 from ..data.tile_reader import read_coords, read_tiles
 from ..data.tokenizer import Tokenizer
 from ..models.captioner import CaptionDecoder
+from ..pages.chinese import reasons_in_words
 from ..pages.html import render
 from .captioner import Captioner
 from .memory import memory_errors
 from .model_facts import ModelFacts
+from .nearest import TrainingSlides, judge_of
 from .options import InferenceOptions
 from .records import CUT
 from .tile_maps import Layout, heatmap_png, lay_out, open_thumbnail, page_data
@@ -245,17 +247,19 @@ def run_explain(options: InferenceOptions) -> int:
     except OSError as error:
         raise UserError(folder, f"cannot be created ({error.strerror})", "give another folder to --explain") from None
     captioner = Captioner.from_options(options)
+    captioner.judge = judge_of(captioner, TrainingSlides.load(options.checkpoint, captioner, searchable=False))
     slide = open_slide(captioner, expand(options.embeddings_file))
     record = captioner.describe([slide], [], options.generation(captioner.trained_length))[0]
     caption = record["caption"]
     thumbnail_size = thumbnail.size if thumbnail else None
     explanation, layout = explain_slide(captioner, slide, caption, thumbnail_size, options.thumbnail_scale)
-    explanation |= {"finished": record["finished"], "confidence": record["confidence"]}
+    explanation |= {name: record.get(name) for name in ("finished", "confidence", "unusual", "unusual_reason")}
     try:
         _write_explanation(folder, explanation, layout, thumbnail, ModelFacts.of(captioner))
     except OSError as error:
         raise UserError(folder, f"cannot be written ({error.strerror})", "free some space") from None
-    say(f"{visible(slide.slide_id)}\tcaption: {visible(caption)}{'' if record['finished'] else CUT}")
+    say(f"{visible(slide.slide_id)}\tcaption: {visible(caption)}{'' if record['finished'] else CUT}",
+        *([f"\tunusual: {record['unusual_reason']}"] if record.get("unusual") else []))
     for phrase in explanation["phrases"]:
         say(f"\t{visible(phrase['text'])}\t{describe_test(phrase['deletion_test'])}")
     say(f"explanation.html, explanation.json and {len(explanation['phrases'])} PNG in {folder}")
@@ -268,7 +272,8 @@ def _write_explanation(folder: Path, explanation: dict[str, Any], layout: Layout
     for number, phrase in enumerate(explanation["phrases"], start=1):
         write_atomically(folder / f"phrase_{number}.png", heatmap_png(layout, phrase["weights"], thumbnail))
     page = render("explain.html", ("page.js", "tilemap.js", "explain.js"), banners=model.banners, model=model,
-                  explanation=explanation, data=page_data(explanation, layout, thumbnail))
+                  explanation=explanation, unusual_words=reasons_in_words(explanation["unusual_reason"] or ""),
+                  data=page_data(explanation, layout, thumbnail))
     write_atomically(folder / "explanation.html", page)
 
 

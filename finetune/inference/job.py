@@ -127,7 +127,8 @@ class Job:
         try:
             with memory_errors(ids[0], "while it is captioned"):
                 tokens = np.stack([slide.tokens for slide in slides])
-                records = self.captioner.describe_encoded(ids, tokens, self.texts, self.generation, vectors)
+                records = self.captioner.describe_encoded(ids, tokens, self.texts, self.generation, vectors,
+                                                          [slide.facts for slide in slides])
             yield from records
             return
         except UserError as error:

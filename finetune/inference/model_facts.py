@@ -18,6 +18,7 @@ class ModelFacts:
         slides: Training slides; None where a checkpoint does not say.
         prism: Where Prism's weights are from.
         is_calibrated: Whether the confidence is.
+        judges_captions: Whether it is the probability that a whole caption is right.
         banners: What takes away the meaning of what it says.
     """
 
@@ -26,6 +27,7 @@ class ModelFacts:
     slides: int | None
     prism: str
     is_calibrated: bool
+    judges_captions: bool
     banners: list[Text]
 
     @classmethod
@@ -34,13 +36,14 @@ class ModelFacts:
         checkpoint = captioner.checkpoint
         if checkpoint is None:
             weights = captioner.config.prism.weights
-            return cls("Prism", None, None, _last_part(weights), is_calibrated=False, banners=captioner.caveats)
+            return cls("Prism", None, None, _last_part(weights), is_calibrated=False,
+                       judges_captions=False, banners=captioner.caveats)
         path = checkpoint.path
         name = "/".join(path.parts[-2:]) if path else "?"
         slides = checkpoint.data.get("slides")
         return cls(name, checkpoint.progress.get("epoch"), slides.get("training") if isinstance(slides, dict) else None,
                    _last_part(str(checkpoint.prism.get("source"))), captioner.temperature is not None,
-                   captioner.caveats)
+                   captioner.judge is not None and captioner.judge.confidence is not None, captioner.caveats)
 
 
 def _last_part(source: str) -> str:

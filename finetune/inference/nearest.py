@@ -13,10 +13,12 @@ from ..checkpoints.hf_folder import model_path
 from ..checkpoints.nearest_index import NEAREST, read_nearest, require_fit, rerank_is_better, same_weights
 from ..common.errors import UserError
 from ..common.files import expand
+from ..common.log import logger
 from ..config.schema import Config
 from ..data.tokenizer import Tokenizer
 from ..models.captioner import SlideCaptioner
 from ..models.training_texts import TrainingTexts
+from .judge import Judge
 from .options import InferenceOptions
 from .records import Nearest
 
@@ -38,10 +40,12 @@ class TrainingSlides:
     Attributes:
         index: `ids`, `texts` of each, `embeddings` (slides, dim_latents) or None.
         texts: what looks up texts.
+        judge: what judges captions and slides; None if the index is of an older version.
     """
 
     index: dict[str, Any]
     texts: TrainingTexts
+    judge: Judge | None = None
 
     @classmethod
     def load(cls, checkpoint: str | None, captioner: Captioner, searchable: bool) -> TrainingSlides | None:
@@ -64,7 +68,10 @@ class TrainingSlides:
                         captioner.config.model.image_dim, len(captioner.tokenizer))
         if searchable:
             _check_searchable(index, captioner, path)
-        return cls(index, _texts(index, captioner)) if index else None
+        if index is None:
+            return None
+        texts = _texts(index, captioner)
+        return cls(index, texts, Judge.of_index(index, texts, same_weights=same_weights(index, captioner.checkpoint)))
 
     def nearest(self, embedding: np.ndarray, count: int) -> list[Nearest]:
         """The `count` training slides of highest cosine similarity to a unit vector (dim_latents,)."""
@@ -72,6 +79,15 @@ class TrainingSlides:
         order = np.argsort(-cosines, kind="stable")[:count]
         return [Nearest(id=self.index["ids"][i], similarity=float(cosines[i]), texts=self.index["texts"][i])
                 for i in order]
+
+
+def judge_of(captioner: Captioner, training: TrainingSlides | None) -> Judge | None:
+    """What judges the captions of a model; None, with a warning, where its run has left nothing to do it with."""
+    judge = training.judge if training else None
+    if judge is None and captioner.checkpoint is not None:
+        logger.warning("no %s with what is needed to recognise unusual slides beside the checkpoint: records have no "
+                       "`unusual`; %s", NEAREST, "an older run gets it by the same training command with --resume auto")
+    return judge
 
 
 def texts_to_rerank_with(options: InferenceOptions, captioner: Captioner,

@@ -51,10 +51,13 @@ class Record(TypedDict):
     """What inference.py says about a slide.
 
     caption: None if the slide failed or the caption was withheld. similarity: cosine to each text of --text.
-    probability: of each of several texts. confidence: mean token probability. error: why the slide failed, else None.
+    probability: of each of several texts. error: why the slide failed, else None.
+    confidence: that the caption is right, as the validation slides show it; without a judge, or where they do not show
+    it, the mean token probability; 0 for an unusual slide.
     finished: whether the caption came to its end token before --max_length cut it; None without a caption.
     match: with --labels_file: how the caption agrees with its references.
     fields: {slot: field} of a caption that follows a template, whose confidence is the probability of all fields.
+    unusual: whether the slide is unlike the training slides; left out where nothing can say so. unusual_reason: why.
     from_training_text: true if captions are re-ranked and this one is a training text; left out otherwise.
     made_from: hashes of model, options and slide, for --resume.
     """
@@ -71,6 +74,8 @@ class Record(TypedDict):
     abstained: NotRequired[bool]
     match: NotRequired[Match]
     fields: NotRequired[dict[str, FieldRecord]]
+    unusual: NotRequired[bool]
+    unusual_reason: NotRequired[str]
     from_training_text: NotRequired[bool]
     made_from: NotRequired[str]
 
@@ -110,12 +115,14 @@ def print_record(record: Record, *, brief: bool) -> None:
     if brief:
         say(shortened(_brief_line(record), width_of(sys.stdout)))
         return
-    caption = "none, confidence too low"
+    caption = "none, unusual slide" if record.get("unusual") else "none, confidence too low"
     if record["caption"] is not None:
         caption = f"caption: {visible(record['caption'])}{CUT if record['finished'] is False else ''}"
     lines = [f"{visible(record['id'])}\t{caption}", f"\tconfidence {record['confidence']:.4f}"]
     if "match" in record:
         lines.append(f"\tmatch {match_in_words(record['match'])}")
+    if "unusual_reason" in record:
+        lines.append(f"\tunusual: {record['unusual_reason']}")
     for text, cosine in record["similarity"].items():
         scores = f"\tsimilarity {cosine:.4f}"
         if text in record["probability"]:
@@ -133,10 +140,12 @@ def print_record(record: Record, *, brief: bool) -> None:
 
 def _brief_line(record: Record) -> str:
     """Id, confidence and caption."""
-    caption = "(none: confidence too low)" if record["caption"] is None else visible(record["caption"])
+    why = "unusual slide" if record.get("unusual") else "confidence too low"
+    caption = f"(none: {why})" if record["caption"] is None else visible(record["caption"])
     cut = " (cut)" if record["finished"] is False else ""
     danger = "" if "match" not in record or record["match"]["safe"] else f"  {DANGEROUS}"
-    return f"{visible(record['id'])}  {record['confidence']:.2f}{cut}{danger}  {caption}"
+    unusual = " (unusual)" if record.get("unusual") and record["caption"] is not None else ""
+    return f"{visible(record['id'])}  {record['confidence']:.2f}{cut}{unusual}{danger}  {caption}"
 
 
 def match_in_words(match: Match) -> str:
@@ -160,19 +169,27 @@ def write_csv(records: Records, file: BinaryIO) -> None:
     """Write records as CSV, a row for each, with a column for each text and two for each field of any of them."""
     texts: dict[str, None] = {}  # ordered sets; a failed slide has no similarities
     fields: dict[str, None] = {}
+    judged: dict[str, None] = {}
     for record in records():
         texts |= dict.fromkeys(record["similarity"])
+        judged |= dict.fromkeys(("unusual", "unusual_reason") if "unusual" in record else ())
         fields |= dict.fromkeys(record.get("fields", {}))
     # Excel needs the byte order mark to read UTF-8
     text_file = io.TextIOWrapper(file, encoding="utf-8-sig", errors="replace", newline="")
     writer = csv.writer(text_file)
-    header = ["id", "caption", "error", *(f"similarity: {text}" for text in texts), "confidence", "finished"]
+    header = ["id", "caption", "error", *(f"similarity: {text}" for text in texts), "confidence", "finished",
+              *judged]
     header += [f"{column}: {name}" for name in fields for column in ("field", "probability")]
     writer.writerow(map(spreadsheet_cell, header))
     for record in records():
         cosines = [record["similarity"].get(text) for text in texts]
-        finished = {True: "true", False: "false"}.get(record["finished"])
-        row = [record["id"], record["caption"], record["error"], *cosines, record["confidence"], finished]
+        row = [record["id"], record["caption"], record["error"], *cosines, record["confidence"],
+               _truth(record["finished"]), *(_truth(record.get(name)) for name in judged)]
         row += [record.get("fields", {}).get(name, {}).get(key) for name in fields for key in ("value", "probability")]
         writer.writerow(map(spreadsheet_cell, row))
     text_file.detach()  # flushes, and leaves the file open for its owner
+
+
+def _truth(value: bool | str | None) -> str | None:
+    """A bool as CSV has it; a text as it is."""
+    return {True: "true", False: "false"}[value] if isinstance(value, bool) else value

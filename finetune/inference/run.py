@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import numpy as np
@@ -21,7 +22,7 @@ from .ground_truth import GroundTruth
 from .interruption import Interrupted, StopSignals
 from .job import Job
 from .model_facts import ModelFacts
-from .nearest import TrainingSlides, texts_to_rerank_with
+from .nearest import TrainingSlides, judge_of, texts_to_rerank_with
 from .options import InferenceOptions
 from .record_file import RecordFile
 from .records import Record, output_path
@@ -46,6 +47,7 @@ def run_inference(options: InferenceOptions) -> int:
         texts = texts_to_score(options.text, captioner)
         training = TrainingSlides.load(options.checkpoint, captioner, searchable=options.nearest > 0)
         captioner.rerank_with = texts_to_rerank_with(options, captioner, training)
+        captioner.judge = judge_of(captioner, training)
         if options.abstain_below and captioner.temperature is None and captioner.form is None:
             logger.warning("confidence is not calibrated: no validation slides in training, or not its best_model.pth")
         template = template_to_score(captioner) if truth.can_score else None
@@ -163,7 +165,8 @@ def complete_record(record: Record, embedding: np.ndarray, captioner: Captioner,
         record["classes"] = dict(zip(prompts, probabilities.tolist(), strict=True))
     if options.nearest and training:
         record["nearest"] = training.nearest(embedding, options.nearest)
-    withhold_fields(record.get("fields", {}), options.abstain_below)
+    no_field = record.get("unusual", False) and options.abstain_below > 0  # nothing is known of an unusual slide
+    withhold_fields(record.get("fields", {}), math.inf if no_field else options.abstain_below)
     if record["confidence"] < options.abstain_below:
         record["caption"] = None
         record["abstained"] = True

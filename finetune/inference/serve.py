@@ -22,12 +22,12 @@ from ..common.log import logger
 from ..common.visible import visible, visible_values
 from ..data.slides import FORMATS
 from ..models.training_texts import SlideVectors
-from ..pages.chinese import fault_in_words
+from ..pages.chinese import fault_in_words, reasons_in_words
 from ..pages.html import render
 from .captioner import Captioner
 from .explain import explain_slide, open_slide
 from .model_facts import ModelFacts
-from .nearest import TrainingSlides
+from .nearest import TrainingSlides, judge_of
 from .options import InferenceOptions
 from .tile_maps import page_data
 from .uploads import MAX_BYTES, MAX_CONNECTIONS, Uploads, impatient_protocol, require_small
@@ -51,6 +51,7 @@ def run_server(options: InferenceOptions) -> int:
                         'python -m pip install ".[serve]"') from None
     captioner = Captioner.from_options(options)
     training = load_training_slides(options, captioner)
+    captioner.judge = judge_of(captioner, training)
     app = make_app(captioner, options.generation(captioner.trained_length), training, options.nearest or _NEAREST)
     server = uvicorn.Server(uvicorn.Config(app, HOST, options.port, log_level="warning", server_header=False,
                                            http=impatient_protocol(), limit_concurrency=MAX_CONNECTIONS))
@@ -130,8 +131,11 @@ def answer(captioner: Captioner, path: Path, texts: list[str], options: Generati
         for neighbor in training.nearest(vectors[slide.slide_id].contrastive[0], num_nearest):
             nearest.append([f"{neighbor['id']}: {neighbor['texts'][0]}", neighbor["similarity"]])
     result = {"caption": record["caption"], "finished": record["finished"], "confidence": record["confidence"],
+              "unusual": record.get("unusual"), "unusual_reason": record.get("unusual_reason"), "unusual_words": None,
               "scores": list(record["similarity"].items()), "nearest": nearest, "tiles": slide.num_tiles,
               "map": None, "why_no_map": None}
+    if record.get("unusual"):
+        result["unusual_words"] = reasons_in_words(record["unusual_reason"])
     try:
         result["map"] = page_data(*explain_slide(captioner, slide, record["caption"]))
     except UserError as error:  # an empty caption, Prism's own decoder

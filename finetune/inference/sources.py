@@ -32,7 +32,7 @@ def source_of(captioner: Captioner, options: InferenceOptions, generation: Gener
         "tokenizer": captioner.tokenizer.to_dict(),
         "temperature": captioner.temperature,
     }
-    uses_training = options.nearest > 0 or captioner.rerank_with is not None
+    uses_training = options.nearest > 0 or captioner.rerank_with is not None or captioner.judge is not None
     how = {
         "generation": dataclasses.asdict(generation),
         "precision": captioner.precision.name,
@@ -40,6 +40,7 @@ def source_of(captioner: Captioner, options: InferenceOptions, generation: Gener
         "prompts": prompts,
         "nearest": options.nearest,
         "rerank": captioner.rerank_with is not None,
+        "judge": captioner.judge and captioner.judge.to_dict(),
         "training": [training.index.get(key) for key in ("fingerprint", "step")] if uses_training else None,
         "abstain_below": options.abstain_below,
     }

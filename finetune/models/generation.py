@@ -40,7 +40,23 @@ def has_ended(caption: Sequence[int], max_length: int) -> bool:
 @torch.no_grad()
 def confidences(decoder: CaptionDecoder, image_tokens: torch.Tensor, captions: list[list[int]], max_length: int, *,
                 bos_id: int, eos_id: int, pad_id: int, temperature: float = 1.0) -> list[float]:
-    """Mean probability of a caption's tokens, its end token included unless `max_length` cut it; of each of B captions.
+    """Mean probability of a caption's tokens, of each of B captions; see `caption_log_probabilities`."""
+    found, mask = caption_log_probabilities(decoder, image_tokens, captions, max_length, bos_id=bos_id, eos_id=eos_id,
+                                            pad_id=pad_id, temperature=temperature)
+    return mean_probabilities(found, mask)
+
+
+def mean_probabilities(log_probabilities: torch.Tensor, mask: torch.Tensor) -> list[float]:
+    """Mean probability of the tokens of each of B captions; log probabilities and mask (B, T)."""
+    return (log_probabilities.exp().where(mask, 0).sum(1) / mask.sum(1)).tolist()
+
+
+@torch.no_grad()
+def caption_log_probabilities(decoder: CaptionDecoder, image_tokens: torch.Tensor, captions: list[list[int]],
+                              max_length: int, *, bos_id: int, eos_id: int, pad_id: int,
+                              temperature: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log probability of each token of B captions, the end token included unless `max_length` cut it, and which are
+    not padding, both (B, T).
 
     One pass over the finished captions, so that it is the same for greedy search, beams and sampling, whose own rules
     move probabilities.
@@ -56,9 +72,7 @@ def confidences(decoder: CaptionDecoder, image_tokens: torch.Tensor, captions: l
         if has_ended(caption, max_length):
             row.append(eos_id)
         rows.append(row)
-    log_probabilities, mask = token_log_probabilities(decoder, image_tokens, rows, pad_id, temperature)
-    generated = log_probabilities.exp()
-    return (generated.where(mask, 0).sum(1) / mask.sum(1)).tolist()
+    return token_log_probabilities(decoder, image_tokens, rows, pad_id, temperature)
 
 
 def token_log_probabilities(decoder: CaptionDecoder, image_tokens: torch.Tensor, texts: Sequence[list[int]],

@@ -95,6 +95,11 @@ class TrainingTexts:
         return list(self.counts)[:_MOST_TEXTS]
 
     @cached_property
+    def candidate_places(self) -> dict[str, int]:
+        """{candidate: its place among them}."""
+        return {text: place for place, text in enumerate(self.candidates)}
+
+    @cached_property
     def candidate_ids(self) -> list[list[int]]:
         """Token ids of the candidates, with begin and end token."""
         return [self.encode(text) for text in self.candidates]
@@ -107,17 +112,29 @@ class TrainingTexts:
         """The most common text."""
         return next(iter(self.counts))
 
-    def nearest(self, slides: SlideVectors) -> list[str] | None:
-        """The text of the training slide nearest to each of S slides: in the contrastive space where it is trained,
-        otherwise by Prism's slide embeddings, less their mean, which most of an embedding is. None with neither."""
+    @cached_property
+    def centred(self) -> np.ndarray | None:
+        """Prism's slide embeddings less their mean, which most of an embedding is, as unit vectors (N, D)."""
+        return None if self.embedding is None else unit_rows(self.embedding - self.embedding.mean(0))
+
+    def cosines(self, slides: SlideVectors) -> dict[str, np.ndarray]:
+        """{space: cosines of S slides and the training slides, (S, N)}: `contrastive` where it is trained, and `prism`
+        where the embeddings were kept."""
+        found = {}
         if self.contrastive is not None:
-            cosines = slides.contrastive @ self.contrastive.T
-        elif self.embedding is not None:
-            mean = self.embedding.mean(0)
-            cosines = (slides.embedding - mean) @ unit_rows(self.embedding - mean).T  # up to a factor for each slide
-        else:
+            found["contrastive"] = slides.contrastive @ self.contrastive.T
+        if self.embedding is not None:
+            found["prism"] = unit_rows(slides.embedding - self.embedding.mean(0)) @ self.centred.T
+        return found
+
+    def nearest(self, slides: SlideVectors) -> list[str] | None:
+        """The text of the training slide nearest to each of S slides, in the contrastive space if there is one,
+        otherwise in Prism's; None with neither."""
+        cosines = self.cosines(slides)
+        if not cosines:
             return None
-        return [self.texts[i] for i in cosines.argmax(1)]
+        first = next(iter(cosines.values()))
+        return [self.texts[i] for i in first.argmax(1)]
 
     def by_probe(self, slides: SlideVectors) -> list[str] | None:
         """The training text that the probe finds most probable for each of S slides, None without a probe."""

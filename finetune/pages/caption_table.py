@@ -12,6 +12,7 @@ from typing import Any
 
 from ..common.run_folder import Record
 from ..common.score_table import SCORES, canonical_name
+from .chinese import reasons_in_words
 from .drawable import finite_or_nan, has_epoch
 from .finding_names import finding_label
 from .html import packed
@@ -70,6 +71,7 @@ class _Row:
     confidence: float
     is_cut: bool
     statuses: Statuses
+    unusual: str  # why its slide is, empty if it is not
 
     @property
     def is_right(self) -> bool:
@@ -122,7 +124,8 @@ def _is_usable(record: Record) -> bool:
 def _row(record: Record) -> _Row:
     return _Row(str(record.get("id")), record["caption"], [str(text) for text in record["references"]],
                 _scores(record.get("scores")), finite_or_nan(record.get("confidence")),
-                record.get("finished") is False, statuses_of(record.get("findings")))
+                record.get("finished") is False, statuses_of(record.get("findings")),
+                str(record.get("unusual_reason") or ""))
 
 
 def _scores(scores: Any) -> dict[str, float]:
@@ -197,6 +200,7 @@ def _content(rows: Sequence[_Row]) -> dict[str, Any]:
         "ids": [row.slide_id for row in rows],
         "confidence": [_rounded(row.confidence) for row in rows],
         "cut": [int(row.is_cut) for row in rows],
+        "unusual": [reasons_in_words(row.unusual) if row.unusual else None for row in rows],
         "right": [int(row.is_right) for row in rows],
         "scores": [_score_column(name, rows) for name in names],
         "first": names.index("rouge_l") if "rouge_l" in names else 0,

@@ -15,6 +15,8 @@ WARNINGS = {
     "training.report_to: %s failed, its curves end here (%s: %s)":
         "training.report_to：{0} 出错，它的曲线到此为止（{1}：{2}）",
     "%s could not be written (%s: %s)": "{0} 写不出（{1}：{2}）",
+    "confidence: on slides that did not fit it the probability says no more than how often captions are right: more "
+    "validation slides are needed": "置信度：在没有参与拟合的切片上，它只说明描述多常正确：需要更多验证切片",
     "%s is gone: no calibration, no %s": "{0} 不见了：没有校准，也没有 {1}",
     "on the held-out slides the captioner is no better than looking up (%s: %s %.2f against %.2f): try more training "
     "slides, another model.size (small is the smallest), or another training.learning_rate; docs/scoring.md says how "
@@ -144,6 +146,16 @@ FAULTS = {
         ("文本太多或太长（{0} 条，最长 {1} 个字）：至多 40 条，每条至多 200 个字",
          "are too many or too long ({0}, the longest of {1} characters): up to 40 of up to 200 characters"),
 }
+REASONS = {  # why a slide is unusual (models.unusual) -> Chinese
+    "all its tiles are zero": "所有图块都是 0",
+    "all its tiles are equal": "所有图块都相同",
+    "a single tile": "只有一个图块",
+    "fewer tiles than any training slide (%s, the fewest were %s)":
+        "图块比任何训练切片都少（{0} 个，训练切片至少 {1} 个）",
+    "far from the training slides in Prism's space (%s, limit %s)": "在 Prism 的空间里离训练切片远（{0}，界限 {1}）",
+    "far from the training slides in the contrastive space (%s, limit %s)":
+        "在对比空间里离训练切片远（{0}，界限 {1}）",
+}
 ABOUT = {  # what a start says about a run
     "slides": "切片（训练、验证）",
     "validation texts that also stand in training": "训练集里也有的验证文本",
@@ -183,6 +195,15 @@ def fault_in_words(what: str) -> tuple[str, str]:
     form, values = found
     chinese, english = FAULTS[form]
     return chinese.format(*values), english.format(*values)
+
+
+def reasons_in_words(reasons: str) -> tuple[str, str]:
+    """(Chinese, English) of why a slide is unusual."""
+    chinese = []
+    for reason in reasons.split("; "):
+        found = _match(reason, REASONS)
+        chinese.append(REASONS[found[0]].format(*found[1]) if found else reason)
+    return "；".join(chinese), reasons
 
 
 def _match(text: str, forms: Mapping[str, object]) -> tuple[str, tuple[str, ...]] | None:

@@ -1,5 +1,6 @@
 """What happens once after training, with the best weights: the temperature of the token probabilities is calibrated,
-nearest.pt, the index of the training slides with a linear probe, is written, and the captions are compared with it."""
+captions are compared with looking up, and nearest.pt is written, the index of the training slides with a linear probe
+and what judges a new slide and its caption."""
 
 from __future__ import annotations
 
@@ -18,12 +19,15 @@ from ..config.schema import Config
 from ..data.batch import Batch, Sample
 from ..data.prepare import Data
 from ..data.splits import groups_of
+from ..data.tile_facts import TileFacts
 from ..evaluation.templates import Template
 from ..models.captioner import SlideCaptioner
 from ..models.linear_probe import LinearProbe
 from ..models.training_texts import SlideVectors, TrainingTexts
+from ..models.unusual import SPACES, UsualSlides
 from .caption_validation import choose_samples
-from .held_out import MOST_COMPARED, compare_held_out
+from .confidence_fit import FittedConfidence, fit_confidence
+from .held_out import MOST_COMPARED, HeldOutSlides, caption_held_out, compare_held_out
 from .temperature import calibrate
 
 _MOST_EMBEDDINGS = 20_000  # slide embeddings of Prism that nearest.pt holds: 50 MB
@@ -48,16 +52,45 @@ def calibrate_and_index(folder: Path, model: SlideCaptioner, precision: Precisio
     best.calibration = calibrate(model, precision, _with_progress("calibrating", calibrated_on, batches_of),
                                  config.data.group_pattern)
     index = _index(model, precision, data, config, _with_progress(f"writing {NEAREST}", data.train, batches_of))
-    write_pth(folder, [NEAREST], {"format_version": FORMAT_VERSION, **mark_of(best), **index})
+    texts = TrainingTexts.of_index(index, data.tokenizer, config.data.max_seq_len)
+    held_out = None
     if config.trains_captions and data.validation:
         chosen = choose_samples(data.validation, MOST_COMPARED, config.training.seed)
-        texts = TrainingTexts.of_index(index, data.tokenizer, config.data.max_seq_len)
-        use_rerank = compare_held_out(folder, model, precision, texts, chosen,
-                                      _with_progress("comparing with looking up", chosen, batches_of),
-                                      epoch=int(best.progress.get("epoch", 0)),
-                                      template=best.template and Template.from_dict(best.template))
-        best.calibration["rerank"] = use_rerank
+        held_out = caption_held_out(model, precision, texts, chosen,
+                                    _with_progress("comparing with looking up", chosen, batches_of),
+                                    int(best.progress.get("epoch", 0)))
+        best.calibration["rerank"] = held_out.uses_rerank
+    template = best.template and Template.from_dict(best.template)
+    index |= _judgement(folder, index["ids"], data, config, texts, held_out, template)
+    write_pth(folder, [NEAREST], {"format_version": FORMAT_VERSION, **mark_of(best), **index})
     best.weights_only().save(folder, [BEST])  # last: it marks the run as complete
+
+
+def _judgement(folder: Path, ids: list[str], data: Data, config: Config, texts: TrainingTexts,
+               held_out: HeldOutSlides | None, template: Template | None) -> dict[str, dict[str, float] | None]:
+    """What nearest.pt holds to judge a new slide and its caption: `unusual` and `confidence`. Writes the comparison of
+    the held-out slides. ids: of the training slides, in the order of `texts`."""
+    num_tiles = {sample.slide.slide_id: sample.slide.num_tiles for sample in data.train}
+    usual = UsualSlides.of(texts, [num_tiles[i] for i in ids], groups_of(ids, config.data.group_pattern),
+                           held_out and held_out.vectors, ("contrastive",) if config.prism.freeze else tuple(SPACES))
+    fitted = None
+    if held_out:
+        fitted = fit_confidence(held_out, config.data.group_pattern)
+        tiles = {sample.slide.slide_id: sample.slide.num_tiles for sample in data.validation}
+        reasons = usual.reasons_of(texts, held_out.vectors, [TileFacts(tiles[i], False, False) for i in held_out.ids])
+        compare_held_out(folder, held_out, texts, _judged_lines(reasons, fitted), template)
+    return {"unusual": usual.to_dict(), "confidence": fitted and fitted.numbers}
+
+
+def _judged_lines(reasons: list[list[str]], fitted: FittedConfidence | None) -> list[dict[str, Any]]:
+    """What the lines of the held-out captions say of slide and caption, as the records of inference.py have it."""
+    lines: list[dict[str, Any]] = [{"unusual": bool(why)} for why in reasons]
+    for row, (line, why) in enumerate(zip(lines, reasons, strict=True)):
+        if fitted:
+            line["confidence"] = 0.0 if why else round(float(fitted.left_out[row]), 6)
+        if why:
+            line["unusual_reason"] = "; ".join(why)
+    return lines
 
 
 def _with_progress(name: str, samples: list[Sample], batches_of: Callable[[list[Sample]], Iterable[Batch]],
@@ -78,7 +111,7 @@ def is_calibrated_and_indexed(folder: Path) -> bool:
         return True
     best = Checkpoint.load(folder / BEST)
     index = read_nearest(folder / BEST, best)
-    return best.calibration is not None and index is not None and same_weights(index, best)
+    return best.calibration is not None and index is not None and same_weights(index, best) and "unusual" in index
 
 
 @torch.no_grad()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,9 @@ from ..data.batch import Batch, Sample
 from ..evaluation.field_scores import FieldScores
 from ..evaluation.scoring import Answers, Report, evaluate
 from ..evaluation.templates import Template
+from ..models.caption_confidence import evidence
 from ..models.captioner import SlideCaptioner
-from ..models.generation import generate
+from ..models.generation import caption_log_probabilities, generate
 from ..models.rerank import MIN_PREDICTABLE, rerank
 from ..models.training_texts import SlideVectors, TrainingTexts
 from .caption_lines import caption_lines
@@ -30,67 +32,119 @@ _IN_WORDS = {CAPTIONS: "captioner", NEAREST_TEXT: "nearest training text", PROBE
              COMMON: "most common"}
 
 
-@torch.no_grad()
-def compare_held_out(folder: Path, model: SlideCaptioner, precision: Precision, texts: TrainingTexts,
-                     samples: list[Sample], batches: Iterable[Batch], epoch: int = 0,
-                     template: Template | None = None) -> bool:
-    """Caption slides that were not trained on, compare that with looking up, log it, and write it with the captions.
+@dataclass(frozen=True)
+class HeldOutSlides:
+    """V validation slides, captioned as inference.py would do it.
 
-    The captions are re-ranked where that makes them better, as inference.py then does.
+    Attributes:
+        ids: Of the slides.
+        answers: Captions and references.
+        vectors: Of the slides.
+        evidence: For each caption, (V, F) of `models.caption_confidence`.
+        epoch: Of the model.
+        uses_rerank: Whether re-ranking made the captions better, and they are the re-ranked ones.
+    """
+
+    ids: list[str]
+    answers: Answers
+    vectors: SlideVectors
+    evidence: np.ndarray
+    epoch: int
+    uses_rerank: bool
+
+    @property
+    def is_right(self) -> np.ndarray:
+        """Whether each caption is one of its references, word for word, (V,)."""
+        captions = zip(self.answers.captions, self.answers.references, strict=True)
+        return np.array([caption in references for caption, references in captions])
+
+
+@dataclass(frozen=True)
+class _Captions:
+    """Captions of some slides, as text, and the evidence for each (slides, F)."""
+
+    texts: list[str]
+    evidence: np.ndarray
+
+    @classmethod
+    def join(cls, parts: Sequence[_Captions]) -> _Captions:
+        return cls([text for part in parts for text in part.texts], np.concatenate([part.evidence for part in parts]))
+
+
+@torch.no_grad()
+def caption_held_out(model: SlideCaptioner, precision: Precision, texts: TrainingTexts, samples: list[Sample],
+                     batches: Iterable[Batch], epoch: int = 0) -> HeldOutSlides:
+    """Caption slides that were not trained on, re-ranked where that makes the captions better, as inference.py then
+    does.
 
     Args:
-        folder: Of the run.
         model: In eval mode.
         samples: Validation slides, at least one.
         batches: Of the same slides, in any order.
         epoch: Of the model.
-        template: That the training texts follow: the fields of the captions are scored too.
-
-    Returns:
-        Whether re-ranking made the captions better.
-
-    Raises:
-        UserError: The file cannot be written.
     """
     references = {sample.slide.slide_id: list(sample.references) for sample in samples}
     ids: list[str] = []
-    captions: list[str] = []
-    reranked: list[str] = []
+    own: list[_Captions] = []
+    better: list[_Captions] = []
     parts: list[SlideVectors] = []
     for batch in batches:
         with precision.autocast():
             image_tokens = model.encode(batch.to(precision.device))
             parts.append(SlideVectors.of(model.decoder, image_tokens))
-            own, better = _captions(model, image_tokens, parts[-1], texts)
-        captions += own
-        reranked += better
+            captions = _captions(model, image_tokens, parts[-1], texts)
+        own.append(captions[0])
+        better.append(captions[1])
         ids += batch.ids
-    answers = Answers(captions, [references[i] for i in ids])
-    uses_rerank = reranked != captions and _is_better(answers.with_captions(reranked), answers)
+    captions, reranked = _Captions.join(own), _Captions.join(better)
+    answers = Answers(captions.texts, [references[i] for i in ids])
+    uses_rerank = reranked.texts != captions.texts and _is_better(answers.with_captions(reranked.texts), answers)
     if uses_rerank:
-        answers = answers.with_captions(reranked)
-    report = evaluate(answers, texts.common(), texts.lookups(SlideVectors.join(parts)))
+        answers, captions = answers.with_captions(reranked.texts), reranked
+    return HeldOutSlides(ids, answers, SlideVectors.join(parts), captions.evidence, epoch, uses_rerank)
+
+
+def compare_held_out(folder: Path, slides: HeldOutSlides, texts: TrainingTexts,
+                     more: Sequence[dict[str, object]] | None = None, template: Template | None = None) -> None:
+    """Compare captions with looking up, log it, and write it with the captions.
+
+    Args:
+        folder: Of the run.
+        more: Further entries of each line of the captions.
+        template: That the training texts follow: the fields of the captions are scored too.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    answers = slides.answers
+    report = evaluate(answers, texts.common(), texts.lookups(slides.vectors))
     write_run_file(folder / HELD_OUT, json_text(report.to_dict()))
     if template is not None:
         fields = FieldScores.of(template, answers.captions, answers.references)
         write_run_file(folder / HELD_OUT_FIELDS, json_text(fields.to_dict()))
-    write_run_file(folder / HELD_OUT_CAPTIONS, caption_lines(epoch, ids, answers, answers.statistics()))
+    lines = caption_lines(slides.epoch, slides.ids, answers, answers.statistics(), more)
+    write_run_file(folder / HELD_OUT_CAPTIONS, lines)
     log_comparison(report)
-    return uses_rerank
 
 
 def _captions(model: SlideCaptioner, image_tokens: torch.Tensor, slides: SlideVectors,
-              texts: TrainingTexts) -> tuple[list[str], list[str]]:
+              texts: TrainingTexts) -> tuple[_Captions, _Captions]:
     """Greedy captions of image tokens (B, n, D), and what re-ranking makes of them where it is worth a try."""
     tokenizer = texts.tokenizer
+    special = {name: getattr(tokenizer, name) for name in ("bos_id", "eos_id", "pad_id")}
     longest = min(texts.max_seq_len, model.decoder.max_positions or texts.max_seq_len)
-    ids = generate(model.decoder, image_tokens, GenerationOptions(max_length=longest), bos_id=tokenizer.bos_id,
-                   eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id)
-    captions = [tokenizer.decode(caption) for caption in ids]
+    own_ids = generate(model.decoder, image_tokens, GenerationOptions(max_length=longest), **special)
+
+    def with_evidence(ids: list[list[int]], captions: list[str]) -> _Captions:
+        found, _ = caption_log_probabilities(model.decoder, image_tokens, ids, longest, **special)
+        return _Captions(captions, evidence(found.sum(1).cpu().numpy(), ids, captions, slides, texts))
+
+    own = with_evidence(own_ids, [tokenizer.decode(caption) for caption in own_ids])
     if texts.probe is None or len(texts.probe.token_ids) < MIN_PREDICTABLE:
-        return captions, captions
-    training_texts = rerank(model.decoder, image_tokens, ids, slides, texts, longest)
-    return captions, [text or caption for text, caption in zip(training_texts, captions, strict=True)]
+        return own, own
+    training_texts = rerank(model.decoder, image_tokens, own_ids, slides, texts, longest)
+    ids = [texts.encode(text)[1:-1] if text else caption for text, caption in zip(training_texts, own_ids, strict=True)]
+    return own, with_evidence(ids, [text or caption for text, caption in zip(training_texts, own.texts, strict=True)])
 
 
 def _is_better(reranked: Answers, captions: Answers) -> bool:

@@ -163,6 +163,9 @@ def test_the_same_model_from_another_place_goes_on(run_with_coords, tmp_path):
         infer(flags_of(run_with_coords, output := tmp_path / "out.jsonl"))
     write_folder(run_with_coords / "run", tmp_path / "run")
     shutil.copytree(run_with_coords / "embeddings", tmp_path / "embeddings")  # keeps the times of change
+    with refused("out.jsonl", "other options"):  # nothing judges its slides
+        infer(flags_of(tmp_path, output, "--resume", "--prism", "random-tiny"))
+    shutil.copy(run_with_coords / "run" / "nearest.pt", tmp_path)
     infer(flags_of(tmp_path, output, "--resume", "--prism", "random-tiny"))
     assert [(r["id"], r["caption"], r["made_from"]) for r in records(output)] == \
         [(r["id"], r["caption"], r["made_from"]) for r in records(whole)]

@@ -211,8 +211,15 @@ def test_a_finished_run_has_its_calibration_and_its_training_slides_once(tmp_pat
     tokens = fresh.image_tokens(train[1].tile_embeddings, train[1].tile_mask)
     assert torch.allclose(index["slide_embeddings"][3:].float(), tokens[:, 0], atol=1e-2)
     assert index["probe"] is None, "five slides show nothing"
+    assert index["unusual"] == {"least_tiles": 1} and index["confidence"] is None
     before = (tmp_path / BEST).stat().st_mtime_ns
     calibrate_and_index(tmp_path, model, FP32, data, Config(), lambda samples: pytest.fail("nothing is left to do"))
+    old = {name: value for name, value in index.items() if name not in ("unusual", "confidence")}
+    assert read_nearest(tmp_path / BEST, checkpoint_of(model)) is not None
+    write_pth(tmp_path, [NEAREST], old)
+    assert read_nearest(tmp_path / BEST, checkpoint_of(model)).keys() == old.keys(), "an older version's is read"
+    assert not is_calibrated_and_indexed(tmp_path), "and --resume auto adds what it lacks"
+    write_pth(tmp_path, [NEAREST], index)
     assert (tmp_path / BEST).stat().st_mtime_ns == before
     assert not same_weights(index, checkpoint_of(model, step=2)), "of other weights of the same run"
     assert read_nearest(tmp_path / BEST, checkpoint_of(model, fingerprint="other")) is None
@@ -234,7 +241,9 @@ def a_probe(**changes) -> dict:
 
 def test_an_index_may_hold_a_probe_and_slide_embeddings(tmp_path):
     index = {"format_version": 1, "fingerprint": "f", "ids": ["a", "b"], "texts": [["x"], ["y"]], "embeddings": None,
-             "slide_embeddings": torch.zeros(2, 4).half(), "probe": a_probe()}
+             "slide_embeddings": torch.zeros(2, 4).half(), "probe": a_probe(),
+             "unusual": {"least_tiles": 2, "prism_median": 0.1, "prism_limit": 0.2},
+             "confidence": {"bias": 1.0, "likelihood": 1.0, "probe": 0.0, "auroc": 0.9}}
     write_pth(tmp_path, [NEAREST], index)
     assert read_nearest(tmp_path / BEST, checkpoint_of())["probe"].keys() == a_probe().keys()
 
@@ -247,6 +256,9 @@ def test_an_index_may_hold_a_probe_and_slide_embeddings(tmp_path):
     {"probe": a_probe(strength=torch.full((1,), math.nan))}, {"probe": a_probe(token_ids=torch.tensor([4.0]))}, {"texts": [["a"], []]}, {"embeddings": torch.zeros(3)},
     {"slide_embeddings": torch.zeros(3, 4)}, {"slide_embeddings": torch.full((2, 4), math.nan)}, {"probe": [1]},
     {"probe": {}}, {"probe": a_probe(weight=torch.ones(3, 1))}, {"probe": a_probe(noise=torch.zeros(1))},
+    {"unusual": [1]}, {"unusual": {}}, {"unusual": {"least_tiles": math.nan}}, {"unusual": {"least_tiles": torch.ones(1)}},
+    {"unusual": {"least_tiles": 1, "prism_limit": 0.5}}, {"confidence": {"bias": 1.0, "likelihood": 1.0}},
+    {"confidence": {"bias": math.inf, "likelihood": 1.0, "probe": 1.0}}, {"confidence": {"bias": 1.0, "likelihood": 1.0, "probe": "1"}},
     {"probe": a_probe(token_ids=torch.ones(1))}, {"probe": a_probe(mean=torch.ones(2).double())}], ids=str)
 def test_an_index_that_is_not_one_is_refused(tmp_path, change):
     good = {"format_version": 1, "ids": ["a", "b"], "texts": [["x"], ["y"]], "embeddings": torch.zeros(2, 4)}

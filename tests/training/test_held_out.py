@@ -19,7 +19,7 @@ from finetune.models.training_texts import TrainingTexts
 from finetune.pages.field_table import read_fields
 from finetune.pages.held_out import read_held_out
 from finetune.training import held_out
-from finetune.training.held_out import compare_held_out, log_comparison
+from finetune.training.held_out import caption_held_out, compare_held_out, log_comparison
 from tests.helpers.training import CPU, TOKENIZER, a_batch, tiny_model
 
 REFERENCES = [[f"slide {i} is well differentiated"] for i in range(20)]
@@ -52,12 +52,15 @@ def test_the_slides_are_captioned_and_the_file_is_what_the_report_reads(tmp_path
     model, batches = tiny_model().eval(), [a_batch(1, 3), a_batch(2, 2)]
     texts = TrainingTexts.of_index({"texts": [["甲乙"], ["丙"]], "embeddings": torch.eye(8)[:2]}, TOKENIZER, 9)
     samples = [Sample(SlideFile(i, f"{i}.h5", "x", 1), [1, 2], ("甲乙",)) for b in reversed(batches) for i in b.ids]
-    compare_held_out(tmp_path, model, Precision("fp32", CPU, "test"), texts, samples, batches)
+    slides = caption_held_out(model, Precision("fp32", CPU, "test"), texts, samples, batches)
+    compare_held_out(tmp_path, slides, texts, [{"confidence": 0.5, "unusual": False}] * 5)
+    assert slides.is_right.tolist() == [caption == "甲乙" for caption in slides.answers.captions]
     scores = json.loads((tmp_path / "held_out.json").read_text(encoding="utf-8"))
     assert scores["slides"] == 5 and scores["baselines"]["most_common_text"]["exact_match"] == 1
     columns = read_held_out(tmp_path / "held_out.json").columns
     assert [english for _, (_, english) in columns] == ["captions", "nearest training text", "most common training text", "shuffled slides"]
     captions = [json.loads(line) for line in (tmp_path / "held_out_captions.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert all((line["confidence"], line["unusual"]) == (0.5, False) for line in captions)
     assert sorted(line["id"] for line in captions) == sorted(sample.slide.slide_id for sample in samples)
     assert np.mean([line["scores"]["exact_match"] for line in captions]) == pytest.approx(scores["exact_match"])
     assert "甲" not in (tmp_path / "held_out.json").read_text(encoding="utf-8"), "label texts are private"
@@ -69,7 +72,8 @@ def test_the_fields_of_the_captions_are_scored_where_the_texts_follow_a_template
     texts = TrainingTexts.of_index({"texts": [["甲乙"], ["丙"]], "embeddings": torch.eye(8)[:2]}, TOKENIZER, 9)
     samples = [Sample(SlideFile(i, f"{i}.h5", "x", 1), [1, 2], ("甲乙",)) for i in batch.ids]
     template = Template.of_choices(["甲乙", "丙"])
-    compare_held_out(tmp_path, model, Precision("fp32", CPU, "test"), texts, samples, [batch], template=template)
+    slides = caption_held_out(model, Precision("fp32", CPU, "test"), texts, samples, [batch])
+    compare_held_out(tmp_path, slides, texts, template=template)
     table = read_fields(tmp_path / "held_out_fields.json")
     captions = [json.loads(line)["caption"] for line in (tmp_path / "held_out_captions.jsonl").read_text(encoding="utf-8").splitlines()]
     assert table.slides == 3 and table.captions_off == sum(caption not in ("甲乙", "丙") for caption in captions)
@@ -83,8 +87,10 @@ def test_reranking_is_used_only_where_it_makes_the_captions_better(tmp_path, mon
     texts = TrainingTexts(["甲乙", "丙"], None, None, probe, TOKENIZER, 9)
     monkeypatch.setattr(held_out, "rerank", lambda *args: words)
     samples = [Sample(SlideFile(i, f"{i}.h5", "x", 1), [1, 2], ("right one",)) for i in batch.ids]
-    assert compare_held_out(tmp_path, model, Precision("fp32", CPU, "test"), texts, samples, [batch]) is used
+    slides = caption_held_out(model, Precision("fp32", CPU, "test"), texts, samples, [batch])
+    compare_held_out(tmp_path, slides, texts)
+    assert slides.uses_rerank is used and slides.is_right.tolist() == [used, False]
     assert ("inference.py re-ranks" in log_lines[0]) == used
     assert json.loads((tmp_path / "held_out.json").read_text(encoding="utf-8"))["exact_match"] == (0.5 if used else 0)
     probe.token_ids = range(39)
-    assert compare_held_out(tmp_path, model, Precision("fp32", CPU, "test"), texts, samples, [batch]) is False
+    assert caption_held_out(model, Precision("fp32", CPU, "test"), texts, samples, [batch]).uses_rerank is False

@@ -100,6 +100,11 @@ function start(data) {
     }
     if (others) second.append(element("span", "soft", ` (+${others})`));
     texts.append(first, ...(second.hasChildNodes() ? [second] : []));
+    if (data.unusual[row]) {
+      const why = element("p", "alert", "⚠ "), [chinese, english] = data.unusual[row];
+      why.append(spoken("异常切片：" + chinese, "Unusual slide: " + english));
+      texts.append(why);
+    }
     const more = button("link", "全部分数", "all scores");
     more.setAttribute("aria-expanded", view.open.has(row));
     more.addEventListener("click", () => {

@@ -102,6 +102,7 @@ function draw() {
       });
       name.append(open);
       caption.textContent = job.answer.caption + (job.answer.finished ? "" : " ✂");
+      if (job.answer.unusual) caption.append(" ", element("span", "alert", "⚠"));
       confidence.textContent = percent(job.answer.confidence);
     } else {
       name.textContent = job.name;
@@ -132,6 +133,8 @@ function select(job) {
   part("file_name").textContent = job.name;
   part("plain").textContent = found.caption;
   part("cut").hidden = found.finished;
+  part("unusual").hidden = !found.unusual;
+  if (found.unusual) part("unusual").replaceChildren(spoken("异常切片：" + found.unusual_words[0], "Unusual slide: " + found.unusual_words[1]));
   part("confidence").textContent = percent(found.confidence);
   part("tiles").textContent = found.tiles;
   fill("scores", found.scores);
@@ -194,7 +197,8 @@ for (const id of ["thumbnail", "thumbnail_scale"]) part(id).addEventListener("ch
 function record(job) {
   const found = job.answer;
   return { id: job.name.replace(/\.[^.]*$/, ""), caption: found?.caption ?? null, similarity: Object.fromEntries(found?.scores ?? []),
-           confidence: found?.confidence ?? null, finished: found?.finished ?? null, error: job.error ? job.error[1] : null };
+           confidence: found?.confidence ?? null, finished: found?.finished ?? null, error: job.error ? job.error[1] : null,
+           ...(typeof found?.unusual === "boolean" ? { unusual: found.unusual } : {}), ...(found?.unusual ? { unusual_reason: found.unusual_reason } : {}) };
 }
 const done = () => jobs.filter(job => job.answer || job.error).map(record);
 function cell(value) {
@@ -203,9 +207,9 @@ function cell(value) {
   return `"${harmless.replaceAll('"', '""')}"`;
 }
 function csv() {
-  const records = done(), texts = [...new Set(records.flatMap(one => Object.keys(one.similarity)))];
-  const head = ["id", "caption", "error", ...texts.map(text => `similarity: ${text}`), "confidence", "finished"];
-  const lines = records.map(one => [one.id, one.caption, one.error, ...texts.map(text => one.similarity[text]), one.confidence, one.finished]);
+  const records = done(), judged = records.some(one => "unusual" in one) ? ["unusual", "unusual_reason"] : [], texts = [...new Set(records.flatMap(one => Object.keys(one.similarity)))];
+  const head = ["id", "caption", "error", ...texts.map(text => `similarity: ${text}`), "confidence", "finished", ...judged];
+  const lines = records.map(one => [one.id, one.caption, one.error, ...texts.map(text => one.similarity[text]), one.confidence, one.finished, ...judged.map(name => one[name])]);
   return "\ufeff" + [head, ...lines].map(line => line.map(cell).join(",") + "\r\n").join("");
 }
 part("save_csv").addEventListener("click", () => download("captions.csv", new Blob([csv()], { type: "text/csv" })));
