@@ -20,6 +20,7 @@ from .case_slides import join_cases
 from .columns import ColumnNames
 from .content_check import bad_contents
 from .header_cache import read_headers
+from .kept_results import KeptResults
 from .labels import Label, load_labels
 from .slide_matching import Matches, match_slides
 from .slides import Slide, SlideFile, find_files, index_slides, join_slides
@@ -96,8 +97,7 @@ def prepare_data(config: DataConfig, seed: int, tokenizer: Tokenizer | None = No
     if not split.val:
         logger.warning("no validation slides (data.val_split is 0): best_model.pth is the last one")
     _check_duplicate_files(slides, split)
-    counts = header_cache and header_cache.with_name(f"{header_cache.stem}_texts.json")
-    num_seen_texts = report_split(labels, split, config, counts)
+    num_seen_texts = report_split(labels, split, config, KeptResults.beside(header_cache))
 
     # held-out texts must not shape the vocabulary
     texts = [text for i in split.train for text in labels[i].texts]

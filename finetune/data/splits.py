@@ -11,17 +11,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from ..common.errors import UserError
 from ..common.files import expand
 from ..common.log import logger
 from ..config.schema import DataConfig
+from .kept_results import KeptResults, key_of
 from .labels import SPLITS, Label
-from .near_duplicates import SIMILARITY_THRESHOLD
+from .near_duplicates import SIMILARITY_THRESHOLD, count_overlap
 from .patterns import Pattern
 from .related_ids import related_pairs
 from .slide_names import slide_name
-from .text_overlap import kept_overlap
 
 _TCGA = re.compile(r"TCGA-\w\w-\w{4}")
 _SPLIT_FILE_FIX = "give a JSON object {id: train, val or test}, or a CSV with the columns id,split"
@@ -152,21 +153,21 @@ def split_fold(ids: Sequence[str], folds: int, fold: int, seed: int, groups: Map
     return list(train), members[fold]
 
 
-def report_split(labels: Mapping[str, Label], split: Split, config: DataConfig, counts: Path | None = None) -> int:
+def report_split(labels: Mapping[str, Label], split: Split, config: DataConfig, kept: KeptResults) -> int:
     """Log the size of each side, and how many of the held-out texts are also training texts.
 
     Args:
         labels: Of all cases.
         split: Of the cases.
         config: Of the data.
-        counts: A file of counts of texts, see `text_overlap`; None counts anew.
+        kept: Where earlier runs have put the numbers of equal texts.
 
     Returns:
         The number of validation texts that are also training texts, word for word.
     """
     _report_sides(labels, split, config.group_pattern)
-    num_seen = _report_overlap(labels, split, "validation", counts)
-    _report_overlap(labels, split, "test", counts)
+    num_seen = _report_overlap(labels, split, "validation", kept)
+    _report_overlap(labels, split, "test", kept)
     if config.group_pattern is None:
         _warn_of_leaking_patients(split)
     return num_seen
@@ -187,18 +188,23 @@ def _contents(labels: list[Label]) -> str:
     return f"{num_slides} slides, {num_texts} different texts"
 
 
-def _report_overlap(labels: Mapping[str, Label], split: Split, name: str, counts: Path | None) -> int:
+def _report_overlap(labels: Mapping[str, Label], split: Split, name: str, kept: KeptResults) -> int:
     texts = [labels[i].text for i in split.sides[name]]
     if not texts:
         return 0
     training_texts = [text for i in split.train for text in labels[i].texts]
-    num_exact, num_near = kept_overlap(texts, training_texts, counts)
+    num_exact, num_near = kept.get(key_of("overlap 1", texts, training_texts),
+                                   lambda: count_overlap(texts, training_texts), _are_counts)
     logger.info("%d of %d %s texts also occur in training, word for word", num_exact, len(texts), name)
     if num_near:
         logger.warning("%d of %d %s texts are near duplicates of training texts (%.0f %% of their trigrams or more): "
                        "scores on them say little about new cases", num_near, len(texts), name,
                        100 * SIMILARITY_THRESHOLD)
     return num_exact
+
+
+def _are_counts(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 2 and all(type(count) is int for count in value)
 
 
 def _warn_of_leaking_patients(split: Split) -> None:

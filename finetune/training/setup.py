@@ -64,7 +64,7 @@ def load_data(config: Config, checkpoint: Checkpoint | None, start: StartingPoin
         tokenizer = tokenizer_from_dict(checkpoint.tokenizer, str(checkpoint.path))
     else:
         tokenizer = decoder_tokenizer(config)  # None: one is made of the training texts
-    header_cache = _header_cache_path(config) if config.data.latents_cache else None
+    header_cache = header_cache_path(config)
     data = world.broadcast_object(partial(read_data, config, tokenizer, start, header_cache))
     return resolve_settings(config, data, checkpoint, start), data
 
@@ -161,8 +161,9 @@ def fill_caches(config: Config, data: Data, model: SlideCaptioner, precision: Pr
     Raises:
         UserError: A slide cannot be encoded, or the disk is full.
     """
-    if config.data.latents_cache and world.is_main:
-        write_headers(_header_cache_path(config), config.data.h5_key, config.data.image_dim,
+    headers = header_cache_path(config)
+    if headers and world.is_main:
+        write_headers(headers, config.data.h5_key, config.data.image_dim,
                       config.data.wanted_encoder, data.slides)
     if cache:
         _fill_slide_cache(config, data, model, precision, cache, world)
@@ -194,8 +195,10 @@ def _cache_folder(config: Config) -> Path:
     return expand(setting)
 
 
-def _header_cache_path(config: Config) -> Path:
-    """One file per folder of embeddings: several may share a slide cache."""
+def header_cache_path(config: Config) -> Path | None:
+    """One file per folder of embeddings: several may share a slide cache. None without one."""
+    if config.data.latents_cache is None:
+        return None
     name = str(expand(config.data.embeddings_dir))
     return _cache_folder(config) / f"index_{zlib.crc32(name.encode()):08x}.json"
 

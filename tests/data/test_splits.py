@@ -9,6 +9,7 @@ from itertools import pairwise
 import pytest
 
 from finetune.config.schema import DataConfig
+from finetune.data.kept_results import KeptResults
 from finetune.data.labels import Label
 from finetune.data.near_duplicates import count_overlap
 from finetune.data.related_ids import related_pairs
@@ -203,26 +204,26 @@ def test_ids_that_may_belong_together(first, second, pairs):
 def test_the_log_warns_of_ids_that_may_be_of_one_patient(log_lines):
     labels = {f"P{n // 2:03d}_{n % 2}": Label((f"text {n}",), (f"{n}",)) for n in range(40)}
     config = DataConfig(val_split=0.3)
-    report_split(labels, make_split(labels, config, 42), config)
+    report_split(labels, make_split(labels, config, 42), config, KeptResults(None))
     assert any("may be of one patient or region" in line and "data.group_pattern" in line for line in log_lines)
     log_lines.clear()
     config.group_pattern = r"^P\d+"
-    report_split(labels, make_split(labels, config, 42), config)
+    report_split(labels, make_split(labels, config, 42), config, KeptResults(None))
     assert not any("may be of one patient" in line for line in log_lines)
 
 
 def test_the_log_says_what_is_on_each_side_and_warns_of_leaks(log_lines):
     config = DataConfig(val_split=0.3)
     labels = {i: Label(("the same old long text of a report" + " again" * (n % 3 == 0),), (i, f"{i}b")) for n, i in enumerate(SLIDES)}
-    report_split(labels, make_split(labels, config, 42), config)
+    report_split(labels, make_split(labels, config, 42), config, KeptResults(None))
     assert log_lines[0] == "training: 70 cases, 140 slides, 2 different texts"
     assert "30 of 30 validation texts also occur in training, word for word" in log_lines
     assert any("TCGA patients have slides in training and held out" in line and TCGA in line for line in log_lines)
     log_lines.clear()
     config.group_pattern = TCGA
-    report_split(labels, make_split(labels, config, 42), config)
+    report_split(labels, make_split(labels, config, 42), config, KeptResults(None))
     assert log_lines[1].startswith("validation: ") and " patients, " in log_lines[1]
     assert not any("TCGA patients" in line for line in log_lines)
     labels = {i: Label((f"{i} the same old long text of a report of the stomach and more",), (i,)) for i in SLIDES}
-    report_split(labels, make_split(labels, config, 42), config)
+    report_split(labels, make_split(labels, config, 42), config, KeptResults(None))
     assert any("validation texts are near duplicates of training texts" in line for line in log_lines)

@@ -17,7 +17,7 @@ from finetune.config.schema import Config, apply_overrides
 from finetune.evaluation.template_search import find_template
 from finetune.evaluation.templates import Template
 from finetune.models import build
-from finetune.training import run
+from finetune.training import found_template, run
 from finetune.training.found_template import template_of
 from tests.helpers import kill_runs
 from tests.helpers.files import ROOT, refused, write_json
@@ -56,6 +56,10 @@ def test_a_run_keeps_the_template_of_its_training_texts_in_every_checkpoint_and_
     assert "training texts: template with 3 slots" in log and "脉管" not in log and "腺癌" not in log
 
 
+def nothing_kept(*overrides: str) -> Config:
+    return apply_overrides(Config(), ["data.latents_cache=null", *overrides])
+
+
 class Slides:
     def __init__(self, texts):
         self.train = [type("Sample", (), {"references": (text,)})() for text in texts]
@@ -65,14 +69,28 @@ def test_texts_without_a_template_leave_none_and_say_why(caplog):
     rng = random.Random(0)
     free = Slides(["".join(rng.choices("胃肠肝肺乳癌变性坏死出血增生分化", k=20)) for _ in range(40)])
     with caplog.at_level("INFO", logger="prism_coca"):
-        assert template_of(Config(), free, None, ALONE) is None
+        assert template_of(nothing_kept(), free, None, ALONE) is None
     assert "no template: " in caplog.text
 
 
 def test_no_template_is_looked_for_where_no_captions_are_trained():
-    without = apply_overrides(Config(), ["model.caption_loss_weight=0"])
+    without = nothing_kept("model.caption_loss_weight=0")
     assert template_of(without, Slides(TEXTS * 5), None, ALONE) is None
-    assert template_of(Config(), Slides(TEXTS * 5), None, ALONE) is not None
+    assert template_of(nothing_kept(), Slides(TEXTS * 5), None, ALONE) is not None
+
+
+def test_equal_texts_are_searched_once_and_a_damaged_result_is_not_believed(tmp_path, monkeypatch):
+    config = apply_overrides(Config(), [f"data.latents_cache={tmp_path}"])
+    first = template_of(config, Slides(TEXTS * 5), None, ALONE)
+    monkeypatch.setattr(found_template, "find_template", lambda texts: pytest.fail("searched again"))
+    assert template_of(config, Slides(TEXTS * 5), None, ALONE) == first
+    monkeypatch.undo()
+    kept, = tmp_path.glob("*_texts.json")
+    for damage in ({"text": "{a}"}, {"text": "a", "slots": {1: 2}}, "x", 7):
+        content = json.loads(kept.read_text(encoding="utf-8"))
+        content = {key: {**value, "template": damage} for key, value in content.items()}
+        kept.write_text(json.dumps(content), encoding="utf-8")
+        assert template_of(config, Slides(TEXTS * 5), None, ALONE) == first
 
 
 @pytest.mark.parametrize("template", [
