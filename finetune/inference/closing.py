@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..common.errors import UserError, say
 from ..common.files import write_atomically
@@ -98,16 +99,20 @@ def show_scores(scored: Scored | None, abstained: int, path: Path | None, option
     summary["abstained"] = abstained
     width = width_of(sys.stdout)
     if scored is not None:
-        report = scored.report
-        say(f"scores of {len(report.answers.captions)} slides, with 95 % intervals; {abstained} abstained:",
-            *table_lines(report, width), report.signature())
-        for line in more_lines(summary, options.wanted_accuracy):
-            say(*wrapped(line, width, 4).split("\n"))
+        _say_tables(scored.report, summary, width, options)
         warn_of_same_slides(summary, abstained, options)
     if path is not None:
         _write(path, json_text(summary, indent=1) + "\n")
     elif width is None:  # a program reads it; a terminal would fill with it
         say(f"summary: {json_text(summary)}")
+
+
+def _say_tables(report: Report, summary: dict[str, Any], width: int | None, options: InferenceOptions) -> None:
+    """The tables of scores, of fields, and of coverage against accuracy."""
+    say(f"scores of {summary['slides']} slides, with 95 % intervals; {summary['abstained']} abstained:",
+        *table_lines(report, width), report.signature())
+    for line in more_lines(summary, options.wanted_accuracy):
+        say(*wrapped(line, width, 4).split("\n"))
 
 
 def _write(path: Path, text: str) -> None:

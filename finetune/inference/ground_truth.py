@@ -44,11 +44,15 @@ class GroundTruth:
             truth.labels = load_usable_labels(options.labels_file, ColumnNames.of(options), options.encoding)
         if options.classes_file:
             truth.classes = _load_classes(options.classes_file, truth.prompts or {}, options.prompts)
-        if options.findings:
-            truth.findings = FindingDictionary.load(options.findings)
-        if options.reg2025:
-            truth.reg_models = _load_reg_models(options)
+        truth._load_for_scores(options)
         return truth
+
+    def _load_for_scores(self, options: InferenceOptions) -> None:
+        """Read what scores of texts are computed with. Raises UserError."""
+        if options.findings:
+            self.findings = FindingDictionary.load(options.findings)
+        if options.reg2025:
+            self.reg_models = _load_reg_models(options)
 
     @property
     def can_score(self) -> bool:
@@ -114,8 +118,8 @@ class GroundTruth:
 def _load_reg_models(options: InferenceOptions) -> RegModels:
     """Those of the flags; says which part of the score cannot be computed. Raises UserError."""
     models = load_reg_models(options.reg_keywords, options.reg_embedding)
-    missing = [f"--{name}" for name, model in (("reg_keywords", models.keywords), ("reg_embedding", models.embedding))
-               if model is None]
+    given = {"--reg_keywords": models.keywords, "--reg_embedding": models.embedding}
+    missing = [flag for flag, model in given.items() if model is None]
     if missing:
         logger.warning("REG2025: without %s there are only the other parts of the score, and no ranking score",
                        " and ".join(missing))

@@ -114,28 +114,40 @@ def print_record(record: Record, *, brief: bool) -> None:
         return
     if brief:
         say(shortened(_brief_line(record), width_of(sys.stdout)))
-        return
+    else:
+        say(*_caption_lines(record), *_similarity_lines(record), *_lines_asked_for(record))
+
+
+def _caption_lines(record: Record) -> Iterator[str]:
+    """The caption, its confidence, how it agrees with its references, and why its slide is unusual."""
     caption = "none, unusual slide" if record.get("unusual") else "none, confidence too low"
     if record["caption"] is not None:
         caption = f"caption: {visible(record['caption'])}{CUT if record['finished'] is False else ''}"
-    lines = [f"{visible(record['id'])}\t{caption}", f"\tconfidence {record['confidence']:.4f}"]
+    yield f"{visible(record['id'])}\t{caption}"
+    yield f"\tconfidence {record['confidence']:.4f}"
     if "match" in record:
-        lines.append(f"\tmatch {match_in_words(record['match'])}")
+        yield f"\tmatch {match_in_words(record['match'])}"
     if "unusual_reason" in record:
-        lines.append(f"\tunusual: {record['unusual_reason']}")
+        yield f"\tunusual: {record['unusual_reason']}"
+
+
+def _lines_asked_for(record: Record) -> Iterator[str]:
+    """Fields, classes and nearest slides, of those that it has."""
+    for name, field in record.get("fields", {}).items():
+        value = "none, probability too low" if field.get("abstained") else visible(field["value"] or "-")
+        yield f"\tfield {visible(name)}: {value}  probability {field['probability']:.4f}"
+    for name, probability in record.get("classes", {}).items():
+        yield f"\tclass probability {probability:.4f}  {visible(name)}"
+    for slide in record.get("nearest", ()):
+        yield f"\tnearest {slide['similarity']:.4f}  {visible(slide['id'])}  {visible(slide['texts'][0])}"
+
+
+def _similarity_lines(record: Record) -> Iterator[str]:
     for text, cosine in record["similarity"].items():
         scores = f"\tsimilarity {cosine:.4f}"
         if text in record["probability"]:
             scores += f"  probability {record['probability'][text]:.4f}"
-        lines.append(f"{scores}  {visible(text)}")
-    for name, field in record.get("fields", {}).items():
-        value = "none, probability too low" if field.get("abstained") else visible(field["value"] or "-")
-        lines.append(f"\tfield {visible(name)}: {value}  probability {field['probability']:.4f}")
-    for name, probability in record.get("classes", {}).items():
-        lines.append(f"\tclass probability {probability:.4f}  {visible(name)}")
-    for slide in record.get("nearest", ()):
-        lines.append(f"\tnearest {slide['similarity']:.4f}  {visible(slide['id'])}  {visible(slide['texts'][0])}")
-    say(*lines)
+        yield f"{scores}  {visible(text)}"
 
 
 def _brief_line(record: Record) -> str:
