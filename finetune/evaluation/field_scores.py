@@ -32,6 +32,7 @@ class FieldAnswers:
         values: All that the template allows.
         said, true: Its value in the caption and in the reference of each slide; None where it has none.
         distributions: {value: its probability} for each slide, of the values of which it is known.
+        rows: (S,) which of the captions they are.
     """
 
     name: str
@@ -39,6 +40,7 @@ class FieldAnswers:
     said: list[str | None]
     true: list[str | None]
     distributions: list[Mapping[str, float]]
+    rows: np.ndarray
 
     @property
     def probabilities(self) -> np.ndarray:
@@ -191,7 +193,8 @@ class _Compared:
         return FieldAnswers(name, tuple(self.template.slots[name].values),
                             [(self.said[row] or _NO_FIELDS).get(name) for row in rows],
                             [(self.true[row] or _NO_FIELDS).get(name) for row in rows],
-                            [self.distributions[row].get(name, {}) if self.distributions else {} for row in rows])
+                            [self.distributions[row].get(name, {}) if self.distributions else {} for row in rows],
+                            np.array(rows, dtype=np.int64))
 
 
 def _scores_of(field: FieldAnswers) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 from ..common.log import logger
 from ..evaluation.agreement import is_acceptable
 from ..evaluation.coverage import Selection, coverage_lines
-from ..evaluation.field_scores import FieldScores, field_lines
+from ..evaluation.field_scores import FieldAnswers, FieldScores, field_lines
 from ..evaluation.findings import FindingDictionary
 from ..evaluation.scoring import Answers, Report
 from ..evaluation.templates import Template
@@ -49,10 +49,13 @@ class Scored:
         if answers.references:
             confidence = np.array([record["confidence"] for record in self.records], dtype=float)
             selections.append(Selection("captions", confidence, acceptable(answers)))
-        for field in self.fields.fields if self.fields else ():
-            known = field.known
-            selections.append(Selection(field.name, field.probabilities[known], field.right[known]))
-        return selections
+        return selections + [self._of_field(field) for field in (self.fields.fields if self.fields else ())]
+
+    def _of_field(self, field: FieldAnswers) -> Selection:
+        """The answers to a field that have a probability. Any threshold withholds those of an unusual slide."""
+        known = field.known
+        unusual = np.array([self.records[row].get("unusual", False) for row in field.rows[known]], dtype=bool)
+        return Selection(field.name, np.where(unusual, 0.0, field.probabilities[known]), field.right[known])
 
 
 def template_to_score(captioner: Captioner) -> Template | None:

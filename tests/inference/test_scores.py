@@ -51,6 +51,13 @@ def test_coverage_and_threshold_of_captions_and_fields_are_printed_and_in_the_su
     assert any("chosen and judged on the same slides" in line and "--split test" in line for line in log_lines)
 
 
+def test_the_fields_of_an_unusual_slide_have_no_confidence():
+    found = scored(True)
+    found.records[0]["unusual"] = True
+    before, after = scored(True).selections()[1], found.selections()[1]
+    assert before.confidence[0] == 0.995 and after.confidence[0] == 0 and (after.confidence[1:] == before.confidence[1:]).all()
+
+
 def test_withheld_captions_and_a_threshold_that_is_not_reached_are_said(capsys, log_lines):
     show_scores(scored(False), 3, None, InferenceOptions(wanted_accuracy=1.0))
     printed = capsys.readouterr().out
