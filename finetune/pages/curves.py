@@ -38,6 +38,8 @@ _RECALLS = _Family(
     tuple(f"{way}_r{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)),
     ("R@K：正确答案排在前 K 名的比例", "R@K: share whose right answer is among the first K"))
 _FAMILIES = (
+    _Family(("可接受、安全的描述", "acceptable and safe captions"), _SHARE,
+            ("acceptable_match", "safe_match", "text_findings"), note("acceptable_match")),
     _Family(("CIDEr", "CIDEr"), ("0–10", "0-10"), ("cider",), note("cider")),
     _Family(("BLEU-1 到 BLEU-4", "BLEU-1 to BLEU-4"), _SHARE, ("bleu_1", "bleu_2", "bleu_3", "bleu_4"),
             ("连续 1 到 4 个词（汉字）与参考相同的比例", "share of equal runs of 1 to 4 words (Chinese characters)")),
