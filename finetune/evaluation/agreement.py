@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -114,13 +114,19 @@ def _name(dictionary: FindingDictionary, mention: Mention) -> str:
 def _other_clauses(text: str, named: Sequence[tuple[Mention, str]]) -> list[str]:
     """The clauses that say more than findings and their status, with names in place of the terms."""
     names_at = _names_by_place(named)
-    without_content = names_at.keys() | _places_of_cues(text)
-    clauses = []
-    for begin, end in _clauses(text, names_at.keys()):
-        rest = (text[place] for place in range(begin, end) if place not in without_content)
-        if _NO_CONTENT.sub("", "".join(rest)):
-            clauses.append(_renamed(text, begin, end, names_at))
-    return clauses
+    cues = _places_of_cues(text)
+    clauses = [(begin, end) for begin, end in _clauses(text, names_at.keys()) if text[begin:end].strip()]
+    return [_renamed(text, *clause, names_at) for clause in clauses if _says_more(text, clause, names_at.keys(), cues)]
+
+
+def _says_more(text: str, clause: tuple[int, int], named: Set[int], cues: Set[int]) -> bool:
+    """Whether a clause has more in it than findings and their status: all of one that names none, as the second one of
+    `EBER检测，阴性`."""
+    places = range(*clause)
+    if named.isdisjoint(places):
+        return True
+    rest = (text[place] for place in places if place not in named and place not in cues)
+    return bool(_NO_CONTENT.sub("", "".join(rest)))
 
 
 def _names_by_place(named: Sequence[tuple[Mention, str]]) -> dict[int, set[str]]:

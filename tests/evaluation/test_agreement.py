@@ -38,7 +38,7 @@ def test_synonyms_and_order_are_acceptable_both_ways(caption, reference):
     ("淋巴结转移(2/12)", "淋巴结转移(3/12)"), ("pN1", "pN2"), ("左乳浸润性癌", "右乳浸润性癌"), ("胃腺癌，高分化", "胃腺癌，高-中分化"),
     ("ER(90%+)", "ER(10%+)"), ("HER2(0)", "HER2(1+)"), ("浸润至浅肌层", "浸润至深肌层"), ("未见异型", "可见异型"), ("胃窦腺癌", "胃腺癌"),
     ("肺腺癌，微乳头型", "肺腺癌，乳头型"), ("慢性胃炎，轻度", "慢性胃炎，重度"), ("胃腺癌", "胃腺癌，脉管癌栓不除外"), ("", "胃腺癌"),
-    ("错配修复：MLH1(-)", "错配修复：PMS2(-)"),
+    ("错配修复：MLH1(-)", "错配修复：PMS2(-)"), ("胃腺癌，EBER检测，阴性", "胃腺癌，EBER检测，阳性"), ("未见", "可见"), ("No.", "Yes."), ("HP检测，(-)", "HP检测"),
 ])
 def test_another_meaning_is_not_acceptable(caption, reference):
     assert not is_acceptable(ALL, caption, [reference]) and not is_acceptable(ALL, reference, [caption])
