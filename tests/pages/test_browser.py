@@ -344,7 +344,7 @@ def test_a_thumbnail_is_laid_below_the_tiles_and_stays_in_the_browser(watched, s
     assert place == pytest.approx([0, 0, 5, 4]) and "假定" in page.inner_text("#thumbnail_state")
     page.fill("#thumbnail_scale", "16")  # twice the slide is on the picture
     page.press("#thumbnail_scale", "Enter")
-    page.wait_for_function("document.querySelector('#map image').getAttribute('width') === '10'")
+    page.wait_for_selector("#map image[width='10']")
     assert page.locator(".tile").count() == 20 and page.inner_text("#thumbnail_state") == ""
     page.fill("#thumbnail_scale", "4")
     page.press("#thumbnail_scale", "Enter")
