@@ -199,7 +199,7 @@ def _cell(judged: Judged, confidence: np.ndarray) -> str:
     """AUROC and its interval; clean and strange slides are drawn apart, so that the shares stay."""
     value = weighted_auroc(confidence, judged.right, judged.weights)
     if np.isnan(value):
-        return "no errors"
+        return "all right" if judged.right.all() else "none right"
     rng, kinds, values = np.random.default_rng(0), [np.flatnonzero(judged.kind == k) for k in set(judged.kind)], []
     for _ in range(_RESAMPLES):
         rows = np.concatenate([rng.choice(of_kind, len(of_kind)) for of_kind in sorted(kinds, key=len)])

@@ -28,7 +28,7 @@ from finetune.inference.tile_maps import heatmap_png, lay_out, open_thumbnail, p
 from finetune.models.captioner import SlideCaptioner
 from prism import PerceiverConfig, PrismSlideEncoder
 from prism.attention import encode_weighted
-from tests.helpers.files import ROOT, refused
+from tests.helpers.files import ROOT, refused, write_h5
 from tests.helpers.pages import explain
 
 IDS = [1, 5, 7, 4, 9, 2]
@@ -243,6 +243,16 @@ def test_the_command_writes_weights_pictures_and_a_page(run_with_coords):
         assert phrase["deletion_test"]["removed"] == 2 and phrase["text"] in found["caption"] and phrase["text"] in done.stdout
         assert Image.open(run_with_coords / "out" / f"phrase_{number}.png").size == (90, 80)
     assert "explanation.html" in done.stdout and (run_with_coords / "out" / "explanation.html").stat().st_size < 200_000
+
+
+def test_the_page_of_an_unusual_slide_says_so_first(run_with_coords, capsys):
+    write_h5(run_with_coords / "equal.h5", np.ones((30, 2560), "f4"))
+    explain(run_with_coords, "--embeddings_file", run_with_coords / "equal.h5", "--explain", run_with_coords / "equal")
+    found = json.loads((run_with_coords / "equal" / "explanation.json").read_text(encoding="utf-8"))
+    assert found["unusual"] is True and found["confidence"] == 0 and "all its tiles are equal" in found["unusual_reason"]
+    assert f"\tunusual: {found['unusual_reason']}" in capsys.readouterr().out
+    page = (run_with_coords / "equal" / "explanation.html").read_text(encoding="utf-8")
+    assert "异常切片：所有图块都相同" in page and "Unusual slide: all its tiles are equal" in page
 
 
 @pytest.mark.parametrize(("args", "words"), [(["--embeddings_dir", "embeddings"], ["--explain", "is for one slide"]), (["--embeddings_file", "x.h5", "--thumbnail", "no.png"], ["no.png: not found"]),

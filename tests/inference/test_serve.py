@@ -17,6 +17,7 @@ from finetune.config.schema import Config
 from finetune.inference.captioner import Captioner
 from finetune.inference.explain import open_slide
 from finetune.inference.model_facts import ModelFacts
+from finetune.inference.nearest import judge_of
 from finetune.inference.options import InferenceOptions
 from finetune.inference.serve import answer, load_training_slides, make_app, parse_suffix, parse_texts
 from finetune.inference.uploads import Uploads
@@ -83,6 +84,20 @@ def test_a_slide_whose_numbers_overflow_is_one_line_and_the_nearest_texts_are_th
     assert [cosine for _, cosine in found["nearest"]] == pytest.approx(sorted(cosines, reverse=True)[:5])
     best = max(range(len(cosines)), key=cosines.__getitem__)
     assert found["nearest"][0][0] == f"{index['ids'][best]}: {index['texts'][best][0]}"
+
+
+def test_an_unusual_slide_has_its_reason_in_both_languages(run_with_coords):
+    options = InferenceOptions(checkpoint=str(run_with_coords / "run" / "best_model.pth"))
+    captioner = Captioner.load(options.checkpoint)
+    training = load_training_slides(options, captioner)
+    captioner.judge = judge_of(captioner, training)
+    few = write_h5(run_with_coords / "few.h5", np.random.default_rng(0).standard_normal((3, 2560)).astype("f4"))
+    found = answer(captioner, few, [], GenerationOptions(), training)
+    assert (found["unusual"], found["confidence"]) == (True, 0.0) and found["unusual_reason"].startswith("fewer tiles than any")
+    assert found["unusual_words"][0].startswith("图块比任何训练切片都少（3 个") and found["unusual_words"][1] == found["unusual_reason"]
+    usual = answer(captioner, run_with_coords / "embeddings" / "s5.h5", [], GenerationOptions(), training)
+    assert (usual["unusual"], usual["unusual_reason"]) == (False, None) and usual["confidence"] > 0
+    json.dumps([found, usual], allow_nan=False)
 
 
 def test_without_an_index_the_page_shows_none_and_asking_for_it_is_refused(run_with_coords, tmp_path, log_lines):

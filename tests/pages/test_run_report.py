@@ -140,6 +140,15 @@ def test_a_run_without_captions_per_epoch_shows_those_of_its_end(tmp_path):
     assert view(folder)["captions"].num_right == 1
 
 
+def test_the_caption_of_an_unusual_slide_says_why_it_is(tmp_path):
+    folder = make_run(tmp_path / "run", captions=[])
+    line = {"epoch": 4, "caption": "x", "references": ["x"], "scores": {}, "confidence": 0.5}
+    why = "all its tiles are zero; far from the training slides in Prism's space (0.9, limit 0.3)"
+    lines(folder / "held_out_captions.jsonl", [line | {"id": "a", "unusual": False}, line | {"id": "b", "unusual": True, "unusual_reason": why},
+                                               line | {"id": "c"}])
+    assert unpacked(view(folder)["captions"])["unusual"] == [None, ["所有图块都是 0；在 Prism 的空间里离训练切片远（0.9，界限 0.3）", why], None]
+
+
 def test_the_retrieval_matrix_frames_the_highest_of_each_row(tmp_path):
     found = view(make_run(tmp_path / "run"))["retrieval"]
     assert found["rows"] == [[(0.9, 9, True), (0.1, 0, False)], [(0.5, 4, True), (0.3, 2, False)]] and found["first"] == 1

@@ -8,6 +8,7 @@ import h5py
 import numpy as np
 import pytest
 
+from benchmarks.confidence import Judged, weighted_auroc
 from benchmarks.learning_baselines import Answer, Probe, difference, nearest, pieces, score
 from benchmarks.learning_data import FOLD_KINDS, made_tasks, real_tasks
 from tests.helpers.files import ROOT
@@ -103,6 +104,28 @@ def test_the_small_mode_runs_both_scripts_and_leaves_the_results_alone(tmp_path)
     for method in ("captioner", "most common text", "contrastive space", "linear probe", "training text of the probe"):
         assert method in done.stdout
     assert "17 training slides" in done.stdout and results.read_bytes() == before
+
+
+@pytest.mark.full
+def test_the_small_mode_judges_the_confidence(tmp_path):
+    command = [sys.executable, "-m", "benchmarks", "confidence", "--small", "--work", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "| made, 40 slides | 8, " in done.stdout
+
+
+def test_the_area_counts_pairs_of_a_wrong_and_a_right_caption_by_their_weights():
+    rng = np.random.default_rng(0)
+    confidence, right, weights = rng.integers(0, 5, 40) / 4, rng.random(40) < 0.5, rng.random(40)
+    hits = pairs = 0.0
+    for i in np.flatnonzero(~right):
+        for j in np.flatnonzero(right):
+            pairs += weights[i] * weights[j]
+            hits += weights[i] * weights[j] * (1.0 if confidence[i] < confidence[j] else 0.5 * (confidence[i] == confidence[j]))
+    assert weighted_auroc(confidence, right, weights) == pytest.approx(hits / pairs)
+    judged = Judged(np.array(["clean"] * 18 + ["foreign", "noise", "noise", "mixed"]), *(np.zeros(22),) * 4)
+    strange = {kind: judged.weights[judged.kind == kind].sum() for kind in ("foreign", "noise", "mixed")}
+    assert list(strange.values()) == pytest.approx([2 / 3] * 3) and judged.weights.sum() == pytest.approx(20), "a tenth, in equal parts"
 
 
 @pytest.mark.full
