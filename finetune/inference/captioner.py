@@ -182,7 +182,6 @@ class Captioner:
         self._check_length(options)
         self.form = Form.of_options(options, self.model.decoder, self.tokenizer, self.checkpoint)
         self.rerank_with = texts_to_rerank_with(options, self, self._training_slides)
-        self.judge = self._own_judge
         generation, data = options.generation(self.trained_length), self.config.data
         files = [slides] if isinstance(slides, (str, Path)) else slides
         records = []
@@ -193,13 +192,11 @@ class Captioner:
 
     @cached_property
     def _training_slides(self) -> TrainingSlides | None:
-        """What the run has left beside the checkpoint."""
+        """What the run has left beside the checkpoint, its judge among it, which is set."""
         path = self.checkpoint.path if self.checkpoint else None
-        return TrainingSlides.load(str(path), self, searchable=False) if path else None
-
-    @cached_property
-    def _own_judge(self) -> Judge | None:
-        return judge_of(self, self._training_slides)
+        training = TrainingSlides.load(str(path), self, searchable=False) if path else None
+        self.judge = judge_of(self, training)
+        return training
 
     @torch.no_grad()
     def describe(self, slides: list[Slide], texts: list[str], options: GenerationOptions,

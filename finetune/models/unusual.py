@@ -24,7 +24,7 @@ _NEIGHBOUR = 3  # of the training slides by nearness: the first may be a copy, o
 _LEAST_SLIDES = 20  # fewer do not show what is far
 _SHARE = 0.99  # of the training slides that are nearer to others than the limit
 # Slides of a kind lie in tight knots where the contrastive loss has pulled them together: a new one that is a little
-# apart is none the worse for it. Noise and mixed slides are 20 times as far.
+# apart is none the worse for it. On the demo's slides, noise and mixed slides are 20 times as far.
 _MARGIN = {"prism": 1.0, "contrastive": 2.0}
 _SMALLEST = 1e-4  # a distance that rounding to half precision may make; slides of a set may be copies of each other
 _ROWS = 1000  # compared with all others at a time: 80 MB for 20 000 slides
