@@ -84,7 +84,7 @@ def test_a_bad_slide_in_a_folder_does_not_stop_the_others(data, trained, tmp_pat
     result = run("inference.py", "--checkpoint", trained / "run" / "best_model.pth", "--embeddings_dir", folder,
                  "--labels_file", data / "labels.json", "--output", tmp_path / "out.csv", cwd=tmp_path)
     assert result.returncode == 0, "the labels choose the slides, the broken ones are not among them"
-    assert '"exact_match": 1.0' in result.stdout
+    assert json.loads((tmp_path / "out.scores.json").read_text(encoding="utf-8"))["exact_match"] == 1
     assert "bleu_4" in result.stdout and "tok:zh" in result.stdout
     result = run("inference.py", "--checkpoint", trained / "run" / "best_model.pth", "--embeddings_dir", folder,
                  "--output", tmp_path / "out.csv", cwd=tmp_path)
