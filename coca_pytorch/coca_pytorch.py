@@ -59,11 +59,10 @@ class CoCa(ContrastiveCaptioner):
 
     Attributes:
         img_context: None, or a module that turns image tokens (b, n, image_dim) and pooled ones (b, q, dim) into what
-            the text attends to, (b, q', dim). Its method `attention` says how much each of the first q' - q of these
-            reads of the image tokens, (b, q' - q, n); the pooled ones come last.
+            the text attends to, (b, q', dim).
     """
 
-    supports = frozenset({"compile", "grad_checkpointing", "attention", "probe_tokens", "template"})
+    supports = frozenset({"compile", "grad_checkpointing", "probe_tokens", "template"})
 
     def __init__(
         self,
@@ -234,30 +233,6 @@ class CoCa(ContrastiveCaptioner):
         if return_embeddings:
             return text_embeds, image_embeds
         return self.to_logits(self._multimodal(text_tokens, pooled, rotary, bias))
-
-    def logits_and_attention(self, text: Tensor, *, image_tokens: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (b, t, num_tokens) as `forward`, and how much each text token attends to each image token (b, t, n).
-
-        Attention is averaged over heads and layers and passed on through the pooling; a row sums to 1, without graph.
-        """
-        weights: list[Tensor] = []  # of the pooling (b, 1 + q, n), then of each layer (b, t, q)
-
-        def record(module: CrossAttention, inputs: tuple[Tensor, ...]) -> None:
-            with torch.no_grad():
-                weights.append(module.attention(*inputs[:2]))
-
-        modules = [self.img_attn_pool, *(cross.fn for _, cross in self.multimodal_layers)]
-        hooks = [module.register_forward_pre_hook(record) for module in modules]
-        try:
-            logits = self(text, image_tokens=image_tokens, text_mask=text_mask)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        pooling, *layers = weights
-        context = pooling[:, 1:]
-        if self.img_context is not None:
-            context = torch.cat([self.img_context.attention(image_tokens), context], dim=1)
-        return logits, torch.stack(layers).mean(0) @ context
 
     def compile(self, **options: object) -> None:
         """Compile the three expensive parts of a training step, each into one graph.

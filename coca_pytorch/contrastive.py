@@ -33,7 +33,7 @@ class ContrastiveCaptioner(nn.Module):
         temperature: Logarithm of the logit scale, one number.
         logit_bias: SigLIP's bias, (1,); None for CLIP.
         max_positions: Longest text in tokens; None = any.
-        supports: Which of compile, grad_checkpointing and attention (`logits_and_attention`) a subclass has.
+        supports: Which of compile, grad_checkpointing and probe_tokens a subclass has.
         never_generated: Ids that captions must not contain, beside begin and padding.
     """
 

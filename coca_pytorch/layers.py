@@ -179,9 +179,5 @@ class CrossAttention(nn.Module):
         out = self.to_out(attend(self._queries(x), k, v, bias))
         return out if self.ff is None else out + self.ff(x)
 
-    def attention(self, x: Tensor, k: Tensor) -> Tensor:
-        """Attention weights (b, i, j) of `forward` without a bias, the mean of the heads."""
-        return attention_scores(self._queries(self.norm(x)), k).softmax(-1).mean(2)
-
     def _queries(self, x: Tensor) -> Tensor:
         return rearrange(self.to_q(x), "b i (h d) -> b i h d", h=self.heads)

@@ -35,7 +35,8 @@ training: {{batch_size: 12, epochs: 24, learning_rate: 1e-3, save_every: 8, work
 
 
 def make_slides(folder: Path, count: int = _SLIDES, seed: int = 0) -> None:
-    """Write `count` slides as embeddings/ID.h5, (N, 2560) float16 with coords (N, 2), and labels.json.
+    """Write `count` slides as embeddings/ID.h5, (N, 2560) float16 with coords (N, 2), labels.json, and which tiles of a
+    slide have necrosis as necrotic_tiles.json.
 
     A tile is noise plus the direction of its slide's tissue and grade; a tenth to a third of the tiles of a slide with
     necrosis carry the direction of necrosis instead of the grade's.
@@ -43,7 +44,7 @@ def make_slides(folder: Path, count: int = _SLIDES, seed: int = 0) -> None:
     rng = np.random.default_rng(seed)
     directions = {name: rng.standard_normal(_WIDTH) for name in (*TISSUES, *GRADES, NECROSIS[1])}
     (folder / "embeddings").mkdir(parents=True, exist_ok=True)
-    labels = {}
+    labels, necrotic = {}, {}
     for i in range(count):
         tissue, grade, necrosis = rng.choice(TISSUES), rng.choice(GRADES), rng.choice(NECROSIS)
         tiles = rng.standard_normal((rng.integers(*_TILES), _WIDTH)) + 0.5 * directions[tissue]
@@ -56,14 +57,16 @@ def make_slides(folder: Path, count: int = _SLIDES, seed: int = 0) -> None:
             file["coords"] = np.stack([order % 8, order // 8], axis=1) * _TILE  # necrotic tiles are adjacent
             file["coords"].attrs["patch_size_level0"] = _TILE
         labels[f"slide_{i:03d}"] = f"{tissue}，{grade}，{necrosis}。"
+        necrotic[f"slide_{i:03d}"] = np.flatnonzero(order < dead).tolist()
     (folder / "labels.json").write_text(json.dumps(labels, ensure_ascii=False, indent=1), encoding="utf-8")
+    (folder / "necrotic_tiles.json").write_text(json.dumps(necrotic), encoding="utf-8")
 
 
 def _remove_demo(folder: Path) -> None:
     """Remove what an earlier demo has written, and nothing else that is in its folder."""
     for path in (folder / "embeddings").glob("slide_*.h5"):
         path.unlink()
-    for name in ("labels.json", "captions.jsonl", ".captions.jsonl.unfinished"):
+    for name in ("labels.json", "necrotic_tiles.json", "captions.jsonl", ".captions.jsonl.unfinished"):
         (folder / name).unlink(missing_ok=True)
     for name in ("run", "logs"):
         shutil.rmtree(folder / name, ignore_errors=True)

@@ -1,54 +1,98 @@
-"""A transparent version of the encoder for one slide: tiles have weights, and attention is returned.
+"""A version of the encoder for one slide that is differentiable in how far each tile is from the slide's mean tile.
 
-For explanations only. Equal to `PrismSlideEncoder.slide_representations` where all weights are 1; a weight of 0 is the
-slide without that tile. Shapes as in `perceiver.py`.
+For explanations only. Equal to `PrismSlideEncoder.slide_representations` where all shares are 1; where all are 0, each
+tile is the mean tile. Shapes as in `perceiver.py`.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-from .perceiver import SelfAttention
+from .perceiver import CrossAttention, PerceiverLayer, Tiles
 from .slide_encoder import PrismSlideEncoder
 
 
-def encode_weighted(encoder: PrismSlideEncoder, tiles: Tensor, log_weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Encode one slide whose tiles count with weights, differentiable in them.
+class BlendedSlide:
+    """The tiles t_j (N, C) of a slide, replaced by m + s_j (t_j - m): m is their mean, s the shares that are given.
+
+    Keys and values are linear in a tile, so what does not depend on the shares is computed once for all passes, and no
+    blended tile ever exists.
 
     Args:
-        tiles: (N, C), of the type of the weights of the encoder.
-        log_weights: (N,), added to the scores of each cross-attention: 0 = nothing is changed, -inf = no such tile.
-
-    Returns:
-        Slide embedding (D,), image latents (L, D), and the attention rollout (S, N) of the slots: the share of each
-        tile in a slot (Abnar & Zuidema 2020, https://arxiv.org/abs/2005.00928), from attention averaged over heads with
-        half of each sum taken for the residual. The rest of a row, up to 1, comes from the learned latents.
+        encoder: Its weights.
+        tiles: (N, C), any float type.
     """
-    resampler = encoder.image_resampler
-    x = resampler.perceiver.latents
-    rollout = tiles.new_zeros(len(x), len(tiles))
-    keys_values: dict[int, tuple[Tensor, Tensor]] = {}
-    for layer in resampler.perceiver.layers:
-        cross = layer.xattn.xattn
-        if id(cross) not in keys_values:  # layers that share it share these
-            keys_values = {id(cross): cross.to_kv(tiles).chunk(2, dim=-1)}
-        key, value = keys_values[id(cross)]
-        query = cross.to_q(cross.x_norm(x))
-        attention = (query @ key.T * query.shape[-1] ** -0.5 + log_weights).softmax(dim=-1)  # (S, N)
-        x = x + cross.to_out(attention @ value)
+
+    def __init__(self, encoder: PrismSlideEncoder, tiles: Tensor) -> None:
+        self._resampler = encoder.image_resampler
+        self._latents = self._resampler.perceiver.latents
+        self._tiles = Tiles(tiles, self._latents.dtype)
+        self._mean = sum(part.sum(dim=0) for part in self._tiles.parts()) / len(tiles)  # (C,)
+        self._groups: list[tuple[list[PerceiverLayer], list[tuple[Tensor, Tensor]] | None]] = []
+        with torch.no_grad():
+            for _, group in itertools.groupby(self._resampler.perceiver.layers, key=lambda layer: id(layer.xattn)):
+                layers = list(group)
+                pairs = layers[0].xattn.xattn.keys_values(self._tiles, len(self._latents), len(layers))
+                self._groups.append((layers, pairs))
+
+    def shares(self, value: float) -> Tensor:
+        """The same share for all tiles, (N,)."""
+        return self._latents.new_full((len(self._tiles),), value)
+
+    def encode(self, shares: Tensor) -> tuple[Tensor, Tensor]:
+        """shares (N,) -> slide embedding (D,) and image latents (L, D), differentiable in the shares.
+
+        Each layer is computed again in the backward pass: kept, the scores of 513 queries and 50 000 tiles would be
+        several times 0.1 GB a layer, and Prism has 8.
+        """
+        x = self._latents
+        for layers, pairs in self._groups:
+            for layer in layers:
+                x = checkpoint(self._layer, layer, pairs, x, shares, use_reentrant=False)
+        return self._resampler.cls_norm(x[0]), self._resampler.img_norm(x[1:])
+
+    def _layer(self, layer: PerceiverLayer, pairs: list[tuple[Tensor, Tensor]] | None, x: Tensor,
+               shares: Tensor) -> Tensor:
+        """x (S, D), shares (N,) -> (S, D)."""
+        x = x + self._read_tiles(layer.xattn.xattn, pairs, x, shares)
         x = x + layer.xattn.ff(x)
-        rollout = (rollout + attention.detach()) / 2
         for block in layer.tf:
-            rollout = (rollout + _mean_attention(block.mhsa.mha, block.mhsa.norm(x)) @ rollout) / 2
             x = block(x.unsqueeze(0)).squeeze(0)
-    return resampler.cls_norm(x[0]), resampler.img_norm(x[1:]), rollout
+        return x
+
+    def _read_tiles(self, cross: CrossAttention, pairs: list[tuple[Tensor, Tensor]] | None, x: Tensor,
+                    shares: Tensor) -> Tensor:
+        """Cross-attention (S, D), with keys and values or, without them, with queries as wide as the tiles."""
+        query = cross.to_q(cross.x_norm(x)) * cross.to_q.out_features ** -0.5
+        to_key, to_value = cross.to_kv.weight.chunk(2)  # each (D, C)
+        if pairs is not None:
+            mean = _attend(query, pairs, shares, to_key @ self._mean, to_value @ self._mean)
+        else:
+            parts = ((part, part) for part in self._tiles.parts())
+            mean = _attend(query @ to_key, parts, shares, self._mean, self._mean) @ to_value.T
+        return cross.to_out(mean)
 
 
-@torch.no_grad()
-def _mean_attention(attention: SelfAttention, x: Tensor) -> Tensor:
-    """x (S, D), normed -> attention (S, S), the mean of the heads."""
-    qkv = F.linear(x, attention.in_proj_weight).unflatten(-1, (3, attention.heads, -1))  # (S, 3, H, D / H)
-    query, key = qkv[:, 0].transpose(0, 1), qkv[:, 1].transpose(0, 1)  # (H, S, D / H)
-    return (query @ key.transpose(1, 2) * query.shape[-1] ** -0.5).softmax(dim=-1).mean(dim=0)
+def _attend(query: Tensor, pairs: Iterable[tuple[Tensor, Tensor]], shares: Tensor, mean_key: Tensor,
+            mean_value: Tensor) -> Tensor:
+    """Attention (S, e) of scaled queries (S, d) to pairs of keys (n, d) and values (n, e), blended with their means.
+
+    A key is k + s (key - k), so scores are s (q key - q k) up to a constant of the query, which softmax ignores.
+    """
+    of_mean = (query @ mean_key).unsqueeze(1)  # (S, 1)
+    results, moved, weights, begin = [], [], [], 0
+    for key, value in pairs:
+        share = shares[begin:begin + len(key)]
+        scores = (query @ key.T - of_mean) * share
+        blended = scores.softmax(dim=-1) * share  # (S, n)
+        results.append(blended @ value)
+        moved.append(blended.sum(dim=-1, keepdim=True))
+        weights.append(scores.logsumexp(dim=-1, keepdim=True))
+        begin += len(key)
+    of_parts = torch.stack(weights).softmax(dim=0)  # (parts, S, 1)
+    return (of_parts * (torch.stack(results) - torch.stack(moved) * mean_value)).sum(0) + mean_value

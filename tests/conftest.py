@@ -51,12 +51,14 @@ def log_lines() -> Iterator[list[str]]:
 
 @pytest.fixture(scope="session")
 def run_with_coords(tmp_path_factory):
-    """A folder with embeddings (20 tiles with coordinates each), labels.json and a small trained run."""
+    """A folder with embeddings (20 tiles with coordinates each), labels.json and a small trained run. What is cancer shows
+    in the first five tiles."""
     folder = tmp_path_factory.mktemp("explained")
-    rng = np.random.default_rng(0)
+    direction = np.random.default_rng(0).standard_normal(2560)
     labels = {}
     for i in range(12):
-        tiles = random_tiles(20, 2560, i) + (2 * rng.standard_normal(2560) if i % 2 else 0)
+        tiles = random_tiles(20, 2560, i)
+        tiles[:5] += 6 * direction if i % 2 else 0
         path = write_h5(folder / "embeddings" / f"s{i}.h5", tiles, key="features")
         with h5py.File(path, "a") as file:
             file["coords"] = np.stack([np.arange(20) % 5, np.arange(20) // 5], 1) * 512

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..common.caveats import Text
 from ..common.errors import UserError
 from ..common.log import logger
 from ..data.tile_coords import Coords
@@ -21,6 +22,13 @@ from ..data.tile_coords import Coords
 _LONGEST = 1024  # side of a heatmap in pixels
 _MOST_CELLS = 4096  # of the page: beyond, neighbouring tiles share one
 _MOST_SIDE = 4096  # cells of a heatmap's side, whatever coordinates a file holds
+# Why a phrase has no map
+NO_EFFECT, NO_ALTERNATIVE, TOO_FEW_TILES = "no effect", "no alternative", "too few tiles"
+REASONS: dict[str, Text] = {
+    NO_EFFECT: ("无效应：不要读这张图", "no effect: do not read this map"),
+    NO_ALTERNATIVE: ("没有可以对比的写法：无图", "no alternative to compare with: no map"),
+    TOO_FEW_TILES: ("图块太少，无法检验：无图", "too few tiles for the test: no map"),
+}
 _BLANK, _TILE, _HOT = (255, 255, 255), (222, 226, 230), (214, 73, 20)
 
 
@@ -125,7 +133,7 @@ def heatmap_png(layout: Layout, weights: Sequence[float], thumbnail: Image.Image
 
 
 def page_data(explanation: dict[str, Any], layout: Layout, thumbnail: Image.Image | None = None) -> dict[str, Any]:
-    """The data of the page: cells, and for each token and phrase the heat of each cell, 0 to 99 of its maximum, which
+    """The data of the page: cells, and for each phrase with a map the heat of each cell, 0 to 99 of its maximum, which
     is `most` of the whole weight. `step` and `origin` give the coordinates of a cell."""
     columns, rows = layout.shape
     coarse = 1
@@ -149,10 +157,20 @@ def page_data(explanation: dict[str, Any], layout: Layout, thumbnail: Image.Imag
         left, top, width, height = layout.thumbnail_box  # the picture in units of grid cells
         per_cell = width / columns, height / rows
         box = [-left / per_cell[0], -top / per_cell[1], thumbnail.width / per_cell[0], thumbnail.height / per_cell[1]]
-    tokens = [{"text": t["text"], "probability": t["probability"], **heat(t["weights"])}
-              for t in explanation["tokens"]]
-    found = [{"text": p["text"], "tokens": p["tokens"], "test": p["deletion_test"], **heat(p["weights"])}
-             for p in explanation["phrases"]]
+    found = []
+    for phrase in explanation["phrases"]:
+        shown = heat(phrase["weights"]) if phrase["weights"] else {"most": None, "heat": None}
+        test = phrase["deletion_test"]
+        chances = test and {name: _chance(test[name]) for name in ("log_odds", "without_top", "without_random")}
+        found.append({"text": phrase["text"], "tokens": phrase["tokens"], "alternative": phrase["alternative"],
+                      "no_map": REASONS.get(phrase["no_map"]), "removed": test and test["removed"],
+                      "chances": chances} | shown)
     return {"columns": columns / coarse, "rows": rows / coarse, "cells": places.tolist(), "known": layout.known,
             "origin": layout.origin, "step": layout.step * coarse, "unit": layout.unit,
-            "tokens": tokens, "phrases": found, "picture": picture, "box": box and [v / coarse for v in box]}
+            "tokens": explanation["tokens"], "phrases": found, "picture": picture,
+            "box": box and [v / coarse for v in box]}
+
+
+def _chance(log_odds: float | None) -> float | None:
+    """The probability of a phrase where there is only its alternative beside it."""
+    return None if log_odds is None else 0.5 + 0.5 * math.tanh(log_odds / 2)

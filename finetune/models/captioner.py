@@ -34,11 +34,10 @@ class CaptionDecoder(Protocol):
         caption_loss_weight, contrastive_loss_weight: Weights of the two training losses; 0 = not computed.
         max_positions: Longest text in tokens; None = any.
         supports: Which of these optional features it has: `compile` (a method of that name), `grad_checkpointing` (an
-            attribute to be set), `attention` (a method `logits_and_attention`, as `coca_pytorch.CoCa` has it),
-            `probe_tokens` (an attribute `img_context` to be set, as `coca_pytorch.CoCa` describes it), `template` (a
-            method `decode_text`: as `decode_step`, with the logits after each token, (B, T, vocabulary); caches have a
-            method `select(rows)`: a new cache whose sequence i continues sequence rows[i], any number of each slide's,
-            slides in their order).
+            attribute to be set), `probe_tokens` (an attribute `img_context` to be set, as `coca_pytorch.CoCa` describes
+            it), `template` (a method `decode_text`: as `decode_step`, with the logits after each token, (B, T,
+            vocabulary); caches have a method `select(rows)`: a new cache whose sequence i continues sequence rows[i],
+            any number of each slide's, slides in their order).
         never_generated: Ids that captions must not contain, beside begin and padding.
         dtype, device: Of its weights.
         dim_latents: Dimension of the contrastive space.

@@ -121,7 +121,7 @@ class LanguageModelDecoder(ContrastiveCaptioner):
         img_context: None, or what makes further tokens of the pooled ones, as in `coca_pytorch.CoCa`.
     """
 
-    supports = frozenset({"grad_checkpointing", "attention", "probe_tokens", "template"})
+    supports = frozenset({"grad_checkpointing", "probe_tokens", "template"})
 
     def __init__(self, language_model: LanguageModel, tokenizer: Tokenizer, config: Config) -> None:
         model = config.model
@@ -242,29 +242,6 @@ class LanguageModelDecoder(ContrastiveCaptioner):
         found = [(self._logits(piece) / temperature).log_softmax(-1).gather(1, ids.unsqueeze(1)).squeeze(1)
                  for piece, ids in self._pieces(hidden[text_mask], labels[text_mask])]
         return torch.zeros(text.shape, device=text.device).masked_scatter(text_mask, torch.cat(found))
-
-    def logits_and_attention(self, text: Tensor, *, image_tokens: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (b, t, v) as `forward`, and how much each text token attends to each image token (b, t, n).
-
-        Attention to the prefix, the mean of heads and layers, is passed on through the pooling; a row sums to 1,
-        without graph.
-        """
-        prefix = self.embed_image(image_tokens=image_tokens)[1]
-        kind = self.lm.config._attn_implementation
-        self.lm.set_attn_implementation("eager")  # the fused one gives no weights
-        try:
-            out = self.lm.base_model(inputs_embeds=self._join(text, prefix), use_cache=False, output_attentions=True)
-        finally:
-            self.lm.set_attn_implementation(kind)
-        count = prefix.shape[1]
-        with torch.no_grad():
-            weights = torch.stack([layer.float().mean(1) for layer in out.attentions]).mean(0)  # (b, q + t, q + t)
-            to_prefix = weights[:, count:, 1:count + 1]
-            to_image = self.prefix.attention(image_tokens).float()
-            if self.img_context is not None:
-                to_image = torch.cat([self.img_context.attention(image_tokens).float(), to_image], dim=1)
-            attention = to_prefix / to_prefix.sum(-1, keepdim=True) @ to_image
-        return self._logits(out.last_hidden_state[:, count:]), attention
 
     # --- decoding
 

@@ -134,13 +134,6 @@ class ProbeTokens(nn.Module):
         left_out = by_fold[drawn.folds, torch.arange(len(features), device=features.device)]
         return torch.where(drawn.is_made[:, None], drawn.made, left_out)
 
-    def attention(self, image_tokens: Tensor) -> Tensor:
-        """How much each probe token reads of the image tokens (B, n, D): the mean of the latents, (B, count, n)."""
-        weights = image_tokens.new_zeros(image_tokens.shape[1])
-        first = 1 if len(weights) > 1 else 0
-        weights[first:] = 1 / (len(weights) - first)
-        return weights.expand(len(image_tokens), self.count, -1)
-
 
 def latent_mean(image_tokens: Tensor) -> Tensor:
     """Mean of the image latents, or the slide embedding if there are no latents: (B, n, D) -> (B, D)."""

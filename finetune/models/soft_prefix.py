@@ -44,8 +44,3 @@ class SoftPrefix(nn.Module):
         """(b, q, d) -> the prefix (b, q, w)."""
         prefix = self.mlp(pooled)
         return F.layer_norm(prefix.float(), prefix.shape[-1:]) * self.size
-
-    def attention(self, image_tokens: Tensor) -> Tensor:
-        """How much each vector of the prefix attends to each image token, the mean of the heads: (b, q, n)."""
-        keys, _ = self.pool.keys_values(image_tokens)
-        return self.pool.attention(self.queries.unsqueeze(0), keys)[:, 1:]

@@ -140,8 +140,6 @@ FAULTS = {
     "does not come from this page": ("请求不是从这个网页发出的", "the request does not come from this page"),
     "are not a list of texts": ("文本的格式不对", "the texts are not a list"),
     "its caption is empty": ("描述是空的，没有可解释的内容", "has an empty caption: nothing to explain"),
-    "the captions are of Prism's own text decoder":
-        ("Prism 自带的文本解码器没有图块图", "Prism's own text decoder has no tile map"),
     "%s texts, the longest of %s characters":
         ("文本太多或太长（{0} 条，最长 {1} 个字）：至多 40 条，每条至多 200 个字",
          "are too many or too long ({0}, the longest of {1} characters): up to 40 of up to 200 characters"),

@@ -1,4 +1,4 @@
-"""Tile maps against finite differences, brute force and the ordinary encoder."""
+"""Tile maps: layouts, pictures, pages, and the command."""
 
 from __future__ import annotations
 
@@ -6,152 +6,17 @@ import io
 import json
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from coca_pytorch import CoCa
 from finetune.data.h5_files import Coords
-from finetune.data.tokenizer import build_tokenizer
-from finetune.inference.explain import (
-    attribute_tiles,
-    deletion_test,
-    log_probs_without,
-    phrases,
-    token_attention,
-    token_texts,
-)
+from finetune.inference.captioner import Captioner
+from finetune.inference.explain import explain_slide, open_slide
 from finetune.inference.tile_maps import heatmap_png, lay_out, open_thumbnail, page_data
-from finetune.models.captioner import SlideCaptioner
-from prism import PerceiverConfig, PrismSlideEncoder
-from prism.attention import encode_weighted
 from tests.helpers.files import ROOT, refused, write_h5
 from tests.helpers.pages import explain
-
-IDS = [1, 5, 7, 4, 9, 2]
-
-
-@pytest.fixture(scope="module", params=["latents", "embedding"])
-def captioner(request):
-    torch.manual_seed(0)
-    prism = PrismSlideEncoder(PerceiverConfig(latent_seq=5, latent_dim=16, context_dim=12, mhsa_heads=2, perceiver_depth=3,
-                                              transformer_depth=2)).double().freeze()
-    with torch.no_grad():
-        prism.image_resampler.perceiver.latents.mul_(50)  # queries that differ
-    coca = CoCa(dim=16, num_tokens=12, unimodal_depth=1, multimodal_depth=2, image_dim=16, num_img_queries=3, dim_head=8, heads=2)
-    torch.nn.init.normal_(coca.token_emb.weight)
-    model = SlideCaptioner(prism, coca.double(), request.param).eval().requires_grad_(False)
-    return SimpleNamespace(model=model)
-
-
-@pytest.fixture
-def tiles():
-    return 3 * torch.randn(13, 12, dtype=torch.double, generator=torch.Generator().manual_seed(1))
-
-
-def test_the_path_that_explains_equals_the_one_that_is_used(captioner, tiles):
-    prism = captioner.model.prism
-    used = prism.slide_representations(tiles[None])
-    embedding, latents, rollout = encode_weighted(prism, tiles, torch.zeros(13, dtype=torch.double))
-    torch.testing.assert_close(embedding, used["image_embedding"][0], rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(latents, used["image_latents"][0], rtol=1e-6, atol=1e-6)
-    assert rollout.shape == (6, 13) and (rollout >= 0).all() and (rollout.sum(1) < 1).all()
-
-
-def test_a_weight_of_zero_is_the_slide_without_the_tile(captioner, tiles):
-    log_weights = torch.zeros(13, dtype=torch.double)
-    log_weights[[2, 7]] = -torch.inf
-    kept = [i for i in range(13) if i not in (2, 7)]
-    without = captioner.model.prism.slide_representations(tiles[kept][None])
-    _, latents, rollout = encode_weighted(captioner.model.prism, tiles, log_weights)
-    torch.testing.assert_close(latents, without["image_latents"][0], rtol=1e-6, atol=1e-6)
-    assert (rollout[:, [2, 7]] == 0).all()
-
-
-def test_the_gradient_is_the_one_of_finite_differences_and_sums_to_zero(captioner, tiles):
-    weights = attribute_tiles(captioner, tiles, IDS)
-    assert weights.gradient.shape == (4, 13) and weights.gradient.abs().max() > 1e-4
-
-    def log_probs(tile: int, by: float) -> torch.Tensor:
-        log_weights = torch.zeros(13, dtype=torch.double)
-        log_weights[tile] = by
-        embedding, latents, _ = encode_weighted(captioner.model.prism, tiles, log_weights)
-        tokens = torch.cat([embedding[None], latents])[: captioner.model.image_tokens_shape[0]]
-        text = torch.tensor([IDS[:-1]])
-        logits = captioner.model.decoder(text, image_tokens=tokens[None], text_mask=torch.ones_like(text).bool())
-        return logits[0].log_softmax(-1)[range(4), IDS[1:-1]]
-
-    for tile in (0, 6, 12):
-        slope = (log_probs(tile, 0.02) - log_probs(tile, -0.02)) / 0.04  # CoCa computes its softmax in float32
-        torch.testing.assert_close(weights.gradient[:, tile].float(), slope.float(), rtol=5e-3, atol=1e-4)
-    torch.testing.assert_close(weights.gradient.sum(1), torch.zeros(4, dtype=torch.double), rtol=0, atol=1e-6)
-    torch.testing.assert_close(weights.log_probs.double(), log_probs(0, 0.0), rtol=1e-5, atol=1e-5)
-
-
-def test_attention_rows_are_shares_and_what_coca_attends_to_is_its_softmax(captioner, tiles):
-    weights = attribute_tiles(captioner, tiles, IDS)
-    torch.testing.assert_close(weights.attention.sum(1), torch.ones(4, dtype=torch.double))
-    coca, tokens = captioner.model.decoder, weights.image_tokens
-    _, seen = token_attention(coca, tokens, IDS)
-    pool, norm = coca.img_attn_pool, torch.nn.functional.layer_norm
-    query = (norm(coca.img_queries, (16,)) * pool.norm.gamma) @ pool.to_q.weight.T
-    key = (norm(tokens, (16,)) * pool.context_norm.gamma) @ pool.to_kv.weight[:8].T
-    by_hand = sum(torch.softmax(query[:, 8 * h:8 * h + 8] @ key.T / 8**0.5, -1) for h in range(2)) / 2
-    assert seen.shape == (5, len(tokens))
-    # each token's row is a mixture of the rows of the pooling queries 1 ..
-    mixture = torch.linalg.lstsq(by_hand[1:].T, seen.T).solution
-    torch.testing.assert_close(by_hand[1:].T @ mixture, seen.T, rtol=1e-6, atol=1e-8)
-    torch.testing.assert_close(seen.sum(1), torch.ones(5, dtype=torch.double))
-
-
-def test_probabilities_without_tiles_are_those_of_the_slide_that_never_had_them(captioner, tiles):
-    kept = torch.ones(2, 13, dtype=torch.bool)
-    kept[1, [0, 4, 11]] = False
-    found = log_probs_without(captioner, tiles, kept, IDS)
-    for row, mask in zip(found, kept, strict=True):
-        tokens = captioner.model.image_tokens(tiles[mask][None], torch.ones(1, int(mask.sum()), dtype=torch.bool))
-        torch.testing.assert_close(row, token_attention(captioner.model.decoder, tokens[0], IDS)[0][:-1])
-
-
-def test_the_deletion_test_removes_the_tiles_that_weigh_most(captioner, tiles):
-    weights = attribute_tiles(captioner, tiles, IDS)
-    result, = deletion_test(captioner, tiles, IDS, [range(1, 3)], weights)
-    assert result["removed"] == 1
-    top = weights.gradient[1:3].sum(0).argmax()
-    kept = torch.ones(1, 13, dtype=torch.bool)
-    kept[0, top] = False
-    without = log_probs_without(captioner, tiles, kept, IDS)[0, 1:3].sum().exp().item()
-    assert result["without_top"] == pytest.approx(without) and result["holds"] == (without < result["without_random"])
-    single, = deletion_test(captioner, tiles[:1], IDS, [range(4)], attribute_tiles(captioner, tiles[:1], IDS))
-    assert single["holds"] is None
-
-
-def test_a_phrase_whose_probability_is_no_float_any_more_is_still_tested(captioner, tiles):
-    weights = attribute_tiles(captioner, tiles, [1, *[5, 7, 4, 9] * 100, 2])
-    result, = deletion_test(captioner, tiles, [1, *[5, 7, 4, 9] * 100, 2], [range(400)], weights)
-    assert result["without_top"] == result["without_random"] == 0 and result["holds"]
-
-
-def test_phrases_end_at_punctuation_of_both_languages():
-    assert phrases(list("胃腺癌，高分化。")) == [range(3), range(4, 7)]
-    assert phrases(["invasive", " carcinoma", ",", " grade", " 2"]) == [range(2), range(3, 5)]
-    assert phrases(["。", "，"]) == []
-    assert phrases(["胃", "癌，", "", "分化。", "好"]) == [range(2), range(2, 4), range(4, 5)], "marks that end a longer token"
-
-
-@pytest.mark.parametrize("kind", ["vocab", "bpe"])
-def test_the_texts_of_the_tokens_are_the_caption_and_whole_characters(kind):
-    tokenizer = build_tokenizer(kind, ["胃腺癌，grade 2。"], False)
-    for text in ("胃腺癌，grade 2。", "肝癌 é🙂。"):
-        ids = tokenizer.encode(text)
-        texts = token_texts(tokenizer, ids)
-        assert len(texts) == len(ids) and "".join(texts) == tokenizer.decode(ids)
-        assert not any("\ufffd" in piece for piece in texts) or kind == "vocab"
-    assert kind == "vocab" or "" in texts, "bytes of one character"
-
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
 
@@ -203,46 +68,68 @@ def test_an_unusable_thumbnail_is_refused(tmp_path, name, content, words):
         open_thumbnail(tmp_path / name)
 
 
+def explained(weights):
+    """An explanation of one phrase."""
+    test = {"log_odds": 2.0, "removed": 1, "without_top": -1.0, "without_random": None, "spread": None, "holds": True}
+    return {"tokens": [{"text": "a", "probability": 1.0}],
+            "phrases": [{"text": "a", "tokens": [0], "alternative": "b", "deletion_test": test, "no_map": None, "weights": weights}]}
+
+
 def test_the_page_of_a_large_slide_has_few_cells_and_loses_no_weight():
     side = 100
     xy = np.stack(np.meshgrid(np.arange(side), np.arange(side)), -1).reshape(-1, 2) * 256.0
     weights = np.zeros(side * side)
     weights[77 * side + 33] = 1.0
-    explanation = {"tokens": [{"text": "a", "probability": 1.0, "weights": weights.tolist()}], "phrases": []}
-    data = page_data(explanation, lay_out(side * side, Coords(xy)))
-    heat = data["tokens"][0]["heat"]
+    data = page_data(explained(weights.tolist()), lay_out(side * side, Coords(xy)))
+    heat = data["phrases"][0]["heat"]
     assert len(data["cells"]) == len(heat) <= 4096 and sum(heat) == 99
     assert data["cells"][heat.index(99)] == [33 // 2, 77 // 2]
-    assert data["tokens"][0]["most"] == 1 and (data["origin"], data["step"], data["unit"]) == ((0, 0), 512, "px")
+    assert data["phrases"][0]["most"] == 1 and (data["origin"], data["step"], data["unit"]) == ((0, 0), 512, "px")
 
 
 def test_a_cell_has_the_coordinates_of_its_tile():
     coords = Coords(np.array([[100.0, 40], [196, 40], [388, 232]]), unit="um", tile_size=96)
-    explanation = {"tokens": [{"text": "a", "probability": 1.0, "weights": [0.2, 0.3, 0.5]}], "phrases": []}
-    data = page_data(explanation, lay_out(3, coords))
+    data = page_data(explained([0.2, 0.3, 0.5]), lay_out(3, coords))
     places = {tuple(data["origin"][axis] + cell[axis] * data["step"] for axis in (0, 1)) for cell in data["cells"]}
-    assert places == {(100, 40), (196, 40), (388, 232)} and data["unit"] == "um" and data["tokens"][0]["most"] == 0.5
+    assert places == {(100, 40), (196, 40), (388, 232)} and data["unit"] == "um" and data["phrases"][0]["most"] == 0.5
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
 
-def test_the_command_writes_weights_pictures_and_a_page(run_with_coords):
+def test_the_command_writes_a_map_of_what_has_an_effect_and_none_of_what_has_not(run_with_coords):
     Image.new("RGB", (90, 80)).save(run_with_coords / "thumb.jpg")
+    (run_with_coords / "out").mkdir()
+    for name in ("phrase_2.png", "phrase_9.png", "phrase_note.png"):
+        (run_with_coords / "out" / name).write_text("old", encoding="utf-8")
     done = subprocess.run([sys.executable, "inference.py", "--checkpoint", run_with_coords / "run" / "best_model.pth", "--embeddings_file",
                            run_with_coords / "embeddings" / "s1.h5", "--explain", run_with_coords / "out", "--thumbnail", run_with_coords / "thumb.jpg"], cwd=ROOT,
                           capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     found = json.loads((run_with_coords / "out" / "explanation.json").read_text(encoding="utf-8"))
     assert found["id"] == "s1" and found["coordinates"][7] == [1024, 512] and found["unit"] == "px"
-    assert "".join(t["text"] for t in found["tokens"]) == found["caption"] and f"caption: {found['caption']}" in done.stdout
-    for row in [*found["tokens"], *found["phrases"]]:
-        assert len(row["weights"]) == 20 and min(row["weights"]) >= 0 and sum(row["weights"]) == pytest.approx(1)
-    for number, phrase in enumerate(found["phrases"], 1):
-        assert phrase["deletion_test"]["removed"] == 2 and phrase["text"] in found["caption"] and phrase["text"] in done.stdout
-        assert Image.open(run_with_coords / "out" / f"phrase_{number}.png").size == (90, 80)
-    assert "explanation.html" in done.stdout and (run_with_coords / "out" / "explanation.html").stat().st_size < 200_000
+    assert found["caption"] == "胃腺癌，高分化。" and f"caption: {found['caption']}" in done.stdout
+    assert "".join(t["text"] for t in found["tokens"]) == found["caption"]
+    cancer, grade = found["phrases"]
+    assert (cancer["text"], cancer["alternative"], grade["text"], grade["alternative"]) == ("胃腺癌", "未见癌", "高分化", "")
+    test, weights = cancer["deletion_test"], np.array(cancer["weights"])
+    assert cancer["no_map"] is None and weights.shape == (20,) and weights.min() >= 0 and weights.sum() == pytest.approx(1)
+    assert sorted(weights.argsort()[-5:]) == [0, 1, 2, 3, 4], "the tiles with the direction of cancer"
+    assert test["holds"] and test["without_top"] <= test["log_odds"] / 2 and test["without_random"] - test["without_top"] > 3 * test["spread"]
+    assert grade["weights"] is None and grade["no_map"] == "no effect" and grade["deletion_test"]["holds"] is False
+    assert "no effect: do not read this map" in next(line for line in done.stdout.splitlines() if "高分化\t" in line)
+    pictures = {p.name for p in (run_with_coords / "out").glob("*.png")}
+    assert pictures == {"phrase_1.png", "phrase_note.png"} and Image.open(run_with_coords / "out" / "phrase_1.png").size == (90, 80)
+    page = (run_with_coords / "out" / "explanation.html").read_text(encoding="utf-8")
+    assert "无效应：不要读这张图" in page and "no effect: do not read this map" in page and len(page) < 200_000
+
+
+def test_a_caption_is_explained_without_training_texts(run_with_coords):
+    captioner = Captioner.load(run_with_coords / "run")
+    slide = open_slide(captioner, run_with_coords / "embeddings" / "s1.h5")
+    found, _ = explain_slide(captioner, slide, "胃腺癌，高分化。")
+    assert found["phrases"][0]["alternative"] not in (None, "", "胃腺癌") and found["phrases"][0]["deletion_test"]["removed"] > 0
 
 
 def test_the_page_of_an_unusual_slide_says_so_first(run_with_coords, capsys):

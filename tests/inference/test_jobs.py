@@ -371,13 +371,14 @@ def test_I01_kills_at_random_moments_change_nothing(long_job):
 
 
 def test_I05_an_explanation_that_does_not_fit_is_one_line(run_with_coords, tmp_path, monkeypatch):
+    from finetune.explanation import effect
     from finetune.inference import explain
     from finetune.inference.explain import explain_slide, open_slide
 
     captioner = Captioner.load(run_with_coords / "run")
     slide = open_slide(captioner, run_with_coords / "embeddings" / "s1.h5")
     whole, _ = explain_slide(captioner, slide, "胃腺癌，高分化。")
-    monkeypatch.setattr(explain, "_TILES", 50)  # two versions of 20 tiles at a time
+    monkeypatch.setattr(effect, "_TILES", 50)  # two versions of 20 tiles at a time
     in_parts, _ = explain_slide(captioner, slide, "胃腺癌，高分化。")
     for one, two in zip(whole["phrases"], in_parts["phrases"], strict=True):
         assert two["deletion_test"] == pytest.approx(one["deletion_test"], rel=1e-4)

@@ -14,7 +14,10 @@ from torch import nn
 
 from finetune.common.device import Precision
 from finetune.config.schema import Config
-from finetune.inference.explain import attribute_tiles
+from finetune.explanation import attribution
+from finetune.explanation.attribution import attribute_tiles
+from finetune.explanation.caption_tokens import KnownPhrases, read_caption
+from finetune.explanation.contrast import Alternatives, Contrast, log_odds
 from finetune.models import build
 from finetune.models.captioner import CaptionDecoder, SlideCaptioner
 from finetune.models.embeddings import embed_slides, embed_texts
@@ -27,8 +30,8 @@ from tests.helpers.language_models import make_language_model
 
 TEXTS = ["invasive", "benign", "no tumor"]
 MEMBERS = {name for name in {*vars(CaptionDecoder), *CaptionDecoder.__annotations__} if not name.startswith("_")}
-OPTIONAL = {"attention": "logits_and_attention", "compile": "compile", "grad_checkpointing": "grad_checkpointing",
-            "probe_tokens": "img_context", "template": "decode_text"}
+OPTIONAL = {"compile": "compile", "grad_checkpointing": "grad_checkpointing", "probe_tokens": "img_context",
+            "template": "decode_text"}
 PREDICTED = 5  # text tokens of the probe, where there are probe tokens
 
 
@@ -166,17 +169,31 @@ def test_what_a_decoder_says_of_itself_rebuilds_it(model):
     build.check_architecture(config_of(name), LETTERS, build.describe_prism(model), plain.saved_state(), "c.pth")
 
 
-def test_a_decoder_explains_and_is_made_cheaper_only_if_it_says_so(model):
-    class Captioner:
-        pass
+def test_each_decoder_is_explained_by_its_own_odds(model, monkeypatch):
+    """The derivative of the log odds by the tiles against differences through the ordinary encoder."""
+    monkeypatch.setattr(attribution, "_STEPS", 1)  # one point, half way
+    tiles = torch.randn(5, 2560, generator=torch.Generator().manual_seed(0))
+    caption = read_caption(LETTERS, "ab, cd.")
+    tokens = model.image_tokens(tiles[None], torch.ones(1, 5, dtype=torch.bool))[0]
+    found = Alternatives(model.decoder, LETTERS, tokens, caption, KnownPhrases(["ab, ef."], LETTERS)).of_phrase(0, range(2))
+    assert found is None or found.text != "ab"
+    ids = caption.ids
+    contrast = Contrast(ids[:1], ids[1:4], LETTERS.encode("e,"), "e")
+    gradient = attribute_tiles(model, tiles, [contrast])[0]
+    mean, change = tiles.mean(0), torch.zeros(5)
+    for tile in range(5):
+        ends = []
+        for share in (0.51, 0.49):
+            shares = torch.full((5, 1), 0.5)
+            shares[tile] = share
+            moved = model.image_tokens((mean + shares * (tiles - mean))[None], torch.ones(1, 5, dtype=torch.bool))[0]
+            with torch.no_grad():
+                ends.append(log_odds(model.decoder, moved, contrast))
+        change[tile] = (ends[0] - ends[1]) / 0.02
+    torch.testing.assert_close(gradient, change, rtol=0.1, atol=0.02 * float(change.abs().max()) + 2e-4)
 
-    Captioner.model = model
-    ids = [LETTERS.bos_id, *LETTERS.encode("ab"), LETTERS.eos_id]
-    if "attention" in model.decoder.supports:
-        weights = attribute_tiles(Captioner, torch.randn(5, 2560), ids)
-        torch.testing.assert_close(weights.attention.sum(1), torch.ones(len(ids) - 2))
-    else:
-        assert not hasattr(model.decoder, "logits_and_attention")
+
+def test_a_decoder_is_made_cheaper_only_if_it_says_so(model):
     for feature in ("compile", "grad_checkpointing"):
         config = config_of(name_of(model))
         setattr(config.training, feature, True)

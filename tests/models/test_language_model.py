@@ -327,19 +327,7 @@ def test_captions_never_contain_chat_markers_or_rows_without_a_token(qwen):
         assert not {*markers, rows - 1} & set(ids)
 
 
-# --- explanation, sizes, settings ------------------------------------------------------------------------------------
-
-def test_attention_to_the_prefix_is_passed_on_to_the_image_tokens(folders):
-    model, tokenizer = tiny_captioner(folders("qwen3"))
-    batch = batch_for(tokenizer)
-    tokens = model.encode(batch)
-    logits, attention = model.decoder.logits_and_attention(batch.text, image_tokens=tokens, text_mask=batch.text_mask)
-    torch.testing.assert_close(logits, model.decoder(batch.text, image_tokens=tokens, text_mask=batch.text_mask),
-                               atol=1e-4, rtol=1e-4)
-    assert attention.shape == (*batch.text.shape, tokens.shape[1])
-    torch.testing.assert_close(attention.sum(-1), torch.ones(batch.text.shape))
-    assert model.decoder.lm.config._attn_implementation == "sdpa"
-
+# --- sizes, settings ------------------------------------------------------------------------------------
 
 def test_auto_chooses_a_prefix_and_says_so():
     config = Config()

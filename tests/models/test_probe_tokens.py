@@ -151,7 +151,6 @@ def test_the_slide_embedding_stands_in_where_there_are_no_latents():
     one = torch.randn(3, 1, WIDTH)
     evidence, _ = evidence_in_plain(tokens, one)
     np.testing.assert_allclose(evidence, (one[:, 0] @ tokens.weight).numpy(), atol=1e-5)
-    assert torch.equal(tokens.attention(one), torch.ones(3, 1, 1))
 
 
 def evidence_in_plain(tokens: ProbeTokens, image_tokens: torch.Tensor) -> tuple[np.ndarray, torch.Tensor]:
@@ -170,9 +169,7 @@ def test_the_text_attends_to_the_probe_tokens_and_they_to_the_latents():
     before = coca(text, image_tokens=image_tokens)
     coca.img_context = ProbeTokens(2, 8, WIDTH, 5)
     torch.nn.init.normal_(coca.img_context.weight)
-    logits, attention = coca.logits_and_attention(text, image_tokens=image_tokens, text_mask=text > 0)
-    assert not torch.allclose(logits, before) and attention.shape == (2, 3, 1 + LATENTS)
-    torch.testing.assert_close(attention.sum(2), torch.ones(2, 3))
+    assert not torch.allclose(coca(text, image_tokens=image_tokens), before)
     # the gradient of the evidence reaches the latents: with the pooling cut off, it is all there is
     image_tokens.requires_grad_()
     pooled = torch.zeros(2, 3, 8)

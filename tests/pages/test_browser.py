@@ -193,24 +193,26 @@ def test_the_policy_stops_a_script_that_would_get_through(watched, tmp_path):
     assert page.title() == "run" and "Content Security Policy" in watched.errors[0]
 
 
-def test_pointing_at_a_word_lights_its_tiles(watched, run_with_coords):
+def test_pointing_at_a_phrase_lights_its_tiles_and_at_one_without_effect_none(watched, run_with_coords):
     assert explain(run_with_coords, "--embeddings_file", run_with_coords / "embeddings" / "s3.h5", "--explain", run_with_coords / "seen") == 0
     found = json.loads((run_with_coords / "seen" / "explanation.json").read_text(encoding="utf-8"))
     page = watched.open(run_with_coords / "seen" / "explanation.html")
+    weights = found["phrases"][0]["weights"]
+    expected = [0.9 * weights[i] / max(weights) for i in sorted(range(20), key=lambda i: (i % 5, i // 5))]
 
     def opacity():
         return page.eval_on_selector_all(".tile", "tiles => tiles.map(tile => Number(getComputedStyle(tile).fillOpacity))")
 
-    assert opacity() == [0.0] * 20 and watched.errors == []
+    assert opacity() == pytest.approx(expected, abs=0.01) and watched.errors == [], "the first map is shown at once"
     for act in ("hover", "focus"):
-        for kind, rows in (("token", found["tokens"]), ("phrase", found["phrases"])):
-            button = page.locator(f"button.{kind}").nth(len(rows) - 1)
+        for kind, number, shown in (("phrase", 1, [0.0] * 20), ("phrase", 0, expected), ("token", 4, [0.0] * 20), ("token", 1, expected)):
+            button = page.locator(f"button.{kind}").nth(number)
             getattr(button, act)()
-            weights = rows[-1]["weights"]
-            expected = [0.9 * weights[i] / max(weights) for i in sorted(range(20), key=lambda i: (i % 5, i // 5))]
-            assert opacity() == pytest.approx(expected, abs=0.01) and max(opacity()) == pytest.approx(0.9)
-            assert "lit" in button.get_attribute("class")
-    assert page.locator("#tests tr").count() == 1 + len(found["phrases"]) and "%" in page.locator("#note").inner_text()
+            assert opacity() == pytest.approx(shown, abs=0.01) and "lit" in button.get_attribute("class")
+            assert ("no_map" in button.get_attribute("class")) is (shown != expected)
+            assert ("无效应：不要读这张图" in page.inner_text("#note")) is (shown != expected) and "%" in page.inner_text("#note")
+    assert page.locator("#tests tr").count() == 1 + len(found["phrases"])
+    assert "未见癌" in page.locator("#tests tr").nth(1).inner_text() and "无效应" in page.locator("#tests tr").nth(2).inner_text()
 
 
 # --- the page to try a model ------------------------------------------------------------------------------------------

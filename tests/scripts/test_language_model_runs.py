@@ -145,8 +145,8 @@ def test_a_caption_is_explained_through_the_prefix(run, data, tmp_path):
     infer(tmp_path, "--checkpoint", run / "best_model.pth", "--embeddings_file", data / "h5" / "s0.h5", "--explain",
           tmp_path / "why", call=run_explain)
     explanation = json.loads((tmp_path / "why" / "explanation.json").read_text(encoding="utf-8"))
-    assert explanation["tiles"] == 5 and all(len(token["weights"]) == 5 for token in explanation["tokens"])
-    assert sum(sum(token["weights"]) > 0.99 for token in explanation["tokens"]) > 0
+    assert explanation["tiles"] == 5 and all(0 < token["probability"] <= 1 for token in explanation["tokens"])
+    assert explanation["phrases"] and {phrase["no_map"] for phrase in explanation["phrases"]} <= {"too few tiles", "no alternative"}
 
 
 def test_a_run_starts_from_another_one_with_its_adapters(run, data, tmp_path):

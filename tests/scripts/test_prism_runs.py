@@ -216,13 +216,14 @@ def test_the_command_of_the_model_card_trains_again(exported, data, tmp_path, mo
 
 
 @pytest.mark.parametrize("flags", [["--prism_only"], ["--checkpoint", "last_model.pth"]])
-def test_captions_longer_than_the_decoder_and_explanations_are_refused(trained, data, tmp_path, flags):
+def test_captions_longer_than_the_decoder_are_refused_and_those_of_prism_explained(trained, data, tmp_path, flags):
     flags = [trained / f if f.endswith(".pth") else f for f in flags]
     flags += ["--prism", "random-tiny", "--embeddings_file", data / "h5" / "s0.h5"]
     with refused("--max_length", 1025, "1024 or less"):
         infer(tmp_path, *flags, length=1025)
-    with refused("--explain", "Prism's own text decoder"):
-        infer(tmp_path, *flags, "--explain", tmp_path / "explained", run=run_explain)
+    infer(tmp_path, *flags, "--explain", tmp_path / "explained", run=run_explain)
+    found = json.loads((tmp_path / "explained" / "explanation.json").read_text(encoding="utf-8"))
+    assert "".join(t["text"] for t in found["tokens"]) == found["caption"] and all(p["no_map"] or p["weights"] for p in found["phrases"])
 
 
 @pytest.mark.parametrize("spoil", ["weights", "config", "version", "tokenizer", "size"])

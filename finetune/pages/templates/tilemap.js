@@ -1,4 +1,4 @@
-// a caption whose tokens highlight the tiles they come from: showTiles(data, caption, name of the slide)
+// a caption whose phrases highlight the tiles they come from: showTiles(data, caption, name of the slide)
 const part = id => document.getElementById(id);
 function percent(share) {
   const text = (100 * share).toPrecision(3);
@@ -33,24 +33,30 @@ function showTiles(data, caption, name) {
   const buttons = [];
   function light(button, found, sentence) {
     buttons.forEach(b => b.classList.toggle("lit", b === button));
-    tiles.forEach((rect, i) => { rect.style.fillOpacity = found.heat[i] / 99 * 0.9; });
+    tiles.forEach((rect, i) => { rect.style.fillOpacity = found.heat ? found.heat[i] / 99 * 0.9 : 0; });
     part("note").replaceChildren(spoken(...sentence));
-    part("most").textContent = percent(found.most);
+    part("most").textContent = found.heat ? percent(found.most) : "";
     Object.assign(shownMap, { heat: found.heat, text: found.text, most: found.most });
   }
-  function add(box, found, kind, sentence) {
-    const made = element("button", kind, found.text);
+  function add(box, found, kind, text, sentence) {
+    const made = element("button", kind + (found.heat ? "" : " no_map"), text);
     made.type = "button";
     for (const event of ["pointerenter", "focus", "click"]) made.addEventListener(event, () => light(made, found, sentence));
     buttons.push(made);
     box.append(made);
+    return made;
   }
-  const words = element("div"), phrases = element("div");
-  data.tokens.forEach(t => add(words, t, "token", [`p(${t.text}) = ${percent(t.probability)}`, `p(${t.text}) = ${percent(t.probability)}`]));
-  data.phrases.forEach(p => add(phrases, p, "phrase", tested(p)));
+  const nothing = { heat: null, text: "" }, words = element("div"), phrases = element("div");
+  data.tokens.forEach((t, i) => { // a token is tested with its phrase, and has its map
+    const p = `p(${t.text}) = ${percent(t.probability)}`, found = data.phrases.find(phrase => phrase.tokens.includes(i));
+    add(words, found || nothing, "token", t.text, found ? tested(found).map(text => `${p} · ${text}`) : [p, p]);
+  });
+  const made = data.phrases.map(p => add(phrases, p, "phrase", p.text, tested(p)));
   part("caption").replaceChildren(words, phrases);
   part("most").textContent = "";
   part("note").textContent = "\u00a0";
+  const first = data.phrases.findIndex(p => p.heat);
+  if (first >= 0) light(made[first], data.phrases[first], tested(data.phrases[first]));
 
   tiles.forEach((rect, i) => rect.addEventListener("pointerenter", () => {
     const at = data.cells[i].map((cell, axis) => Math.round(data.origin[axis] + cell * data.step));
@@ -60,12 +66,15 @@ function showTiles(data, caption, name) {
   }));
 }
 
+// what the deletion test says of a phrase, in both languages
 function tested(phrase) {
-  const t = phrase.test, begin = `${phrase.text}: ${percent(t.probability)}`;
-  if (t.holds === null) return [begin, begin];
-  return [
-    `${begin}；去掉权重最高的 ${t.removed} 块后 ${percent(t.without_top)}，随机去掉 ${t.removed} 块后 ${percent(t.without_random)}${t.holds ? "" : "（删除检验不成立：这张图不可信）"}`,
-    `${begin}; without its top ${t.removed} tiles ${percent(t.without_top)}, without ${t.removed} random tiles ${percent(t.without_random)}${t.holds ? "" : " (the deletion test fails: do not trust this map)"}`];
+  const [zh, en] = phrase.no_map || ["", ""], c = phrase.chances;
+  if (!c) return [`${phrase.text}：${zh}`, `${phrase.text}: ${en}`];
+  const other = phrase.alternative ? [`而不是“${phrase.alternative}”`, `and not ${phrase.alternative}`] : ["而不是到此为止", "and not the end"];
+  let texts = [`${phrase.text}，${other[0]}：${percent(c.log_odds)}`, `${phrase.text}, ${other[1]}: ${percent(c.log_odds)}`];
+  if (c.without_top !== null) texts = [`${texts[0]}；去掉权重最高的 ${phrase.removed} 块后 ${percent(c.without_top)}`, `${texts[1]}; without its top ${phrase.removed} tiles ${percent(c.without_top)}`];
+  if (c.without_random !== null) texts = [`${texts[0]}，随机去掉 ${phrase.removed} 块后 ${percent(c.without_random)}`, `${texts[1]}, without ${phrase.removed} random tiles ${percent(c.without_random)}`];
+  return phrase.no_map ? [`${texts[0]}。${zh}`, `${texts[1]}. ${en[0].toUpperCase()}${en.slice(1)}`] : texts;
 }
 
 // a bar of 1, 2 or 5 times a power of ten, at most a third of the width, below the map
