@@ -34,10 +34,13 @@ def main() -> None:
         page = browser.new_page(viewport={"width": 1000, "height": 1180}, locale="en-GB")
         page.goto((DEMO / "run" / "report.html").as_uri())
         save(page.screenshot(), "report.png")
-        page = browser.new_page(viewport={"width": 760, "height": 1180}, locale="en-GB")
+        page = browser.new_page(viewport={"width": 900, "height": 1400}, locale="en-GB")
         page.goto((DEMO / "explained" / "explanation.html").as_uri())
-        page.locator("button.phrase").last.hover()
-        save(page.screenshot(), "explanation.png")
+        if not page.locator("button.phrase.lit").count():  # the first map is shown at once
+            sys.exit(f"error: {SLIDE}: no phrase has an effect; draw another slide")
+        top, tests = page.locator("#plain").bounding_box(), page.locator("#tests").bounding_box()
+        box = {"x": 0, "y": top["y"] - 10, "width": 900, "height": tests["y"] + tests["height"] - top["y"] + 20}
+        save(page.screenshot(full_page=True, clip=box), "explanation.png")  # from the caption to the table of tests
         browser.close()
 
 
