@@ -19,7 +19,8 @@ from finetune.common.errors import UserError
 from finetune.config.flags import Parser
 from finetune.config.schema import Config, apply_overrides
 from finetune.config.yaml_file import load_yaml
-from finetune.inference.explain import run_explain
+from finetune.inference.captioner import Captioner
+from finetune.inference.explain import explain_slide, open_slide
 from finetune.inference.options import InferenceOptions, add_inference_flags
 from finetune.inference.run import run_inference
 from finetune.training.run import train
@@ -221,9 +222,9 @@ def test_captions_longer_than_the_decoder_are_refused_and_those_of_prism_explain
     flags += ["--prism", "random-tiny", "--embeddings_file", data / "h5" / "s0.h5"]
     with refused("--max_length", 1025, "1024 or less"):
         infer(tmp_path, *flags, length=1025)
-    infer(tmp_path, *flags, "--explain", tmp_path / "explained", run=run_explain)
-    found = json.loads((tmp_path / "explained" / "explanation.json").read_text(encoding="utf-8"))
-    assert "".join(t["text"] for t in found["tokens"]) == found["caption"] and all(p["no_map"] or p["weights"] for p in found["phrases"])
+    captioner = Captioner.load(flags[1], "random-tiny") if flags[0] == "--checkpoint" else Captioner.of_prism("random-tiny")
+    found, _ = explain_slide(captioner, open_slide(captioner, data / "h5" / "s0.h5"), "ab, cd.")
+    assert [p["text"] for p in found["phrases"]] == ["ab", " cd"] and all(p["no_map"] or p["weights"] for p in found["phrases"])
 
 
 @pytest.mark.parametrize("spoil", ["weights", "config", "version", "tokenizer", "size"])
