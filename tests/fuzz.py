@@ -35,6 +35,7 @@ from finetune.config.schema import Config, from_dict
 from finetune.config.yaml_file import load_yaml
 from finetune.data.labels import load_labels
 from finetune.data.slides import find_files, inspect_slide
+from finetune.data.tile_facts import TileFacts
 from finetune.data.tile_reader import read_coords, read_tiles
 from finetune.inference.captioner import Captioner
 from finetune.inference.nearest import TrainingSlides
@@ -299,7 +300,9 @@ def _index() -> dict:
     vectors = torch.nn.functional.normalize(torch.randn(count, width, generator=rng), dim=1)
     return about | {"ids": [f"s{i}" for i in range(count)], "texts": [["胃腺癌。"]] * count, "embeddings": vectors,
                     "slide_embeddings": torch.randn(count, image_dim, generator=rng).half(),
-                    "probe": probe | {"token_ids": torch.tensor([4, 5])}}
+                    "probe": probe | {"token_ids": torch.tensor([4, 5])},
+                    "unusual": {"least_tiles": 20, "prism_median": 0.3, "prism_limit": 0.5, "contrastive_median": 0.1, "contrastive_limit": 0.4},
+                    "confidence": {"bias": 1.5, "likelihood": 1.0, "probe": 2.0, "auroc": 0.8}}
 
 
 def nearest_input(rng: random.Random) -> bytes:
@@ -329,6 +332,13 @@ def nearest_read(path: Path) -> None:
     image = np.full((1, image_dim), 0.1, "f4")
     answers = training.texts.lookups(SlideVectors(one, image, image))
     json.loads(json_text([str(answer) for answer in answers.values()]))
+    if training.judge:
+        record = {"caption": "胃", "confidence": 0.5}
+        if training.judge.confidence:
+            found = training.judge.probabilities(["胃"], [[4]], np.array([-1.0]), SlideVectors(one, image, image))
+            assert 0 <= found[0] <= 1
+        training.judge.judge_slides([record], SlideVectors(one, image, image), [TileFacts(30, False, False)])
+        assert isinstance(record["unusual"], bool) and json.loads(json_text(record)) == record
 
 
 KINDS: dict[str, tuple[Callable[[random.Random], bytes], Callable[[Path], None]]] = {

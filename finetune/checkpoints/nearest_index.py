@@ -3,7 +3,6 @@ a checkpoint. N training slides, D image dimension, W tokens of the probe."""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ _FIX = "delete it, then --resume auto writes it again"
 _MARKS = (type(None), int, str)  # what `mark_of` holds
 _LONGEST = 1.01  # of a unit vector, with rounding
 _LOWEST, _HIGHEST = 0.01, 100.0  # temperatures by which logits can be divided; a run writes 1/4 to 4
+_MOST = 1e12  # of a number of the judgement: no slide has as many tiles, and all others are of the order of 1
 _JUDGEMENT = {"unusual": ("least_tiles",), "confidence": ("bias", "likelihood", "probe")}  # part: numbers it must have
 # Tensors of a linear probe and their axes; beside them `token_ids` (W)
 _PROBE = {"mean": "D", "std": "D", "weight": "DW", "frequency": "W", "strength": "W", "noise": "W"}
@@ -79,8 +79,8 @@ def _are_numbers(numbers: Any, needed: tuple[str, ...]) -> bool:
     """Whether they are finite numbers by name, the needed ones among them, or None; a limit comes with its median."""
     if numbers is None:
         return True
-    if not isinstance(numbers, dict) or not all(type(value) in (int, float) and math.isfinite(value)
-                                                for value in numbers.values()):
+    if not isinstance(numbers, dict) or not all(type(value) in (int, float) and abs(value) < _MOST
+                                                for value in numbers.values()):  # false for NaN, too
         return False
     pairs = [name.removesuffix("limit") + "median" for name in numbers if str(name).endswith("_limit")]
     return numbers.keys() >= {*needed, *pairs}

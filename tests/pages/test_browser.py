@@ -288,7 +288,27 @@ def test_several_files_are_described_one_after_the_other_and_downloaded(watched,
     with page.expect_download() as table:
         page.click("#save_csv")
     lines = list(csv.reader(Path(table.value.path()).read_text(encoding="utf-8-sig").splitlines()))
-    assert lines[0] == ["id", "caption", "error", "confidence", "finished"] and lines[1][-1] in ("true", "false") and lines[3][-1] == "" and lines[2][0] == "'=1+1" and lines[1][1] == rows[0][1]
+    assert lines[0] == ["id", "caption", "error", "confidence", "finished", "unusual", "unusual_reason"] and lines[1][4] in ("true", "false")
+    assert lines[1][5:] == ["false", ""] and lines[3][4:] == ["", "", ""] and lines[2][0] == "'=1+1" and lines[1][1] == rows[0][1]
+
+
+def test_an_unusual_slide_says_so_in_both_languages_in_the_table_and_in_what_is_saved(watched, server, tmp_path):
+    url, folder = server
+    page = watched.page
+    page.goto(url)
+    with h5py.File(folder / "embeddings" / "s3.h5") as file:
+        torch.save(torch.from_numpy(file["features"][:3]), tmp_path / "few.pt")
+    page.set_input_files("#file", [folder / "embeddings" / "s3.h5", tmp_path / "few.pt"])
+    page.click("#run")
+    page.wait_for_selector("#status:has-text('完成 2 个')")
+    assert page.locator("#unusual").is_hidden() and [("⚠" in row) for row in page.locator("#slides tbody tr").all_inner_texts()] == [False, True]
+    page.locator("#slides button").nth(1).click()
+    assert page.inner_text("#unusual").startswith("异常切片：图块比任何训练切片都少（3 个") and page.inner_text("#confidence").startswith("0")
+    with page.expect_download() as jsonl:
+        page.click("#save_jsonl")
+    usual, few = (json.loads(line) for line in Path(jsonl.value.path()).read_text(encoding="utf-8").splitlines())
+    assert (usual["unusual"], "unusual_reason" in usual) == (False, False) and few["unusual"] is True and few["unusual_reason"].startswith("fewer tiles")
+    assert watched.errors == []
 
 
 def test_the_map_says_where_a_tile_is_and_can_be_saved(watched, server):

@@ -256,7 +256,7 @@ def test_an_index_may_hold_a_probe_and_slide_embeddings(tmp_path):
     {"probe": a_probe(strength=torch.full((1,), math.nan))}, {"probe": a_probe(token_ids=torch.tensor([4.0]))}, {"texts": [["a"], []]}, {"embeddings": torch.zeros(3)},
     {"slide_embeddings": torch.zeros(3, 4)}, {"slide_embeddings": torch.full((2, 4), math.nan)}, {"probe": [1]},
     {"probe": {}}, {"probe": a_probe(weight=torch.ones(3, 1))}, {"probe": a_probe(noise=torch.zeros(1))},
-    {"unusual": [1]}, {"unusual": {}}, {"unusual": {"least_tiles": math.nan}}, {"unusual": {"least_tiles": torch.ones(1)}},
+    {"unusual": [1]}, {"unusual": {}}, {"unusual": {"least_tiles": math.nan}}, {"unusual": {"least_tiles": 10**400}}, {"unusual": {"least_tiles": torch.ones(1)}},
     {"unusual": {"least_tiles": 1, "prism_limit": 0.5}}, {"confidence": {"bias": 1.0, "likelihood": 1.0}},
     {"confidence": {"bias": math.inf, "likelihood": 1.0, "probe": 1.0}}, {"confidence": {"bias": 1.0, "likelihood": 1.0, "probe": "1"}},
     {"probe": a_probe(token_ids=torch.ones(1))}, {"probe": a_probe(mean=torch.ones(2).double())}], ids=str)
