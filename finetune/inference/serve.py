@@ -132,8 +132,8 @@ def answer(captioner: Captioner, path: Path, texts: list[str], options: Generati
             nearest.append([f"{neighbor['id']}: {neighbor['texts'][0]}", neighbor["similarity"]])
     result = {"caption": record["caption"], "finished": record["finished"], "confidence": record["confidence"],
               "unusual": record.get("unusual"), "unusual_reason": record.get("unusual_reason"), "unusual_words": None,
-              "scores": list(record["similarity"].items()), "nearest": nearest, "tiles": slide.num_tiles,
-              "map": None, "why_no_map": None}
+              "fields": record.get("fields", {}), "scores": list(record["similarity"].items()), "nearest": nearest,
+              "tiles": slide.num_tiles, "map": None, "why_no_map": None}
     if record.get("unusual"):
         result["unusual_words"] = reasons_in_words(record["unusual_reason"])
     try:

@@ -14,6 +14,7 @@ from finetune.inference.captioner import Captioner
 from finetune.inference.form import read_choices
 from finetune.inference.options import InferenceOptions
 from finetune.inference.run import run_inference
+from finetune.inference.serve import answer
 from tests.helpers.files import random_tiles, refused, write_h5
 
 TEMPLATE = """
@@ -100,6 +101,14 @@ def test_a_choice_is_one_of_the_texts_and_its_probability_that_among_them(slides
     for record in run(slides, "f.jsonl", template=None, choices=str(slides / "c.txt")):
         assert record["caption"] == record["fields"]["text"]["value"] and record["caption"] in ("benign", "in situ")
         assert record["confidence"] == record["fields"]["text"]["probability"] >= 0.5
+
+
+def test_the_page_answers_with_the_fields_of_the_record(slides):
+    options = InferenceOptions(prism_only=True, serve=True, template=str(slides / "t.yaml")).check()
+    captioner = Captioner.from_options(options)
+    found = answer(captioner, slides / "embeddings" / "s1.h5", [], options.generation(captioner.trained_length), None)
+    record = next(record for record in run(slides, "j.jsonl") if record["id"] == "s1")
+    assert found["fields"] == record["fields"] and found["caption"] == record["caption"]
 
 
 def test_the_labels_of_a_run_calibrate_its_fields(slides, log_lines):

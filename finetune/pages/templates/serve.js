@@ -137,6 +137,7 @@ function select(job) {
   if (found.unusual) part("unusual").replaceChildren(spoken("异常切片：" + found.unusual_words[0], "Unusual slide: " + found.unusual_words[1]));
   part("confidence").textContent = percent(found.confidence);
   part("tiles").textContent = found.tiles;
+  fill("fields", Object.entries(found.fields).map(([name, field]) => [`${name}：${field.value ?? "–"}`, field.probability]));
   fill("scores", found.scores);
   fill("nearest", found.nearest);
   part("map_box").hidden = !found.map;
@@ -198,7 +199,8 @@ function record(job) {
   const found = job.answer;
   return { id: job.name.replace(/\.[^.]*$/, ""), caption: found?.caption ?? null, similarity: Object.fromEntries(found?.scores ?? []),
            confidence: found?.confidence ?? null, finished: found?.finished ?? null, error: job.error ? job.error[1] : null,
-           ...(typeof found?.unusual === "boolean" ? { unusual: found.unusual } : {}), ...(found?.unusual ? { unusual_reason: found.unusual_reason } : {}) };
+           ...(typeof found?.unusual === "boolean" ? { unusual: found.unusual } : {}), ...(found?.unusual ? { unusual_reason: found.unusual_reason } : {}),
+           ...(Object.keys(found?.fields ?? {}).length ? { fields: found.fields } : {}) };
 }
 const done = () => jobs.filter(job => job.answer || job.error).map(record);
 function cell(value) {
@@ -208,8 +210,11 @@ function cell(value) {
 }
 function csv() {
   const records = done(), judged = records.some(one => "unusual" in one) ? ["unusual", "unusual_reason"] : [], texts = [...new Set(records.flatMap(one => Object.keys(one.similarity)))];
-  const head = ["id", "caption", "error", ...texts.map(text => `similarity: ${text}`), "confidence", "finished", ...judged];
-  const lines = records.map(one => [one.id, one.caption, one.error, ...texts.map(text => one.similarity[text]), one.confidence, one.finished, ...judged.map(name => one[name])]);
+  const fields = [...new Set(records.flatMap(one => Object.keys(one.fields ?? {})))];
+  const head = ["id", "caption", "error", ...texts.map(text => `similarity: ${text}`), "confidence", "finished", ...judged,
+                ...fields.flatMap(name => [`field: ${name}`, `probability: ${name}`])];
+  const lines = records.map(one => [one.id, one.caption, one.error, ...texts.map(text => one.similarity[text]), one.confidence, one.finished, ...judged.map(name => one[name]),
+                                    ...fields.flatMap(name => [one.fields?.[name]?.value, one.fields?.[name]?.probability])]);
   return "\ufeff" + [head, ...lines].map(line => line.map(cell).join(",") + "\r\n").join("");
 }
 part("save_csv").addEventListener("click", () => download("captions.csv", new Blob([csv()], { type: "text/csv" })));
