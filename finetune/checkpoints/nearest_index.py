@@ -30,7 +30,18 @@ def temperature_of(checkpoint: Checkpoint) -> float | None:
     calibration = checkpoint.calibration
     if not isinstance(calibration, dict) or not calibration.get("words"):  # "words": tokens it was fitted on
         return None
-    temperature = calibration.get("temperature")
+    return _usable(calibration.get("temperature"), checkpoint)
+
+
+def field_temperature_of(checkpoint: Checkpoint) -> float | None:
+    """The temperature of the fields of a checkpoint's template, or None; raises UserError as `temperature_of`."""
+    calibration = checkpoint.calibration
+    if not isinstance(calibration, dict) or not calibration.get("fields"):  # number of fields it was fitted on
+        return None
+    return _usable(calibration.get("field_temperature"), checkpoint)
+
+
+def _usable(temperature: Any, checkpoint: Checkpoint) -> float:
     if not isinstance(temperature, float) or not _LOWEST <= temperature <= _HIGHEST:  # false for NaN, too
         raise UserError(checkpoint.path or "checkpoint", "its calibration has no usable temperature",
                         "use another checkpoint of the run")

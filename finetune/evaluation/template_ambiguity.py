@@ -29,6 +29,11 @@ class _Pair:
     more: str
     text: str
 
+    @property
+    def state(self) -> tuple[Node, Node, str]:
+        """All that what follows depends on."""
+        return self.behind, self.ahead, self.more
+
 
 def refuse_ambiguous(template: TemplateGraph) -> None:
     """Raise UserError with a text that has two readings, or if the template is too large to tell."""
@@ -36,17 +41,19 @@ def refuse_ambiguous(template: TemplateGraph) -> None:
     seen, num_edges = set(), 0
     while waiting:
         pair = waiting.pop()
-        state = (pair.behind, pair.ahead, pair.more)
-        if state in seen:
-            continue
-        seen.add(state)
-        num_edges += 1 if template.is_end(pair.behind) else template.num_edges(pair.behind)
-        if len(seen) > _MAX_STATES or num_edges > _MAX_EDGES:
-            raise _too_large(template)
-        if not pair.more and pair.behind == pair.ahead:
-            raise UserError(template.where, f"ambiguous: two sets of fields give a text that begins {pair.text!r}",
-                            "change the values or the text between the slots, so that each text has one reading")
-        waiting.extend(_continued(template, pair))
+        if pair.state not in seen:
+            seen.add(pair.state)
+            num_edges += template.num_edges(pair.behind)
+            if max(len(seen) / _MAX_STATES, num_edges / _MAX_EDGES) > 1:
+                raise _too_large(template)
+            _refuse_meeting(template, pair)
+            waiting.extend(_continued(template, pair))
+
+
+def _refuse_meeting(template: TemplateGraph, pair: _Pair) -> None:
+    if not pair.more and pair.behind == pair.ahead:
+        raise UserError(template.where, f"ambiguous: two sets of fields give a text that begins {pair.text!r}",
+                        "change the values or the text between the slots, so that each text has one reading")
 
 
 def _nodes(template: TemplateGraph) -> Iterator[tuple[Node, str]]:
@@ -55,15 +62,12 @@ def _nodes(template: TemplateGraph) -> Iterator[tuple[Node, str]]:
     waiting = [template.start]
     while waiting:
         node = waiting.pop()
+        yield node, texts[node]
+        new = {edge.node: texts[node] + edge.text for edge in template.edges(node) if edge.node not in texts}
+        texts |= new
+        waiting += [node for node in new if not template.is_end(node)]
         if len(texts) > _MAX_STATES:
             raise _too_large(template)
-        if template.is_end(node):
-            continue
-        yield node, texts[node]
-        for edge in template.edges(node):
-            if edge.node not in texts:
-                texts[edge.node] = texts[node] + edge.text
-                waiting.append(edge.node)
 
 
 def _forks(template: TemplateGraph, node: Node, text: str) -> Iterator[_Pair]:

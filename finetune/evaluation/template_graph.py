@@ -126,19 +126,11 @@ class TemplateGraph:
             return [Edge(item, (), Node(after, node.ruled_out))]
         if isinstance(item, Slot):
             return [self._value_edge(item.name, value, node) for value in item.values]
-        left = node.ruled_out - {node.index}
-        edges = []
-        if node.index not in node.ruled_out:
-            edges.append(Edge("", (), Node(after, left)))
-        if item.optional or node.index in node.ruled_out:
-            absent = tuple((name, None) for name in item.slots)
-            excluded = left.union(*(self._excluded(name, None) for name in item.slots))
-            edges.append(Edge("", absent, Node(item.end, excluded)))
-        return edges
+        return self._group_edges(item, node)
 
     def num_edges(self, node: Node) -> int:
-        """At most so many ways lead on from a node that is not the end."""
-        item = self.items[node.index]
+        """At most so many ways lead on from a node."""
+        item = "" if self.is_end(node) else self.items[node.index]
         return len(item.values) if isinstance(item, Slot) else 2
 
     def edges_along(self, node: Node, text: str, place: int) -> list[Edge]:
@@ -153,6 +145,17 @@ class TemplateGraph:
         """Names of the slots that a node decides on."""
         item = self.items[node.index]
         return item.slots if isinstance(item, Group) else (item.name,)
+
+    def _group_edges(self, group: Group, node: Node) -> list[Edge]:
+        """Into the group, past it, or both."""
+        is_ruled_out = node.index in node.ruled_out
+        left = node.ruled_out - {node.index}
+        excluded = left.union(*(self._excluded(name, None) for name in group.slots))
+        into = Edge("", (), Node(node.index + 1, left))
+        past = Edge("", tuple((name, None) for name in group.slots), Node(group.end, excluded))
+        if is_ruled_out:
+            return [past]
+        return [into, past] if group.optional else [into]
 
     def _value_edge(self, name: str, value: str, node: Node) -> Edge:
         return Edge(value, ((name, value),), Node(node.index + 1, node.ruled_out | self._excluded(name, value)))

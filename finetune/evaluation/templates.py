@@ -53,11 +53,10 @@ class Template(TemplateGraph):
             node, place, fields = waiting.pop()
             if self.is_end(node) and place == len(text):
                 return {name: fields[name] for name in self.slots}
-            if (node, place) in seen or self.is_end(node):
-                continue
-            seen.add((node, place))
-            for edge in self.edges_along(node, text, place):
-                waiting.append((edge.node, place + len(edge.text), fields | dict(edge.fields)))
+            if (node, place) not in seen and not self.is_end(node):
+                seen.add((node, place))
+                waiting += [(edge.node, place + len(edge.text), fields | dict(edge.fields))
+                            for edge in self.edges_along(node, text, place)]
         return None
 
     def render(self, fields: Mapping[str, str | None]) -> str:
@@ -71,12 +70,8 @@ class Template(TemplateGraph):
             raise ValueError(f"{unknown[0]} is not a slot of the template")
         node, text = self.start, ""
         while not self.is_end(node):
-            edges = self.edges(node)
-            fitting = [edge for edge in edges if self._fits(node, edge, fields)]
-            if not fitting:
-                name = self.slots_at(node)[0]
-                raise ValueError(f"{name} cannot be {fields.get(name)!r} beside the other fields")
-            text, node = text + fitting[0].text, fitting[0].node
+            edge = self._edge_of(node, fields)
+            text, node = text + edge.text, edge.node
         return text
 
     def to_dict(self) -> dict[str, Any]:
@@ -99,6 +94,13 @@ class Template(TemplateGraph):
             else:
                 text += "[" if isinstance(item, Group) else f"{{{item.name}}}"
         return text + "]" * (len(self.items) in ends)
+
+    def _edge_of(self, node: Node, fields: Mapping[str, str | None]) -> Edge:
+        for edge in self.edges(node):
+            if self._fits(node, edge, fields):
+                return edge
+        name = self.slots_at(node)[0]
+        raise ValueError(f"{name} cannot be {fields.get(name)!r} beside the other fields")
 
     def _fits(self, node: Node, edge: Edge, fields: Mapping[str, str | None]) -> bool:
         """Whether an edge is the one of these fields."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from ..checkpoints.format import Checkpoint
+from ..checkpoints.nearest_index import field_temperature_of
 from ..common.errors import UserError
 from ..common.files import expand
 from ..common.log import logger
@@ -57,13 +58,10 @@ class Form:
         flag = "--template" if options.template else "--choices"
         if "template" not in decoder.supports:
             raise UserError(flag, "this model's decoder cannot fill templates", "leave it out")
-        form = cls(TemplateTokens(template, tokenizer), options.field_temperature or _fitted(options, checkpoint),
+        tokens = TemplateTokens(template, tokenizer)
+        _check_length(tokens.longest, decoder.max_positions, flag)
+        return cls(tokens, options.field_temperature or _fitted(options, checkpoint),
                    keep=options.labels_file is not None)
-        longest, positions = form.tokens.longest, decoder.max_positions
-        if positions is not None and longest > positions:
-            raise UserError(flag, f"its texts have up to {longest} tokens, the decoder {positions} positions",
-                            "use shorter values")
-        return form
 
     def fill(self, decoder: CaptionDecoder, image_tokens: torch.Tensor, ids: list[str], num_beams: int) -> list[Record]:
         """Records of B slides from their image tokens (B, n, D). Raises UserError."""
@@ -123,14 +121,18 @@ def _of_checkpoint(checkpoint: Checkpoint | None) -> Template:
     return Template.from_dict(checkpoint.template, f"template of {checkpoint.path}")
 
 
+def _check_length(longest: int, positions: int | None, flag: str) -> None:
+    if positions is not None and longest > positions:
+        raise UserError(flag, f"its texts have up to {longest} tokens, the decoder {positions} positions",
+                        "use shorter values")
+
+
 def _fitted(options: InferenceOptions, checkpoint: Checkpoint | None) -> float:
     """The temperature of the checkpoint's own template; 1 for others, which it was not fitted for."""
-    calibration = checkpoint.calibration if checkpoint is not None and options.template == AUTO else None
-    temperature = calibration.get("field_temperature") if isinstance(calibration, dict) else None
+    temperature = field_temperature_of(checkpoint) if checkpoint is not None and options.template == AUTO else None
     if temperature is None:
         logger.warning("field probabilities are not calibrated: see --field_temperature")
-        return 1.0
-    return float(temperature)
+    return temperature or 1.0
 
 
 def read_choices(path: str) -> Template:

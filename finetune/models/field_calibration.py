@@ -71,14 +71,21 @@ def calibrate_fields(slides: Sequence[Known]) -> FieldCalibration:
     if len(slides) < _LEAST_SLIDES:
         why = f"as that needs {_LEAST_SLIDES} slides whose text follows the template"
         return FieldCalibration(1.0, len(slides), num_fields, num_wrong, before, before, why)
-    best = _fitted(slides)
-    folds = [(slides[fold::_FOLDS], _fitted([s for i, s in enumerate(slides) if i % _FOLDS != fold]))
-             for fold in range(_FOLDS)]
-    after = sum(_loss(left_out, temperature) * len(left_out) for left_out, temperature in folds) / len(slides)
-    why = ""
+    best, after = _fitted(slides), _loss_of_left_out(slides)
     if best == 1.0 or after >= before:
-        best, after, why = 1.0, before, "as no other temperature is better on slides that did not fit it"
-    return FieldCalibration(best, len(slides), num_fields, num_wrong, before, after, why)
+        why = "as no other temperature is better on slides that did not fit it"
+        return FieldCalibration(1.0, len(slides), num_fields, num_wrong, before, before, why)
+    return FieldCalibration(best, len(slides), num_fields, num_wrong, before, after)
+
+
+def _loss_of_left_out(slides: Sequence[Known]) -> float:
+    """As `_loss`, each slide at the temperature that the slides of the other folds give."""
+    total = 0.0
+    for fold in range(_FOLDS):
+        temperature = _fitted([slide for number, slide in enumerate(slides) if number % _FOLDS != fold])
+        left_out = slides[fold::_FOLDS]
+        total += _loss(left_out, temperature) * len(left_out)
+    return total / len(slides)
 
 
 def _fitted(slides: Sequence[Known]) -> float:

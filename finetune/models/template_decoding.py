@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -96,6 +97,16 @@ class _Stage:
 
 
 @dataclass(frozen=True)
+class _Child:
+    """What can become a hypothesis: a way of a stage, or one that is complete (`done`, stage and leaf -1)."""
+
+    total: float
+    stage: int
+    leaf: int
+    done: _Hypothesis | None
+
+
+@dataclass(frozen=True)
 class _Row:
     """Tokens to be scored: those of a node of the trie down to the next branching or to a leaf.
 
@@ -147,19 +158,34 @@ class _Search:
         self._device = image_tokens.device
         _, self._context = self._decoder.embed_image(image_tokens=image_tokens)
         self._cache = self._decoder.start_decoding(self._context)
-        finished = [[] for _ in image_tokens]
+        finished: list[list[_Hypothesis]] = [[] for _ in image_tokens]
         running = self._begin(len(image_tokens))
         while running:
-            stages = self._stages(running)
-            while rows := self._rows(stages):
-                self._score(rows, stages)
-            kept = self._best(stages, finished)
-            finished = [[h for _, h in slide if h.is_end] for slide in kept]
-            going_on = [(parent, h) for slide in kept for parent, h in slide if not h.is_end]
-            self._advance(going_on)
-            running = [hypothesis for _, hypothesis in going_on]
-        best = [max(slide, key=lambda hypothesis: hypothesis.total) for slide in finished]
-        return [self._filled(hypothesis) for hypothesis in best]
+            running = self._decide(running, finished)
+        return [self._filled(max(slide, key=lambda hypothesis: hypothesis.total)) for slide in finished]
+
+    def _decide(self, running: list[_Hypothesis], finished: list[list[_Hypothesis]]) -> list[_Hypothesis]:
+        """The hypotheses after the next decision of each; complete ones are in `finished`, a list for each slide."""
+        stages = self._stages(running)
+        while rows := self._rows(stages):
+            self._score(rows, stages)
+        going_on: list[tuple[int, _Hypothesis]] = []
+        for slide, complete in enumerate(finished):
+            best = self._best(self._children(slide, complete, stages), stages)
+            kept = [(child.stage, child.done or self._child(stages[child.stage], child.leaf)) for child in best]
+            complete[:] = [hypothesis for _, hypothesis in kept if hypothesis.is_end]
+            going_on += [(stage, hypothesis) for stage, hypothesis in kept if not hypothesis.is_end]
+        self._advance(going_on)
+        return [hypothesis for _, hypothesis in going_on]
+
+    def _children(self, slide: int, complete: list[_Hypothesis], stages: Sequence[_Stage]) -> list[_Child]:
+        """All that a slide's hypotheses can become."""
+        children = [_Child(hypothesis.total, -1, -1, hypothesis) for hypothesis in complete]
+        for number, stage in enumerate(stages):
+            if stage.hypothesis.slide == slide:
+                total = stage.hypothesis.total
+                children += [_Child(total + score, number, leaf, None) for leaf, score in stage.scores.items()]
+        return children
 
     def _filled(self, hypothesis: _Hypothesis) -> FilledTemplate:
         template = self._tokens.template
@@ -217,18 +243,17 @@ class _Search:
 
     def _to_expand(self, stage: _Stage) -> list[OpenNode]:
         """The most probable open nodes, all but those that together cannot matter; they leave `stage.nodes`."""
-        if not stage.nodes:
-            return []
         highest = max([*stage.scores.values(), *(node.log_probability for node in stage.nodes)])
         nodes = sorted(stage.nodes, key=lambda node: -node.bound(self._temperature, highest))
-        known = sum(math.exp((score - highest) / self._temperature) for score in stage.scores.values())
         bounds = [node.bound(self._temperature, highest) for node in nodes]
-        total, rest, kept = known + sum(bounds), 0.0, len(nodes)
-        allowed = self._exact * (known if stage.scores else total)
+        known = sum(math.exp((score - highest) / self._temperature) for score in stage.scores.values())
+        allowed = self._exact * (known or sum(bounds))
         best = sorted(stage.scores.values(), reverse=True)[:self._beams]
-        while kept and rest + bounds[kept - 1] <= allowed and self._cannot_win(nodes[kept - 1], best):
+        kept = len(nodes)
+        for rest in accumulate(reversed(bounds)):
+            if rest > allowed or not self._cannot_win(nodes[kept - 1], best):
+                break
             kept -= 1
-            rest += bounds[kept]
         stage.nodes = nodes[kept:]
         return nodes[:kept]
 
@@ -305,21 +330,12 @@ class _Search:
 
     # --- decisions
 
-    def _best(self, stages: Sequence[_Stage], finished: list[list[_Hypothesis]]) -> list[list[tuple[int, _Hypothesis]]]:
-        """For each slide, its best hypotheses, finished ones among them; each with the number of its parent's stage."""
-        found = [[(-1, -1, hypothesis.total, hypothesis) for hypothesis in slide] for slide in finished]
-        for number, stage in enumerate(stages):
-            own = found[stage.hypothesis.slide]
-            own += [(number, leaf, stage.hypothesis.total + score, None) for leaf, score in stage.scores.items()]
-        kept = []
-        for own in found:
-            own.sort(key=lambda entry: -entry[2])  # stable: of equal ones the first stays first
-            best = sorted(own[:self._beams], key=lambda entry: entry[0])
-            ends = [total for number, leaf, total, _ in best if number < 0 or stages[number].ways[leaf].is_end]
-            best_end = max(ends, default=-math.inf)
-            kept.append([(number, done or self._child(stages[number], leaf)) for number, leaf, total, done in best
-                         if total >= best_end])  # a text that goes on does not become more probable
-        return kept
+    def _best(self, children: list[_Child], stages: Sequence[_Stage]) -> list[_Child]:
+        """The best children of a slide, in the order of their stages, and none that cannot become the best text."""
+        best = sorted(children, key=lambda child: -child.total)[:self._beams]  # stable: of equal ones the first
+        ends = [child.total for child in best if child.done or stages[child.stage].ways[child.leaf].is_end]
+        least = max(ends, default=-math.inf)  # a text that goes on does not become more probable
+        return sorted((child for child in best if child.total >= least), key=lambda child: child.stage)
 
     def _child(self, stage: _Stage, leaf: int) -> _Hypothesis:
         parent, way = stage.hypothesis, stage.ways[leaf]

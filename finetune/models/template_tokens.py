@@ -135,18 +135,18 @@ class TemplateTokens:
         """The ways, each that begins another one followed further."""
         followed = 0
         while beginnings := _beginnings(ways):
+            followed += len(beginnings)
             if len(ways) > _MOST_WAYS or followed > _MOST_JOINED:
                 raise UserError(self.template.where, "has too many texts that the tokenizer joins into the same tokens "
                                 f"around {ways[0].place.text[-30:]!r}", _APART)
             kept = [way for number, way in enumerate(ways) if number not in beginnings]
-            for number in beginnings:
-                way = ways[number]
-                if way.is_end:  # no other text has the end token inside: two complete texts are equal
-                    raise self._same_tokens(way)
-                kept += [self._way(*branch) for branch in self._branches(way.decided, way.place)]
-                followed += 1
-            ways = kept
+            ways = kept + [further for number in beginnings for further in self._followed(ways[number])]
         return ways
+
+    def _followed(self, way: Way) -> list[Way]:
+        if way.is_end:  # no other text has the end token inside: two complete texts are equal
+            raise self._same_tokens(way)
+        return [self._way(*branch) for branch in self._branches(way.decided, way.place)]
 
     def _same_tokens(self, way: Way) -> UserError:
         return UserError(self.template.where, f"the tokenizer of the model cannot tell {way.place.text[-60:]!r} from "
@@ -187,8 +187,8 @@ def _along(place: Place, edge: Edge) -> Place:
     return Place(place.text + edge.text, edge.node)
 
 
-def _beginnings(ways: Sequence[Way]) -> list[int]:
+def _beginnings(ways: Sequence[Way]) -> set[int]:
     """Numbers of the ways whose ids begin those of another one. In sorted order the next one begins with them."""
     order = sorted(range(len(ways)), key=lambda number: ways[number].ids)
-    return [number for number, after in pairwise(order)
-            if ways[after].ids[:len(ways[number].ids)] == ways[number].ids]
+    return {number for number, after in pairwise(order)
+            if ways[after].ids[:len(ways[number].ids)] == ways[number].ids}

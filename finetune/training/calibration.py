@@ -27,6 +27,7 @@ from ..models.training_texts import SlideVectors, TrainingTexts
 from ..models.unusual import SPACES, UsualSlides
 from .caption_validation import choose_samples
 from .confidence_fit import FittedConfidence, fit_confidence
+from .field_temperature import fit_field_temperature
 from .held_out import MOST_COMPARED, HeldOutSlides, caption_held_out, compare_held_out
 from .temperature import calibrate
 
@@ -60,6 +61,9 @@ def calibrate_and_index(folder: Path, model: SlideCaptioner, precision: Precisio
                                     _with_progress("comparing with looking up", chosen, batches_of),
                                     int(best.progress.get("epoch", 0)))
         best.calibration["rerank"] = held_out.uses_rerank
+        if best.template:
+            batches = _with_progress("filling the template", chosen, batches_of)
+            best.calibration |= fit_field_temperature(model, precision, best.template, data.tokenizer, chosen, batches)
     template = best.template and Template.from_dict(best.template)
     index |= _judgement(folder, index["ids"], data, config, texts, held_out, template)
     write_pth(folder, [NEAREST], {"format_version": FORMAT_VERSION, **mark_of(best), **index})
