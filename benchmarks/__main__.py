@@ -4,8 +4,8 @@
 
 Parts: encoder step decode epochs reading indexing startup scaling threads loader inference padding (default: these),
 full_size (apart: it prints lines of its own), gpu (apart: all that only a machine with one shows, in under ten
-minutes), learning, language_model and confidence (apart: `python -m benchmarks learning --help`). It takes about 40
-minutes on two cores; the peers are installed on first use (see peers.py).
+minutes), learning, language_model, confidence and fields (apart: `python -m benchmarks learning --help`). It takes
+about 40 minutes on two cores; the peers are installed on first use (see peers.py).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from . import (
     confidence,
     encoder,
     epochs,
+    fields,
     files,
     gpu,
     inference,
@@ -45,7 +46,7 @@ TABLE = {"encoder": encoder.rows, "step": captioner.step, "decode": captioner.de
          "scaling": scaling.rows, "threads": threads.rows, "loader": loader.rows, "inference": inference.rows,
          "gpu": gpu.rows}
 OWN_FLAGS = {"learning": learning.table, "language_model": language_model.table,
-             "confidence": confidence.table}  # these need no peers
+             "confidence": confidence.table, "fields": fields.table}  # these need no peers
 PARTS = (*TABLE, "padding", "full_size")
 BY_DEFAULT = tuple(part for part in PARTS if part not in ("gpu", "full_size"))
 _WITH_PEERS = {"encoder", "step", "decode", "epochs", "scaling"}

@@ -52,7 +52,7 @@ def table(arguments: Sequence[str]) -> tuple[str, bool]:
         print(f"{task.data_set}, {task.name}: {len(task.ids('train'))} train, {len(task.ids('val'))} validate, "
               f"{len(task.ids('test'))} test", file=sys.stderr, flush=True)
         results[task.data_set].append(_judge(task, args))
-    lines = [f"`python -m benchmarks learning {' '.join(_shown(arguments))}`: {platform.processor() or 'CPU'}, torch "
+    lines = [f"`python -m benchmarks learning {' '.join(shown(arguments))}`: {platform.processor() or 'CPU'}, torch "
              f"{torch.__version__}, {date.today()}; --prism random-tiny", "", _HEADINGS]
     notes = []
     for name, rows in results.items():
@@ -90,7 +90,7 @@ def _tasks(args: argparse.Namespace, work: Path) -> Iterator[Task]:
     yield from made_tasks(made, args.seeds, work)
 
 
-def _shown(arguments: Sequence[str]) -> list[str]:
+def shown(arguments: Sequence[str]) -> list[str]:
     """The arguments without folders of this machine."""
     return [Path(a).name if "/" in a else a for a in arguments]
 
@@ -100,15 +100,15 @@ def _judge(task: Task, args: argparse.Namespace) -> dict[str, Any]:
     run = train_and_caption(task, args.small)
     train, test = task.ids("train"), task.ids("test")
     texts, truth = [task.texts[i] for i in train], [task.texts[i] for i in test]
-    slide, mean = _features(task)
-    probe = Probe(_rows_of(mean, train), texts)
+    slide, mean = slide_features(task)
+    probe = Probe(rows_of(mean, train), texts)
     answers = dict(zip(_METHODS, (
         [Answer.of(run["captions"][i]) for i in test],
         most_common(texts, len(test)),
-        nearest(_rows_of(slide, train), texts, _rows_of(slide, test)),
+        nearest(rows_of(slide, train), texts, rows_of(slide, test)),
         [Answer.of(run["nearest"][i]) for i in test],
-        probe.answers(_rows_of(mean, test)),
-        probe.best_texts(_rows_of(mean, test))), strict=True))
+        probe.answers(rows_of(mean, test)),
+        probe.best_texts(rows_of(mean, test))), strict=True))
     scores = {name: score(given, truth) for name, given in answers.items()}
     if args.curve and run_folder(task).exists():
         beaten = _time_to_beat(task, scores["nearest text, Prism's space"][:, 0].mean())
@@ -141,7 +141,7 @@ def train_and_caption(task: Task, small: bool, settings: Sequence[str] = (),
     train(task, small, settings)
     seconds, cpu_seconds = time.perf_counter() - start, _cpu_seconds() - used
     records = _captions(task, "best_model.pth", *inference)
-    run = {"seconds": seconds, "cpu_seconds": cpu_seconds, "started_at": started_at, "commit": _commit(),
+    run = {"seconds": seconds, "cpu_seconds": cpu_seconds, "started_at": started_at, "commit": commit_of(),
            "captions": {r["id"]: r["caption"] or "" for r in records},
            "nearest": {r["id"]: r["nearest"][0]["texts"][0] for r in records if "nearest" in r}}
     done.write_text(json.dumps(run, ensure_ascii=False), encoding="utf-8")
@@ -195,12 +195,12 @@ def _time_to_beat(task: Task, wanted: float) -> float | None:
     return None
 
 
-def _commit() -> str:
+def commit_of() -> str:
     done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     return done.stdout.strip() or "unknown"
 
 
-def _features(task: Task) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def slide_features(task: Task) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Slide embedding and mean of the latents, (1280,) each, of every slide of the data set; kept on disk."""
     path = task.folder / "features.npz"
     known: dict[str, np.ndarray] = dict(np.load(path)) if path.exists() else {}
@@ -217,7 +217,7 @@ def _features(task: Task) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]
     return {i: rows[0] for i, rows in known.items()}, {i: rows[1] for i, rows in known.items()}
 
 
-def _rows_of(features: dict[str, np.ndarray], ids: list[str]) -> np.ndarray:
+def rows_of(features: dict[str, np.ndarray], ids: list[str]) -> np.ndarray:
     return np.stack([features[i] for i in ids])
 
 
@@ -230,12 +230,12 @@ def _rows(name: str, results: list[dict[str, Any]]) -> list[str]:
     for method in _METHODS:
         cells = [name, method, f"{scores[method][:, 0].mean():.3f}", f"{scores[method][:, 1].mean():.3f}", "", ""]
         if method != "captioner":
-            cells[4:] = [_compared(ours[:, i], scores[method][:, i], clusters) for i in (0, 1)]
+            cells[4:] = [compared(ours[:, i], scores[method][:, i], clusters) for i in (0, 1)]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
-def _compared(ours: np.ndarray, other: np.ndarray, clusters: list[str]) -> str:
+def compared(ours: np.ndarray, other: np.ndarray, clusters: list[str]) -> str:
     """The mean difference and its interval, if there are clusters enough to draw from."""
     mean, low, high = difference(ours, other, clusters)
     count = len(set(clusters))

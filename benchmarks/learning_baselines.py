@@ -80,21 +80,11 @@ class Probe:
         sets = [pieces(text) for text in self.texts]
         self.names = sorted(set().union(*sets))
         self.present = np.array([[name in of_text for name in self.names] for of_text in sets], dtype=float)  # (N, W)
-        group = _clusters(self.features, _GROUPS)
-        errors, predictions = [], []
-        for penalty in _PENALTIES:
-            left_out = np.empty_like(self.present)
-            for number in np.unique(group):
-                out = group == number
-                left_out[out] = _ridge(self.features[~out], self.present[~out], self.features[out], penalty)
-            errors.append(((left_out - self.present) ** 2).mean())
-            predictions.append(left_out)
-        best = int(np.argmin(errors))
-        self.penalty, self.left_out = _PENALTIES[best], predictions[best]
+        self.penalty, self.left_out = best_penalty(self.features, self.present)
 
     def scores(self, test: np.ndarray) -> np.ndarray:
         """(T, W), about 1 where a piece should stand in the text."""
-        return _ridge(self.features, self.present, test.astype(np.float64), self.penalty)
+        return ridge(self.features, self.present, test.astype(np.float64), self.penalty)
 
     def answers(self, test: np.ndarray) -> list[Answer]:
         """Pieces above the threshold that is best on left-out training slides; of a template, the best of each field.
@@ -150,7 +140,22 @@ def difference(ours: np.ndarray, other: np.ndarray, clusters: Sequence[str]) -> 
     return float((ours - other).mean()), float(low), float(high)
 
 
-def _ridge(features: np.ndarray, present: np.ndarray, test: np.ndarray, penalty: float) -> np.ndarray:
+def best_penalty(features: np.ndarray, present: np.ndarray) -> tuple[float, np.ndarray]:
+    """The penalty of the ridge that predicts left-out groups of similar slides best, and these predictions (N, W)."""
+    group = _clusters(features, _GROUPS)
+    errors, predictions = [], []
+    for penalty in _PENALTIES:
+        left_out = np.empty_like(present)
+        for number in np.unique(group):
+            out = group == number
+            left_out[out] = ridge(features[~out], present[~out], features[out], penalty)
+        errors.append(((left_out - present) ** 2).mean())
+        predictions.append(left_out)
+    best = int(np.argmin(errors))
+    return float(_PENALTIES[best]), predictions[best]
+
+
+def ridge(features: np.ndarray, present: np.ndarray, test: np.ndarray, penalty: float) -> np.ndarray:
     """Predictions (T, W) of a ridge regression on standardised features."""
     mean, spread = features.mean(0), features.std(0) + 1e-6
     features, test = (features - mean) / spread, (test - mean) / spread

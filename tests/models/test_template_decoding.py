@@ -10,18 +10,15 @@ import pytest
 import torch
 
 from finetune.common.errors import UserError
-from finetune.config.schema import Config
-from finetune.data.tokenizer import FastTokenizer, VocabTokenizer
 from finetune.evaluation.templates import Template
-from finetune.models.build import build_model
 from finetune.models.generation import token_log_probabilities
 from finetune.models.template_decoding import fill_template
 from finetune.models.template_tokens import TemplateTokens
 from tests.helpers.decoders import LETTERS
 from tests.helpers.language_models import make_language_model, tiny_captioner
+from tests.helpers.template_decoders import SLIDES, TOKENIZERS, coca_of, images_for
 from tests.helpers.templates import by_brute_force, random_content
 
-SLIDES = 3
 CHINESE = {"text": "{organ}，{type}[，{grade}][，脉管{invasion}]。", "slots": {
     "organ": ["乳腺", "胃", "胃窦"], "type": ["浸润性癌", "浸润性小叶癌", "原位癌"],
     "grade": {"values": ["高分化", "低分化"], "only_if": {"type": ["浸润性癌", "浸润性小叶癌"]}},
@@ -33,45 +30,6 @@ ENGLISH = {"text": "{organ}, {type}[, grade {grade}].", "slots": {
 
 def texts_of(content):
     return [text for text, _ in by_brute_force(Template.from_dict(content))]
-
-
-def wordpiece(texts):
-    """As BERT's: characters of Chinese alone, words of lower-case letters in pieces."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-    made = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    made.normalizer, made.pre_tokenizer = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
-    made.decoder = decoders.WordPiece()
-    made.train_from_iterator(texts, trainers.WordPieceTrainer(
-        vocab_size=200, special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]"], show_progress=False))
-    return FastTokenizer("hf", made.to_str(), {"pad": 0, "unk": 1, "bos": 2, "eos": 3}, False)
-
-
-def sentencepiece(texts):
-    """Pieces that may cross borders of words, blanks as ▁, as T5's or Llama's."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    made = Tokenizer(models.Unigram())
-    made.pre_tokenizer, made.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
-    made.train_from_iterator(texts, trainers.UnigramTrainer(vocab_size=120, special_tokens=["<pad>", "<s>", "</s>", "<unk>"],
-                                                            unk_token="<unk>", show_progress=False))
-    return FastTokenizer("hf", made.to_str(), {"pad": 0, "bos": 1, "eos": 2, "unk": 3}, False)
-
-
-TOKENIZERS = {"vocab": VocabTokenizer.build, "bpe": lambda texts: FastTokenizer.train(texts, 400, False),
-              "wordpiece": wordpiece, "sentencepiece": sentencepiece}
-
-
-def coca_of(tokenizer, decoder="coca"):
-    config = Config()
-    for pair in (f"model.decoder={decoder}", "prism.weights=random-tiny", "model.dim=32", "model.unimodal_depth=1",
-                 "model.multimodal_depth=1", "model.dim_latents=16", "model.num_img_queries=3", "model.heads=2",
-                 "model.dim_head=16"):
-        config.set(*pair.split("="), "test")
-    model = build_model(config, tokenizer).decoder.eval()
-    with torch.no_grad():
-        for name, weight in model.named_parameters():  # sharper: so that slides and values differ
-            if "emb" in name or "logits" in name:
-                weight.mul_(3)
-    return model
 
 
 @pytest.fixture(params=[*TOKENIZERS, "prism", "hf"])
@@ -86,13 +44,6 @@ def decoder(request, tmp_path):
     content = ENGLISH if request.param == "sentencepiece" else CHINESE
     tokenizer = TOKENIZERS[request.param](texts_of(content))
     return coca_of(tokenizer), tokenizer, content
-
-
-def images_for(decoder):
-    """(slides, tokens, D)."""
-    width = 1280 if not hasattr(decoder, "text_decoder") else decoder.text_decoder.context_dim
-    torch.manual_seed(1)
-    return torch.randn(SLIDES, 9, width)
 
 
 def log_probability(decoder, tokenizer, images, ids):
