@@ -112,7 +112,7 @@ def _judge(task: Task, small: bool) -> dict[str, Any]:
         _OURS: [run["filled"][i]["fields"] for i in truth],
         _METHODS[1]: [template.parse(run["free"][i]) for i in truth],
         _METHODS[2]: [template.parse(run["as_inference"][i]) for i in truth],
-        _METHODS[3]: _probe(rows_of(features, list(known)), list(known.values()), rows_of(features, list(truth))),
+        _METHODS[3]: field_probe(rows_of(features, list(known)), list(known.values()), rows_of(features, list(truth))),
         _METHODS[4]: [_most_common(list(known.values()))] * len(truth)}
     right = {name: np.array([[bool(given) and given[slot] == fields[slot] for slot in template.slots]
                              for given, fields in zip(of_method, truth.values(), strict=True)], dtype=float)
@@ -168,7 +168,7 @@ def _captions(captioner: Captioner, template: Template, task: Task) -> dict[str,
             "seconds_free": min(seconds["free"]), "seconds_filled": min(seconds["filled"])}
 
 
-def _probe(train: np.ndarray, known: list[Fields], test: np.ndarray) -> list[Fields | None]:
+def field_probe(train: np.ndarray, known: list[Fields], test: np.ndarray) -> list[Fields | None]:
     """For each field the value of the highest score of a ridge regression to its values, as of `learning`."""
     fields: list[Fields] = [{} for _ in test]
     train, test = train.astype(np.float64), test.astype(np.float64)

@@ -115,15 +115,12 @@ class _Merging:
         self.counts, self.total = counts[order], total
         self.leads = [common.leads[i] for i in order]
         self.members = [[i] for i in range(len(order))]
-        self._previous = common.previous[np.ix_(order, [*order, -1])]
         pairs = common.pairs[np.ix_(order, order)]
         self.together = (pairs + pairs.T) > 0
-        self.after = np.triu(pairs > pairs.T, 1)
-        for i in reversed(range(len(order))):
-            self.after[i] |= self.after[self.after[i]].any(0)
+        self.after = _all_after(np.triu(pairs > pairs.T, 1))
+        self._previous = common.previous[np.ix_(order, [*order, -1])]
         self._like = np.array([[likeness(one, other) for other in self.names] for one in self.names])
-        usual = [of_clause.most_common(1)[0][0] for of_clause in self.leads]
-        self._places = np.array([[_place(one, one == other) for other in usual] for one in usual])
+        self._places = _place_table(self.leads)
 
     def columns(self) -> list[Column]:
         """Merge as long as two columns fit; those that are left."""
@@ -179,6 +176,20 @@ class _Merging:
             column.leads.update(self.leads[member])
             column.values[self.names[member]] = self.leads[member].total()
         return column
+
+
+def _all_after(directly: np.ndarray) -> np.ndarray:
+    """(C, C), what stands after each directly or by way of others; the order of the clauses is kept by all."""
+    after = directly.copy()
+    for i in reversed(range(len(after))):
+        after[i] |= after[after[i]].any(0)
+    return after
+
+
+def _place_table(leads: Sequence[Counter[str]]) -> np.ndarray:
+    """`_place` of each two clauses, (C, C)."""
+    usual = [of_clause.most_common(1)[0][0] for of_clause in leads]
+    return np.array([[_place(one, one == other) for other in usual] for one in usual])
 
 
 def _order(pairs: np.ndarray) -> np.ndarray:

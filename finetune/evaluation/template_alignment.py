@@ -32,10 +32,7 @@ class Alignment:
         self._total = sum(weights)
         self._count: Counter[str] = Counter()
         self._texts_with: dict[str, int] = {}  # a bit for each text
-        for i, (text, weight) in enumerate(zip(texts, weights, strict=True)):
-            for clause in set(text.questions):
-                self._count[clause] += weight
-                self._texts_with[clause] = self._texts_with.get(clause, 0) | 1 << i
+        self._count_clauses()
         common = common_columns(texts, weights, self._count)
         self.columns = common if len(common) <= _MOST_COLUMNS else []
         self._place = {column: i for i, column in enumerate(self.columns)}
@@ -44,6 +41,12 @@ class Alignment:
         # texts of common clauses first, long before short
         for i in sorted(range(len(texts)), key=self._order):
             self._align(i)
+
+    def _count_clauses(self) -> None:
+        for i, (text, weight) in enumerate(zip(self.texts, self.weights, strict=True)):
+            for clause in set(text.questions):
+                self._count[clause] += weight
+                self._texts_with[clause] = self._texts_with.get(clause, 0) | 1 << i
 
     def _all_with(self, clauses: Iterable[str]) -> int:
         texts = 0
@@ -61,10 +64,8 @@ class Alignment:
         if len(self.columns) + places.count(None) > _MOST_COLUMNS:
             return
         start, taken = 0, []
-        for i, (clause, lead, column) in enumerate(zip(text.questions, text.leads, places, strict=True)):
-            if column is None:
-                following = next((other for other in places[i:] if other), None)
-                column = self._new_column(clause, start, following)
+        for i, (clause, lead) in enumerate(zip(text.questions, text.leads, strict=True)):
+            column = places[i] or self._new_column(clause, start, places[i:])
             start = self._place[column] + 1
             self._take(column, clause, lead)
             taken.append(column)
@@ -78,10 +79,10 @@ class Alignment:
             self._texts_of[column] |= self._texts_with[clause]
             self._homes.setdefault(clause, []).append(column)
 
-    def _new_column(self, clause: str, start: int, following: Column | None) -> Column:
-        """A column that begins at place `start` or later and before `following`: after the last one of those in
-        between whose values stand before the clause in other texts."""
-        end = self._place[following] if following else len(self.columns)
+    def _new_column(self, clause: str, start: int, following: Sequence[Column | None]) -> Column:
+        """A column that begins at place `start` or later and before the first one that follows: after the last one of
+        those in between whose values stand before the clause in other texts."""
+        end = next((self._place[column] for column in following if column), len(self.columns))
         place = max((j + 1 for j in range(start, end) if self._is_after(clause, self.columns[j])), default=start)
         column = Column()
         self.columns.insert(place, column)

@@ -65,16 +65,18 @@ def _when(texts: frozenset[int], earlier: dict[str, Part], weights: Sequence[int
 def _name(literal: str, part: Part, taken: dict[str, Any]) -> str:
     """The words before the value, or a single value itself, or slot_N."""
     words = _as_name(_END_OF_CLAUSE.split(literal)[-1])
-    if not words and len(set(part.values.values())) == 1:
-        words = _as_name(next(iter(part.values.values())))
-    if words and words not in taken:
-        return words
+    values = set(part.values.values())
+    if not words and len(values) == 1:
+        words = _as_name(values.pop())
+    return words if words and words not in taken else _numbered(words or "slot", taken)
+
+
+def _numbered(words: str, taken: dict[str, Any]) -> str:
+    """The words with the number of the slot, or the next one that makes the name new."""
     number = len(taken) + 1
-    name = f"{words or 'slot'}_{number}"
-    while name in taken:
+    while f"{words}_{number}" in taken:
         number += 1
-        name = f"{words or 'slot'}_{number}"
-    return name
+    return f"{words}_{number}"
 
 
 def _as_name(text: str) -> str:

@@ -101,8 +101,7 @@ def _by_column(texts: Sequence[Clauses], places: Sequence[Sequence[Column]]) -> 
 def _blocks_of_column(clauses: dict[int, str], num_texts: int, weights: Sequence[int], split: bool) -> list[Block]:
     """The blocks of one column; of a column that some texts lack, one block, as its parts have its lead in common."""
     found = _taken_apart(clauses, weights) if split else [clauses]
-    is_always = len(clauses) == num_texts
-    if not is_always and any(len(values) < len(clauses) for values in found):
+    if len(clauses) < num_texts and min(map(len, found)) < len(clauses):
         found = [clauses]
     blocks: list[Block] = []
     for values in found:
