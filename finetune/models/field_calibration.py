@@ -47,8 +47,9 @@ class FieldCalibration:
                  "wrong")
         if self.why:
             return f"{found}; not calibrated, {self.why}"
-        return (f"{found}; calibrated at --field_temperature {self.temperature:.2f} (log loss {self.before:.3f} -> "
-                f"{self.after:.3f} on slides that did not fit it): give it for other slides")
+        at_bound = ", the bound" if self.temperature in (_TEMPERATURES[0], _TEMPERATURES[-1]) else ""
+        return (f"{found}; calibrated at --field_temperature {self.temperature:.2f}{at_bound} (log loss "
+                f"{self.before:.3f} -> {self.after:.3f} on slides that did not fit it)")
 
 
 Known = list[tuple[Field, str | None]]  # fields of a slide with their right values
