@@ -110,12 +110,8 @@ class Alternatives:
             place: Its number, from 0.
             span: Its tokens, as indices into the pieces of the caption.
         """
-        ids, pieces = self._caption.ids, self._caption.pieces
-        begin, end = span.start + 1, span.stop + 1  # the begin token is no piece
-        if span.start and is_mark(pieces[span.start - 1]):
-            begin -= 1
-        if end < len(ids) and self._is_end(ids[end]):
-            end += 1
+        ids = self._caption.ids
+        begin, end = self._with_marks(span)
         before, phrase = ids[:begin], ids[begin:end]
         own_text, best, best_rank = self._text(before, phrase), None, (0, -torch.inf)
         for score, branch in self._branches(span, begin, end)[:_TRIALS]:
@@ -123,10 +119,22 @@ class Alternatives:
                 break
             found, score = self._complete(before, branch, score, 2 * len(phrase) + _EXTRA)
             text = self._text(before, found)
+            if text == own_text or score == -torch.inf:
+                continue
             rank = (self._known.rank(place, text), score)
-            if text != own_text and score > -torch.inf and rank > best_rank:
+            if rank > best_rank:
                 best, best_rank = Contrast(before, phrase, found, text), rank
         return best
+
+    def _with_marks(self, span: range) -> tuple[int, int]:
+        """First id of a phrase and of what follows it, if the mark before it and its end belong to it."""
+        ids, pieces = self._caption
+        begin, end = span.start + 1, span.stop + 1  # the begin token is no piece
+        if span.start and is_mark(pieces[span.start - 1]):
+            begin -= 1
+        if end < len(ids) and self._is_end(ids[end]):
+            end += 1
+        return begin, end
 
     def _branches(self, span: range, begin: int, end: int) -> list[tuple[float, list[int]]]:
         """(log probability, ids) of the beginnings of ids[begin:end] with another last token, the most probable first.

@@ -79,18 +79,38 @@ def deletion_test(model: SlideCaptioner, tiles: Tensor, contrasts: Sequence[Cont
     whole = log_odds_without(model, tiles, [torch.empty(0, dtype=torch.long)], contrasts)[0].tolist()
     effects, sizes = [Effect(value) for value in whole], deletion_sizes(len(tiles))
     for size in progress(sizes, "deletion test", len(sizes), "size"):
-        waiting = [i for i, effect in enumerate(effects) if not effect.holds]
-        for i in waiting:
-            top = log_odds_without(model, tiles, [order[i, :size]], [contrasts[i]]).item()
-            effects[i] = Effect(whole[i], size, top, holds=False)
-        fallen = [i for i in waiting if effects[i].without_top <= effects[i].wanted]
-        if fallen:
-            removals = _random_removals(len(tiles), size, seed)
-            found = log_odds_without(model, tiles, removals, [contrasts[i] for i in fallen])  # (_DRAWS, fallen)
-            for i, values in zip(fallen, found.T, strict=True):
-                is_top = (torch.stack(removals).sort().values == order[i, :size].sort().values).all(dim=1)
-                effects[i] = _compared(effects[i], values.double()[~is_top.to(values.device)])
+        tops = order[:, :size]
+        effects = _without_top(model, tiles, contrasts, tops, effects)
+        effects = _beside_random(model, tiles, contrasts, tops, effects, seed)
     return effects
+
+
+def _without_top(model: SlideCaptioner, tiles: Tensor, contrasts: Sequence[Contrast], tops: Tensor,
+                 effects: list[Effect]) -> list[Effect]:
+    """The effects after the top tiles (P, size) of the phrases that have not passed are removed."""
+    found = []
+    for effect, contrast, top in zip(effects, contrasts, tops, strict=True):
+        if not effect.holds:
+            value = log_odds_without(model, tiles, [top], [contrast]).item()
+            effect = Effect(effect.log_odds, len(top), value, holds=False)
+        found.append(effect)
+    return found
+
+
+def _beside_random(model: SlideCaptioner, tiles: Tensor, contrasts: Sequence[Contrast], tops: Tensor,
+                   effects: list[Effect], seed: int) -> list[Effect]:
+    """The effects, those whose log odds have fallen far enough compared with random removals of as many tiles."""
+    size, found = tops.shape[1], list(effects)
+    fallen = [i for i, effect in enumerate(effects) if not effect.holds and effect.without_top <= effect.wanted]
+    if not fallen:
+        return found
+    removals = _random_removals(len(tiles), size, seed)
+    values = log_odds_without(model, tiles, removals, [contrasts[i] for i in fallen])  # (_DRAWS, fallen)
+    in_order = torch.stack(removals).sort().values
+    for column, i in enumerate(fallen):
+        is_top = (in_order == tops[i].sort().values).all(dim=1)
+        found[i] = _compared(effects[i], values[~is_top.to(values.device), column].double())
+    return found
 
 
 def _random_removals(num_tiles: int, size: int, seed: int) -> list[Tensor]:
@@ -113,13 +133,15 @@ def log_odds_without(model: SlideCaptioner, tiles: Tensor, removals: Sequence[Te
         tiles: (N, C)
         removals: K times the indices of tiles, on the CPU.
     """
+    kept = torch.ones(len(removals), len(tiles), dtype=torch.bool)
+    for row, removed in zip(kept, removals, strict=True):
+        row[removed] = False
     rows, decoder = [], model.decoder
     versions = min(max(_TILES // len(tiles), 1), _VERSIONS)
-    for begin in range(0, len(removals), versions):
-        kept = torch.ones(len(removals[begin:begin + versions]), len(tiles), dtype=torch.bool)
-        for row, removed in zip(kept, removals[begin:], strict=False):
-            row[removed] = False
-        image_tokens = model.image_tokens(tiles.expand(len(kept), -1, -1), kept.to(tiles.device)).to(decoder.dtype)
+    for masks in kept.split(versions):
+        copies = tiles.expand(len(masks), -1, -1)
+        image_tokens = model.image_tokens(copies, masks.to(tiles.device)).to(decoder.dtype)
         for tokens in image_tokens:
-            rows.append(torch.stack([log_odds(decoder, tokens, contrast) for contrast in contrasts]))
+            of_version = [log_odds(decoder, tokens, contrast) for contrast in contrasts]
+            rows.append(torch.stack(of_version))
     return torch.stack(rows)

@@ -74,18 +74,24 @@ def explain(captioner: Captioner, slide: Slide, caption: str, finished: bool = T
                          KnownPhrases(training_texts, tokenizer))
     spans = phrases(tokens.pieces)
     contrasts = [found.of_phrase(place, span) for place, span in enumerate(spans)]
-    tested = iter(_tested(captioner, tiles, [contrast for contrast in contrasts if contrast]))
-    probabilities = found.token_log_probs.exp().tolist()
+    effects_and_weights = iter(_tested(captioner, tiles, [contrast for contrast in contrasts if contrast]))
     explained = []
     for span, contrast in zip(spans, contrasts, strict=True):
-        effect, weights = next(tested) if contrast else (None, None)
-        explained.append({"text": "".join(tokens.pieces[span.start:span.stop]), "tokens": list(span),
-                          "alternative": contrast and contrast.text, "deletion_test": effect and asdict(effect),
-                          "no_map": _why_no_map(effect), "weights": weights if effect and effect.holds else None})
+        effect, weights = next(effects_and_weights) if contrast else (None, None)
+        phrase = {"text": "".join(tokens.pieces[span.start:span.stop]), "tokens": list(span)}
+        explained.append(phrase | _as_record(contrast, effect, weights))
+    probabilities = found.token_log_probs.exp().tolist()  # that of the end token is left out
     return {"id": slide.slide_id, "caption": caption, "method": "integrated gradients", "tiles": len(tiles),
             "tokens": [{"text": text, "probability": probability}
                        for text, probability in zip(tokens.pieces, probabilities, strict=False)],
             "phrases": explained}
+
+
+def _as_record(contrast: Contrast | None, effect: Effect | None, weights: list[float] | None) -> dict[str, Any]:
+    """What explanation.json says of a phrase."""
+    reason = _why_no_map(effect)
+    return {"alternative": contrast and contrast.text, "deletion_test": effect and asdict(effect), "no_map": reason,
+            "weights": None if reason else weights}
 
 
 def _tested(captioner: Captioner, tiles: Tensor, contrasts: list[Contrast]) -> list[tuple[Effect, list[float]]]:
