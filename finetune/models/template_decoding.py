@@ -202,7 +202,7 @@ class _Search:
         ids = common_prefix([way.ids for way in ways])
         totals, log_probabilities, last = self._scored(self._cache, [(self._bos, *ids)] * num_slides, [1] * num_slides)
         self._length, self._cached = 1 + len(ids), num_slides
-        fronts = self._fronts([_next_ids(ways, len(ids))] * num_slides, log_probabilities, last)
+        fronts = self._fronts([_next_ids(ways, ids)] * num_slides, log_probabilities, last)
         return [_Hypothesis(slide, place, fields, ids, total, front)
                 for slide, (total, front) in enumerate(zip(totals, fronts, strict=True))]
 
@@ -269,7 +269,7 @@ class _Search:
         rows = []
         for leaf in found.leaves:
             way = stage.ways[leaf]
-            next_ids = () if way.is_end else _next_ids(self._tokens.ways(way.place), len(way.ids))
+            next_ids = () if way.is_end else _next_ids(self._tokens.ways(way.place), way.ids)
             rows.append(_Row(number, node, way.ids, start, next_ids, leaf))
         return rows
 
@@ -377,9 +377,11 @@ class _Search:
             self._length = length
 
 
-def _next_ids(ways: Sequence[Way], place: int) -> tuple[int, ...]:
-    """The different ids that ways have at a place."""
-    return tuple(dict.fromkeys(way.ids[place] for way in ways))
+def _next_ids(ways: Sequence[Way], ids: tuple[int, ...]) -> tuple[int, ...]:
+    """The different ids that ways have behind these; none if further text changes some of these."""
+    if any(len(way.ids) <= len(ids) or way.ids[:len(ids)] != ids for way in ways):
+        return ()
+    return tuple(dict.fromkeys(way.ids[len(ids)] for way in ways))
 
 
 def probability_of(scores: dict[str | None, list[float]], value: str | None, temperature: float) -> float:

@@ -32,20 +32,21 @@ def texts_of(content):
     return [text for text, _ in by_brute_force(Template.from_dict(content))]
 
 
-@pytest.fixture(params=[*TOKENIZERS, "prism", "hf"])
-def decoder(request, tmp_path):
+@pytest.fixture(params=[*TOKENIZERS, "prism", "hf"], scope="module")
+def decoder(request, tmp_path_factory):
     """(decoder, tokenizer, content of a template)."""
     torch.manual_seed(0)
     if request.param == "prism":
         return coca_of(LETTERS, "prism"), LETTERS, ENGLISH
     if request.param == "hf":
-        captioner, tokenizer = tiny_captioner(make_language_model(tmp_path / "lm"))
+        captioner, tokenizer = tiny_captioner(make_language_model(tmp_path_factory.mktemp("form") / "lm"))
         return captioner.decoder, tokenizer, CHINESE
     content = ENGLISH if request.param == "sentencepiece" else CHINESE
     tokenizer = TOKENIZERS[request.param](texts_of(content))
     return coca_of(tokenizer), tokenizer, content
 
 
+@torch.no_grad()
 def log_probability(decoder, tokenizer, images, ids):
     """Of whole sequences [begin, *ids], for each slide; by one pass without a cache."""
     rows = [[tokenizer.bos_id, *row] for row in ids]
@@ -134,12 +135,12 @@ def test_a_slide_is_filled_alike_alone_and_in_a_batch(decoder):
 @pytest.mark.parametrize("kind", TOKENIZERS)
 def test_random_templates_are_filled_with_texts_that_parse(kind):
     torch.manual_seed(0)
-    rng, filled = random.Random(1), 0
+    rng, filled = random.Random(7), 0
     corpus = ["".join(rng.choices("ab，。", k=30)) for _ in range(50)]
     tokenizer = TOKENIZERS[kind](corpus)
     decoder = coca_of(tokenizer)
     images = images_for(decoder)
-    while filled < 8:
+    while filled < 30:
         try:
             template = Template.from_dict(random_content(rng))
         except UserError:
