@@ -139,8 +139,16 @@ def fill_template(decoder: CaptionDecoder, image_tokens: torch.Tensor, tokens: T
     Raises:
         UserError: A text that the tokenizer cannot write.
     """
+    decided, place = tokens.start()
+    if tokens.template.is_end(place.node):  # the template has one text
+        return [FilledTemplate(place.text, _certain(decided)) for _ in image_tokens]
     search = _Search(decoder, tokens, num_beams, temperature, exact)
     return search.run(image_tokens)
+
+
+def _certain(decided: Decided) -> dict[str, Field]:
+    """Fields of slots that have no choice."""
+    return {name: Field(value, 1.0, {value: [0.0]}) for name, value in decided}
 
 
 class _Search:
@@ -195,9 +203,7 @@ class _Search:
     def _begin(self, num_slides: int) -> list[_Hypothesis]:
         """The text before the first decision, read in one pass."""
         decided, place = self._tokens.start()
-        fields = {name: Field(value, 1.0, {value: [0.0]}) for name, value in decided}
-        if self._tokens.template.is_end(place.node):
-            raise ValueError("the template has one text only")
+        fields = _certain(decided)
         ways = self._tokens.ways(place)
         ids = common_prefix([way.ids for way in ways])
         totals, log_probabilities, last = self._scored(self._cache, [(self._bos, *ids)] * num_slides, [1] * num_slides)

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from finetune.common.errors import UserError
+from finetune.evaluation.templates import Template
 from finetune.models.template_decoding import fill_template
 from finetune.models.template_tokens import TemplateTokens
 from tests.helpers.language_models import make_language_model, tiny_captioner
 from tests.helpers.odd_templates import alphabet, odd_templates
-from tests.helpers.template_decoders import TOKENIZERS, coca_of, images_for
+from tests.helpers.template_decoders import SLIDES, TOKENIZERS, coca_of, images_for
 
 KINDS = [*TOKENIZERS, "prism", "language model"]
 MOST_REFUSED = 0.3  # of the templates: those of which a tokenizer has no token, or two values with the same tokens
@@ -53,6 +54,13 @@ def fill_and_check(kind, folder, number, seed):
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_filled_in_parses(kind, tmp_path):
     fill_and_check(kind, tmp_path, 5, seed=1)
+
+
+def test_a_template_of_one_text_is_that_text(tmp_path):
+    decoder, tokenizer = decoder_of("bpe", tmp_path)
+    template = Template.from_dict({"text": "胃，{a}。", "slots": {"a": ["癌"]}})
+    found = fill_template(decoder, images_for(decoder), TemplateTokens(template, tokenizer))
+    assert [(one.text, one.fields["a"].value, one.probability) for one in found] == [("胃，癌。", "癌", 1.0)] * SLIDES
 
 
 @pytest.mark.slow
