@@ -1,7 +1,8 @@
-"""Mutated .h5, .npy, .npz, .json, .csv, .jsonl, .xlsx, .yaml and .pth files, and what reads them; for tests/scripts/test_fuzz.py.
+"""Mutated files and what reads them, for tests/scripts/test_fuzz.py: slides, tables, configs, checkpoints, exported folders,
+tokenizers, and what a run derives from its inputs (slide cache, index of headers, nearest.pt).
 
 Inputs are read in a process of their own: a library in C that crashes, hangs or takes all memory on one of them must
-end the child, not the tests. The n-th input of a kind is always the same.
+end the child, not the tests. The n-th input of a kind is always the same, unless PRISM_COCA_FUZZ_SEED is set.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ import resource
 import shutil
 import signal
 import sys
+import tempfile
 import time
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,14 +32,18 @@ import torch
 import torch._dynamo  # see kill_runs
 
 from finetune.checkpoints.format import Checkpoint, RunDescription, read_pth
+from finetune.checkpoints.hf_folder import WEIGHTS, write_folder
 from finetune.common.errors import BadSlide, UserError
 from finetune.common.visible import json_text
 from finetune.config.schema import Config, from_dict
 from finetune.config.yaml_file import load_yaml
+from finetune.data.header_cache import read_headers, write_headers
 from finetune.data.labels import load_labels
-from finetune.data.slides import find_files, inspect_slide
+from finetune.data.slide_cache import SlideCache
+from finetune.data.slides import SlideFile, find_files, inspect_slide
 from finetune.data.tile_facts import TileFacts
 from finetune.data.tile_reader import read_coords, read_tiles
+from finetune.data.tokenizer import build_tokenizer, tokenizer_from_dict
 from finetune.inference.captioner import Captioner
 from finetune.inference.nearest import TrainingSlides
 from finetune.models.captioner import SlideCaptioner
@@ -341,11 +348,148 @@ def nearest_read(path: Path) -> None:
         assert isinstance(record["unusual"], bool) and json.loads(json_text(record)) == record
 
 
+@functools.cache
+def _tokenizers() -> list[dict]:
+    """One of each kind that needs no download."""
+    texts = ["胃体小弯低分化腺癌，浸润至浆膜层。", "Gastric adenocarcinoma, Grade II.\n", "乳腺浸润性癌，ER（+），Ki-67约30%。"] * 3
+    return [build_tokenizer(kind, texts, normalize).to_dict() for kind in ("vocab", "bpe:300") for normalize in (True, False)]
+
+
+def _damaged_json(text: str, rng: random.Random) -> str:
+    """JSON text in which values at any depth are others, or in which bytes are."""
+    if rng.random() < 0.5:
+        return mutate(text.encode(), rng, _JSON_WORDS).decode("utf-8", "replace")
+    return json.dumps(_damaged(json.loads(text), rng), default=lambda value: str(type(value)))
+
+
+def tokenizer_input(rng: random.Random) -> bytes:
+    """The tokenizer of a checkpoint; that of the library is JSON within it."""
+    content = dict(rng.choice(_tokenizers()))
+    if "json" in content and rng.random() < 0.8:
+        content["json"] = _damaged_json(content["json"], rng)
+        return json.dumps(content).encode()
+    return _damaged_json(json.dumps(content), rng).encode()
+
+
+def tokenizer_read(path: Path) -> None:
+    """What is accepted encodes and decodes reports, and can be saved again."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        return
+    if not isinstance(content, dict):
+        return
+    tokenizer = tokenizer_from_dict(content, str(path))
+    for text in ("", "胃癌。", "Grade II <unk> [PAD]\n\u202e", "癌" * 2000):
+        ids = tokenizer.encode(text)
+        assert len(ids) < 64 * (len(text.encode()) + 10) and isinstance(tokenizer.decode(ids), str)
+    json.dumps(tokenizer.to_dict())
+
+
+_SHAPE = (4, 16)
+
+
+@functools.cache
+def _encodings() -> list[tuple[SlideFile, np.ndarray]]:
+    rng = np.random.default_rng(0)
+    return [(SlideFile(f"s{i}", f"/nowhere/s{i}.h5", "features", 9, 8, tile_sum=7 + i), rng.standard_normal(_SHAPE, "f4")) for i in range(2)]
+
+
+@functools.cache
+def _cached() -> list[bytes]:
+    """The files of two slides, and one as versions before checksums wrote it."""
+    with tempfile.TemporaryDirectory() as folder:
+        cache = SlideCache(Path(folder), "key", *_SHAPE, "float32")
+        for slide, tokens in _encodings():
+            cache.write((slide, None), tokens)
+        files = [cache.path(slide).read_bytes() for slide, _ in _encodings()]
+    memory = io.BytesIO()
+    np.save(memory, _encodings()[0][1])
+    return [*files, memory.getvalue()]
+
+
+def cache_input(rng: random.Random) -> bytes:
+    raw = bytearray(_cached()[rng.choice([0, 0, 0, 0, 1, 2])])
+    way = rng.randrange(5)
+    if way == 0:
+        at = rng.randrange(len(raw))
+        raw[at:at + 64] = bytes(len(raw[at:at + 64]))
+    elif way == 1:
+        raw[rng.randrange(len(raw))] ^= 1 << rng.randrange(8)
+    return bytes(raw) if way < 2 else mutate(bytes(raw), rng)
+
+
+def cache_read(path: Path) -> None:
+    """What is believed is what was written, to the last bit; a file without a sum only has to hold numbers."""
+    [slide, tokens], _ = _encodings()
+    cache = SlideCache(path.parent / "cache", "key", *_SHAPE, "float32")
+    place, has_sum = cache.path(slide), path.stat().st_size != len(_cached()[2])
+    place.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(path, place)
+    read = cache.read(slide)
+    assert np.isfinite(read).all() and (np.array_equal(read, tokens) or not has_sum)
+
+
+def index_input(rng: random.Random) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        slides = [SlideFile(f"s{i}", str(GOLDEN), "features", 9, 8, "<f4", None, GOLDEN.stat().st_size, GOLDEN.stat().st_mtime_ns) for i in range(3)]
+        write_headers(Path(folder) / "index.json", None, 8, None, slides)
+        raw = (Path(folder) / "index.json").read_bytes()
+    if rng.random() < 0.5:
+        return mutate(raw, rng, _JSON_WORDS)
+    rows = _damaged_json(raw.partition(b"\n")[2].decode(), rng).encode()
+    return json.dumps({"made_for": [2, None, 8, None], "crc32": zlib.crc32(rows)}).encode() + b"\n" + rows
+
+
+def index_read(path: Path) -> None:
+    """Only types are looked at where the sum was made right again."""
+    for location, slide in read_headers(path, None, 8, None).items():
+        assert location == slide.location and isinstance(slide.num_tiles, int) and isinstance(slide.key, str)
+
+
+@functools.cache
+def _exported() -> dict[str, bytes]:
+    with tempfile.TemporaryDirectory() as folder:
+        write_folder(GOLDEN, Path(folder) / "exported")
+        return {path.name: path.read_bytes() for path in (Path(folder) / "exported").iterdir()}
+
+
+def folder_input(rng: random.Random) -> bytes:
+    """An exported folder in which one file is damaged, as an archive."""
+    files = dict(_exported())
+    name = rng.choice(["config.json", "config.json", "tokenizer.json", "tokenizer.json", "model.safetensors", "model.safetensors", "config.yaml"])
+    if name.endswith("json"):
+        files[name] = _damaged_json(files[name].decode(), rng).encode()
+    elif rng.random() < 0.1:
+        del files[name]
+    else:
+        head = int.from_bytes(files[name][:8], "little") + 8 if name == WEIGHTS else len(files[name])
+        at = head if rng.random() < 0.8 else len(files[name])  # else the header would hardly ever be met
+        files[name] = mutate(files[name][:at], rng, _JSON_WORDS) + files[name][at:]
+    memory = io.BytesIO()
+    with zipfile.ZipFile(memory, "w") as archive:
+        for file, content in files.items():
+            archive.writestr(file, content)
+    return memory.getvalue()
+
+
+def folder_read(path: Path) -> None:
+    folder = path.with_name("exported")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            (folder / name).write_bytes(archive.read(name))
+    captioner = Captioner.load(folder, device="cpu")
+    json.loads(json_text(captioner.checkpoint.data))
+
+
 KINDS: dict[str, tuple[Callable[[random.Random], bytes], Callable[[Path], None]]] = {
     "h5": (h5_input, h5_read), "groups": (groups_input, groups_read), "npy": (npy_input, h5_read), "npz": (npz_input, h5_read),
     "json": (json_input, json_read), "csv": (csv_input, table_read), "jsonl": (jsonl_input, table_read), "xlsx": (xlsx_input, table_read),
     "yaml": (yaml_input, yaml_read), "pth": (pth_input, pth_read),
-    "nearest": (nearest_input, nearest_read)}
+    "nearest": (nearest_input, nearest_read), "tokenizer": (tokenizer_input, tokenizer_read), "cache": (cache_input, cache_read),
+    "index": (index_input, index_read), "folder": (folder_input, folder_read)}
 
 
 def work(kind: str, first: int, seconds: float, most: int, folder: str) -> None:
@@ -353,12 +497,13 @@ def work(kind: str, first: int, seconds: float, most: int, folder: str) -> None:
     sys.stderr = sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     torch.set_num_threads(1)
     make, read = KINDS[kind]
+    seed = os.environ.get("PRISM_COCA_FUZZ_SEED", "")
     path, until = Path(folder) / f"input.{kind}", time.monotonic() + seconds
     with open(Path(folder) / "done", "w", encoding="utf-8") as done, open(Path(folder) / "bad", "a", encoding="utf-8") as bad:
         for n in range(first, first + most):
             if time.monotonic() > until:
                 break
-            path.write_bytes(make(random.Random(f"{kind} {n}")))
+            path.write_bytes(make(random.Random(f"{seed}{kind} {n}")))
             signal.alarm(SECONDS)
             try:
                 read(path)

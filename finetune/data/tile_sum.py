@@ -2,6 +2,7 @@
 
 Reading all tiles of 20 000 slides takes hours. Features of another encoder, another magnification or another slide
 differ in every tile, so 24 of them are enough; whoever must notice a single changed tile gives `data.sha256_file`.
+Files of the slide cache carry the sum: another way to choose the tiles has all slides encoded again.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import zlib
 from collections.abc import Callable, Sequence
 
 NOT_SUMMED = 0
-_ROWS = 8  # at the start, in the middle and at the end: three chunks of a compressed file at most
+_NUM_TILES = 24  # in the middle, side by side: a compressed file is unpacked by chunks, at 9 ms for 512 tiles
 
 
 def join_sums(sums: Sequence[int]) -> int:
@@ -19,14 +20,11 @@ def join_sums(sums: Sequence[int]) -> int:
 
 
 def sum_of_tiles(rows: Callable[[slice], bytes], num_tiles: int) -> int:
-    """CRC-32 of the tiles at the start, in the middle and at the end.
+    """CRC-32 of the tiles in the middle.
 
     Args:
         rows: Gives the bytes of some tiles, in the type in which they are stored.
         num_tiles: Of the file.
     """
-    total = 1  # never NOT_SUMMED for a file without bytes
-    starts = {0, max(0, (num_tiles - _ROWS) // 2), max(0, num_tiles - _ROWS)}
-    for start in sorted(starts):
-        total = zlib.crc32(rows(slice(start, min(start + _ROWS, num_tiles))), total)
-    return total or 1
+    start = max(0, (num_tiles - _NUM_TILES) // 2)
+    return zlib.crc32(rows(slice(start, min(start + _NUM_TILES, num_tiles)))) or 1  # 0 is NOT_SUMMED

@@ -44,6 +44,7 @@ def require_harmless(json_text: str) -> None:
     kind = tokenizer["model"].get("type", "BPE")  # old files name none
     if kind not in _MODELS:
         raise ValueError(f"a model of the kind {kind!r}")
+    _require_prefixed(tokenizer["model"])
     for name in _PIPELINES:
         _require_small(name, list(_flat(tokenizer.get(name))))
 
@@ -57,6 +58,15 @@ def _require_small(name: str, parts: list[dict[str, Any]]) -> None:
         raise ValueError(f"its {name} may lengthen a text {growth:g} times")
     for part in parts:
         _require_simple(part.get("pattern"))
+
+
+def _require_prefixed(model: dict[str, Any]) -> None:
+    """The library cuts the prefix of continuing pieces off the second part of each merge, and panics without one."""
+    prefix = model.get("continuing_subword_prefix") or ""
+    for merge in (model.get("merges") or ()) if prefix else ():
+        _, second = merge.split(" ") if isinstance(merge, str) else merge
+        if not second.startswith(prefix):
+            raise ValueError("a merge without the prefix of continuing pieces")
 
 
 def _flat(part: Any, depth: int = 0) -> Iterator[dict[str, Any]]:

@@ -18,6 +18,7 @@ from .loss_means import add_to_sums, means_of, step_report
 from .objective import Objective
 from .out_of_memory import oom_as_user_error
 from .run_log import RunLog
+from .signals import StopRequested
 from .state import TrainState
 
 _MAX_SKIPPED_IN_ROW = 20  # fp16 steps: a loss scale that was halved 20 times will not recover
@@ -34,7 +35,8 @@ class Parts:
         save: Writes checkpoints of a state, of the best epoch too if the flag is true.
         stop: Whether a stop signal was received, the same on all ranks.
         grad_clip_norm: None disables clipping.
-        save_every_steps: 0 saves only at the end of an epoch, before it is validated and after.
+        save_every_steps: 0 saves only at the end of an epoch, before it is validated (if `is_late`) and after.
+        is_late: Whether more work is unsaved than should be, the same on all ranks.
         monitor: The score that selects the best epoch; `last` takes the last one.
     """
 
@@ -51,6 +53,7 @@ class Parts:
     grad_clip_norm: float | None
     save_every_steps: int = 0
     monitor: str = "val_loss"
+    is_late: Callable[[], bool] = lambda: True
 
     @property
     def model(self) -> SlideCaptioner:
@@ -60,17 +63,22 @@ class Parts:
     def are_due(self, state: TrainState) -> bool:
         """Whether a step is to be followed by checkpoints: the last one of an epoch is, as validating takes time in
         which a run may be killed."""
-        is_last = self.validate is not None and state.batches_done == self.batches.count(state.epoch)
-        return is_last or bool(self.save_every_steps and state.step % self.save_every_steps == 0)
+        if self.save_every_steps and state.step % self.save_every_steps == 0:
+            return True
+        is_last = state.batches_done == self.batches.count(state.epoch)
+        return is_last and self.validate is not None and self.is_late()
 
 
 def fit(parts: Parts, state: TrainState) -> TrainState:
     """Train until `parts.epochs` or a stop signal. Only this module moves `state`; resumable after every step.
 
     A run that is resumed after the last step of an epoch begins with the validation of this epoch.
+
+    Raises StopRequested on a signal in a validation.
     """
     parts.model.train()
     while state.epoch < parts.epochs:
+        is_saved = True
         with parts.log.epoch_bar(state, parts.batches.count(state.epoch), parts.epochs) as bar:
             for micro_batches in parts.batches.epoch(state.epoch, state.batches_done):
                 report = train_step(parts, micro_batches, parts.learning_rate(state.step), state)
@@ -78,11 +86,17 @@ def fit(parts: Parts, state: TrainState) -> TrainState:
                 add_to_sums(state.sums, report)
                 parts.log.step(bar, report)
                 stop = parts.stop()
-                if stop or parts.are_due(state):
+                is_saved = stop or parts.are_due(state)
+                if is_saved:
                     parts.save(state, False)
                 if stop:
                     return state
-        end_epoch(parts, state)
+        try:
+            end_epoch(parts, state)
+        except StopRequested:  # in the validation
+            if not is_saved:
+                parts.save(state, False)
+            raise
         if parts.stop():
             break
     return state

@@ -120,7 +120,7 @@ def _train(config: Config, resume: str | None, folder: Path, buffered: MemoryHan
     announce_start(config, data, objective, batches, state, checkpoint)
     parts = Parts(objective, optimizer, scaler, batches, learning_rate, validator, log, saver.save,
                   signals.any_received, epochs=training.epochs, grad_clip_norm=training.grad_clip_norm,
-                  save_every_steps=training.save_every_steps, monitor=training.monitor)
+                  save_every_steps=training.save_every_steps, monitor=training.monitor, is_late=saver.is_late)
     try:
         with signals:
             with signals.interruptible():

@@ -205,17 +205,17 @@ def test_H13_a_missing_compression_filter_is_named_from_the_header(tmp_path):
     bad_slide(path, "filter 32015", "not installed", "hdf5plugin")
 
 
-@pytest.mark.parametrize("number", [0, 2])
+@pytest.mark.parametrize("number", [0, 5])
 @pytest.mark.parametrize("options", [{"compression": "gzip"}, {"fletcher32": True}], ids=["H14 gzip", "H14 fletcher32"])
 def test_H14_a_flipped_byte_in_a_checked_chunk_is_an_error_that_names_the_file(tmp_path, options, number):
-    """Chunk 0 holds tiles of the sum, and is read with the header."""
+    """Chunk 5 holds tiles of the sum, and is read with the header."""
     path = write_h5(tmp_path / "s.h5", random_tiles(200, D), chunks=(20, D), **options)
     with h5py.File(path) as file:
         chunk = file["embeddings"].id.get_chunk_info(number)
     raw = bytearray(path.read_bytes())
     raw[chunk.byte_offset + chunk.size // 2] ^= 0xFF
     path.write_bytes(raw)
-    if number == 0:
+    if number == 5:
         bad_slide(path, "cannot be read", "copy it again")
         return
     slide = inspect_slide(path, None, D)

@@ -34,6 +34,12 @@ def with_normalizer(*parts: dict) -> str:
     return json.dumps(tokenizer)
 
 
+def with_merge(merge: list[str], prefix: str) -> str:
+    tokenizer = json.loads(tokenizer_json())
+    tokenizer["model"] |= {"merges": [merge], "continuing_subword_prefix": prefix}
+    return json.dumps(tokenizer)
+
+
 def load(json_text: str):
     return tokenizer_from_dict({"type": "hf", "version": 1, "json": json_text, "special": SPECIAL}, "best_model.pth")
 
@@ -71,6 +77,7 @@ BOMBS = {
     "a deep pattern": with_normalizer({"type": "Replace", "pattern": {"Regex": "(" * 500 + "a" + ")" * 500},
                                        "content": ""}),
     "repeats of repeats": with_normalizer({"type": "Replace", "pattern": {"Regex": "(a{999}){999}"}, "content": ""}),
+    "a merge without its prefix": with_merge(["ab", "c"], "##longer"),
     "many parts": with_normalizer(*[{"type": "NFC"}] * 200),
     "a new part": with_normalizer({"type": "Exec", "command": "true"}),
 }

@@ -9,9 +9,12 @@ import threading
 import time
 
 import pytest
+import torch
 
+from finetune.checkpoints.format import RunDescription
 from finetune.common.distributed import World
 from finetune.training.loop import fit
+from finetune.training.saver import Saver
 from finetune.training.signals import StopRequested, StopSignals
 from finetune.training.state import TrainState
 from tests.helpers.training import a_batch, parts_of, tiny_model
@@ -54,6 +57,27 @@ def test_K17_a_signal_ends_a_validation_at_once_and_leaves_the_state_that_is_sav
     assert time.monotonic() - started < 10 and signals.received == number
     assert state == saved[-1] and (state.epoch, state.batches_done) == (0, 1) and model.training
     assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_K17_an_epoch_that_is_not_late_is_saved_when_the_signal_comes(tmp_path):
+    saved: list[TrainState] = []
+    parts = parts_of(tiny_model(), tmp_path, [a_batch(0, 2)] * 2, [a_batch(9, 2)], saved, is_late=lambda: False)
+    parts.validate.observers = [type("Stops", (Slow,), {"observe": lambda *_: os.kill(os.getpid(), signal.SIGTERM)})()]
+    with parts.validate.signals, pytest.raises(StopRequested):
+        fit(parts, TrainState())
+    assert [(s.epoch, s.batches_done, s.step) for s in saved] == [(0, 2, 2)]
+
+
+def test_K17_saving_before_a_validation_takes_a_small_part_of_the_time(tmp_path):
+    model = tiny_model()
+    saver = Saver(tmp_path, 0, model, torch.optim.AdamW(model.parameters()), torch.amp.GradScaler("cpu", enabled=False),
+                  RunDescription(config={}, tokenizer={}, prism={}, data={}, versions={}))
+    assert saver.is_late(), "nothing is saved"
+    saver.save(TrainState(), False)
+    assert 0 < saver._save_seconds < 60 and time.monotonic() - saver._saved_at < 60
+    for seconds, is_late in ((19, False), (21, True)):
+        saver._save_seconds, saver._saved_at = 4.0, time.monotonic() - seconds
+        assert saver.is_late() == is_late
 
 
 def test_K17_a_signal_of_before_ends_a_long_phase_when_it_begins(tmp_path):
