@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 
 from .clause_columns import Column, common_columns
 from .clauses import Clauses
@@ -113,15 +114,13 @@ class Alignment:
 
     def _best_places(self, text: Clauses) -> list[Column | None]:
         """The best alignment of clauses with columns (Needleman and Wunsch 1970); None: a new column."""
-        columns = self.columns
-        skipped = [_SKIPPED * min(1.0, column.values.total() / self._total) for column in columns]
-        best = [0.0]
-        for cost in skipped:
-            best.append(best[-1] + cost)
+        skipped = [_SKIPPED * min(1.0, column.values.total() / self._total) for column in self.columns]
+        best = [0.0, *accumulate(skipped)]
         moves = []
         for clause, lead in zip(text.questions, text.leads, strict=True):
             new = _NEW_COLUMN if self._count[clause] > 1 else _NEW_FOR_ONE
-            best, row = _next_row(best, skipped, new, [self._score(clause, lead, column) for column in columns])
+            scores = [self._score(clause, lead, column) for column in self.columns]
+            best, row = _next_row(best, skipped, new, scores)
             moves.append(row)
         return self._traced(moves)
 
