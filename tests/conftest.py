@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,10 @@ import torch
 from tests.helpers.files import ROOT, random_tiles, write_h5
 from tests.helpers.scripts import TEXTS
 
+LONG_FILES = ["scripts/test_benchmarks.py", "scripts/test_end_to_end.py", "training/test_resume.py", "training/test_torchrun.py",
+              "scripts/test_learning_benchmark.py", "scripts/test_fields_benchmark.py", "scripts/test_language_model_runs.py",
+              "scripts/test_prism_runs.py", "training/test_distributed.py", "pages/test_browser.py", "scripts/test_fuzz.py"]
+
 
 def pytest_configure() -> None:
     """A worker of pytest-xdist has a core: threads of its own would only wait for each other."""
@@ -26,8 +31,13 @@ def pytest_configure() -> None:
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start
 
 
+@pytest.hookimpl(trylast=True)  # of those that -m leaves
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `gpu` are skipped where there is none."""
+    """Tests marked `gpu` are skipped where there is none. Long files, then those of many tests come first: a worker has
+    a file for itself, and one that began a long one at the end would keep the others waiting."""
+    tests = Counter(item.path for item in items)
+    long = {ROOT / "tests" / name: rank for rank, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: (long.get(item.path, len(long)), -tests[item.path]))
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
