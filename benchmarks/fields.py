@@ -28,11 +28,11 @@ import torch
 from finetune.data.slides import open_case
 from finetune.data.tile_reader import read_tiles
 from finetune.demo import make_slides
-from finetune.evaluation.template_search import find_template
-from finetune.evaluation.templates import Fields, Template
 from finetune.inference.captioner import Captioner
 from finetune.inference.form import Form
 from finetune.models.template_tokens import TemplateTokens
+from finetune.templates.search import find_template
+from finetune.templates.template import Fields, Template
 from prism import GenerationOptions
 
 from .learning import compared, rows_of, run_folder, shown, slide_features, train_and_caption

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from ..common.terminal import aligned_lines
+from ..templates.template import Fields, Template
 from .reliability import calibration_error, resampled
 from .scoring import auroc, mean_auroc
-from .templates import Fields, Template
 from .text_metrics import Statistic
 
 NOT_SAID = "-"  # in a confusion table, for a field that a text has no value of

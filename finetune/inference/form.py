@@ -17,11 +17,11 @@ from ..config.yaml_file import load_plain_yaml
 from ..data.labels import Label
 from ..data.text_encoding import decode, read_bytes
 from ..data.tokenizer import Tokenizer
-from ..evaluation.templates import Template
 from ..models.captioner import CaptionDecoder
 from ..models.field_calibration import FieldCalibration, calibrate_fields, known_fields
 from ..models.template_decoding import EXACT, FilledTemplate, fill_template
 from ..models.template_tokens import TemplateTokens
+from ..templates.template import Template
 from .options import InferenceOptions
 from .records import FieldRecord, Record, new_record
 

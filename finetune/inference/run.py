@@ -11,8 +11,8 @@ from ..common.errors import UserError
 from ..common.log import logger, notice
 from ..data.batch import encode_text
 from ..evaluation.scoring import Answers, Report, evaluate
-from ..evaluation.templates import Template
 from ..models.training_texts import SlideVectors
+from ..templates.template import Template
 from .captioner import Captioner
 from .cases import select_slides
 from .closing import Outcome, announce, announce_end, scores_path, show_scores

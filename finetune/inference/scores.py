@@ -14,7 +14,7 @@ from ..evaluation.coverage import Selection, coverage_lines
 from ..evaluation.field_scores import FieldAnswers, FieldScores, field_lines
 from ..evaluation.findings import FindingDictionary
 from ..evaluation.scoring import Answers, Report
-from ..evaluation.templates import Template
+from ..templates.template import Template
 from .captioner import Captioner
 from .options import InferenceOptions
 from .records import FieldRecord, Record

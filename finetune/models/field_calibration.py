@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..evaluation.templates import Fields
+from ..templates.template import Fields
 from .template_decoding import Field, probability_of
 
 _TEMPERATURES = [2 ** (k / 8) for k in range(-16, 17)]  # 1/4 to 4 in steps of 9 %

@@ -14,8 +14,8 @@ from itertools import islice, pairwise, takewhile
 
 from ..common.errors import UserError
 from ..data.tokenizer import Tokenizer
-from ..evaluation.template_graph import Edge, Node, Slot
-from ..evaluation.templates import Template
+from ..templates.graph import Edge, Node, Slot
+from ..templates.template import Template
 
 Decided = tuple[tuple[str, str | None], ...]  # slots with their values, in the order of the text
 _MOST_WAYS = 60_000  # from one place

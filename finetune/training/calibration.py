@@ -20,11 +20,11 @@ from ..data.batch import Batch, Sample
 from ..data.prepare import Data
 from ..data.splits import groups_of
 from ..data.tile_facts import TileFacts
-from ..evaluation.templates import Template
 from ..models.captioner import SlideCaptioner
 from ..models.linear_probe import LinearProbe
 from ..models.training_texts import SlideVectors, TrainingTexts
 from ..models.unusual import SPACES, UsualSlides
+from ..templates.template import Template
 from .caption_validation import choose_samples
 from .confidence_fit import FittedConfidence, fit_confidence
 from .field_temperature import fit_field_temperature

@@ -10,11 +10,11 @@ from ..common.errors import UserError
 from ..common.log import logger, notice
 from ..data.batch import Batch, Sample
 from ..data.tokenizer import Tokenizer
-from ..evaluation.templates import Template
 from ..models.captioner import SlideCaptioner
 from ..models.field_calibration import calibrate_fields, known_fields
 from ..models.template_decoding import fill_template
 from ..models.template_tokens import TemplateTokens
+from ..templates.template import Template
 
 
 def fit_field_temperature(model: SlideCaptioner, precision: Precision, template: dict[str, Any], tokenizer: Tokenizer,

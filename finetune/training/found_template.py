@@ -12,8 +12,8 @@ from ..common.log import logger
 from ..config.schema import Config
 from ..data.kept_results import KeptResults, key_of
 from ..data.prepare import Data
-from ..evaluation.template_search import find_template
-from ..evaluation.templates import Template
+from ..templates.search import find_template
+from ..templates.template import Template
 from .setup import header_cache_path
 
 

@@ -19,12 +19,12 @@ from ..common.visible import json_text
 from ..data.batch import Batch, Sample
 from ..evaluation.field_scores import FieldScores
 from ..evaluation.scoring import Answers, Report, evaluate
-from ..evaluation.templates import Template
 from ..models.caption_confidence import evidence
 from ..models.captioner import SlideCaptioner
 from ..models.generation import caption_log_probabilities, generate
 from ..models.rerank import MIN_PREDICTABLE, rerank
 from ..models.training_texts import SlideVectors, TrainingTexts
+from ..templates.template import Template
 from .caption_lines import caption_lines
 
 MOST_COMPARED = 100  # slides

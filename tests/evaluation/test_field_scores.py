@@ -12,7 +12,7 @@ import pytest
 
 from finetune.evaluation.coverage import FEWEST, Selection, coverage_lines
 from finetune.evaluation.field_scores import FieldScores, field_lines
-from finetune.evaluation.templates import Template
+from finetune.templates.template import Template
 from tests.helpers.files import ROOT
 
 GOLDEN = json.loads((ROOT / "tests/golden/fields.json").read_text(encoding="utf-8"))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from finetune.common.errors import UserError
-from finetune.evaluation.templates import Template
+from finetune.templates.template import Template
 
 FAMILIES = (
     ("癌", "癌变", "癌前病变", "原位癌", "非癌"), ("胃", "胃窦", "胃窦部", "窦部", "胃体、胃窦"),

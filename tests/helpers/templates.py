@@ -7,8 +7,8 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-from finetune.evaluation.template_graph import Slot
-from finetune.evaluation.templates import Fields, Template
+from finetune.templates.graph import Slot
+from finetune.templates.template import Fields, Template
 
 
 def by_brute_force(template: Template) -> Iterator[tuple[str, Fields]]:

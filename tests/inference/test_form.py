@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from finetune.common.errors import UserError
-from finetune.evaluation.templates import Template
 from finetune.inference.captioner import Captioner
 from finetune.inference.form import read_choices
 from finetune.inference.options import InferenceOptions
 from finetune.inference.run import run_inference
 from finetune.inference.serve import answer
+from finetune.templates.template import Template
 from tests.helpers.files import random_tiles, refused, write_h5
 
 TEMPLATE = """

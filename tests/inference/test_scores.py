@@ -10,13 +10,13 @@ import pytest
 from finetune.data.labels import Label
 from finetune.evaluation.field_scores import FieldScores
 from finetune.evaluation.scoring import Answers, evaluate
-from finetune.evaluation.templates import Template
 from finetune.inference.closing import show_scores
 from finetune.inference.ground_truth import GroundTruth
 from finetune.inference.options import InferenceOptions
 from finetune.inference.records import new_record, print_record
 from finetune.inference.scores import Scored
 from finetune.inference.sources import slide_source
+from finetune.templates.template import Template
 from tests.helpers.files import refused
 
 TEMPLATE = Template.from_dict({"text": "胃腺癌，{grade}，{necrosis}坏死。", "slots": {"grade": ["高分化", "低分化"], "necrosis": ["未见", "可见"]}})

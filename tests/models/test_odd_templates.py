@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from finetune.common.errors import UserError
-from finetune.evaluation.templates import Template
 from finetune.models.template_decoding import fill_template
 from finetune.models.template_tokens import TemplateTokens
+from finetune.templates.template import Template
 from tests.helpers.language_models import make_language_model, tiny_captioner
 from tests.helpers.odd_templates import alphabet, odd_templates
 from tests.helpers.template_decoders import SLIDES, TOKENIZERS, coca_of, images_for

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from finetune.common.errors import UserError
-from finetune.evaluation.templates import Template
 from finetune.models.generation import token_log_probabilities
 from finetune.models.template_decoding import fill_template
 from finetune.models.template_tokens import TemplateTokens
+from finetune.templates.template import Template
 from tests.helpers.decoders import LETTERS
 from tests.helpers.language_models import make_language_model, tiny_captioner
 from tests.helpers.template_decoders import SLIDES, TOKENIZERS, coca_of, images_for

@@ -14,9 +14,9 @@ from finetune.checkpoints.format import BEST, LAST, Checkpoint, write_pth
 from finetune.checkpoints.hf_folder import read_folder, write_folder
 from finetune.common.distributed import ALONE
 from finetune.config.schema import Config, apply_overrides
-from finetune.evaluation.template_search import find_template
-from finetune.evaluation.templates import Template
 from finetune.models import build
+from finetune.templates.search import find_template
+from finetune.templates.template import Template
 from finetune.training import found_template, run
 from finetune.training.found_template import template_of
 from tests.helpers import kill_runs

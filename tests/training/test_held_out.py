@@ -14,10 +14,10 @@ from finetune.common.score_table import NEAREST_TEXT, PROBE_TEXT
 from finetune.data.batch import Sample
 from finetune.data.slides import SlideFile
 from finetune.evaluation.scoring import Answers, evaluate
-from finetune.evaluation.templates import Template
 from finetune.models.training_texts import TrainingTexts
 from finetune.pages.field_table import read_fields
 from finetune.pages.held_out import read_held_out
+from finetune.templates.template import Template
 from finetune.training import held_out
 from finetune.training.held_out import caption_held_out, compare_held_out, log_comparison
 from tests.helpers.training import CPU, TOKENIZER, a_batch, tiny_model

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from .template_conditions import condition
-from .template_graph import escaped
-from .template_parts import Block, Part
+from .conditions import condition
+from .graph import escaped
+from .parts import Block, Part
 
 _LONGEST_NAME = 16  # characters
 _END_OF_CLAUSE = re.compile(r"[，。；、！？,;.!?\n]")

@@ -10,7 +10,7 @@ from itertools import groupby
 from typing import Any
 
 from ..common.errors import UserError
-from .template_graph import Group, Item, Slot
+from .graph import Group, Item, Slot
 
 _MAX_SLOTS, _MAX_VALUES, _MAX_LENGTH = 200, 50_000, 10_000  # slots; values of all slots; characters of a value
 _FORMAT = "write text: \"{organ}，{diagnosis}\" and slots: {organ: [...], diagnosis: [...]}"

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
 
-from .clause_columns import Column, common_columns
 from .clauses import Clauses
+from .columns import Column, common_columns
 
 _MOST_COLUMNS = 64
 _SKIPPED, _EXACT = -1.5, 3.0

@@ -10,12 +10,12 @@ from itertools import compress
 from typing import Any
 
 from ..common.errors import UserError
-from .clause_columns import Column
+from .alignment import Alignment
 from .clauses import CUTS, Clauses, atoms
-from .template_alignment import Alignment
-from .template_draft import draft
-from .template_parts import ALMOST_ALL, Block, Part, blocks_of
-from .templates import Template
+from .columns import Column
+from .draft import draft
+from .parts import ALMOST_ALL, Block, Part, blocks_of
+from .template import Template
 
 # Texts that do not follow a template are out of reach of a captioner that fills it, so that this is also the highest
 # accuracy left. Of texts written to a form 95 to 100 % follow theirs, of free ones less than 1 %; in between are

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from ..config.yaml_file import dump_plain_yaml, load_plain_yaml
-from .template_ambiguity import refuse_ambiguous
-from .template_graph import Edge, Group, Node, TemplateGraph, escaped
-from .template_reader import read_template
+from .ambiguity import refuse_ambiguous
+from .graph import Edge, Group, Node, TemplateGraph, escaped
+from .reader import read_template
 
 Fields = dict[str, str | None]
 CHOICE = "text"  # the slot of a list of choices

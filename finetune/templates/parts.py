@@ -7,9 +7,9 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .clause_columns import Column
 from .clauses import Clauses, atoms, common_beginning, common_end
-from .template_values import split_values
+from .columns import Column
+from .values import split_values
 
 _LABEL = re.compile(r".*[：:（(=]\s*", re.DOTALL)  # after these a value begins
 _WORDS = re.compile(r".*[\s：:（(=]", re.DOTALL)

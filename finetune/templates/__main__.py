@@ -5,16 +5,16 @@ and given to `inference.py --template`. Training finds the same template for `--
 changed; texts that labels put on the validation or test side are left out.
 """
 
-from .common.errors import UserError, run_script, say
-from .common.files import expand, write_atomically
-from .config.flags import Parser, add_debug_flag
+from ..common.errors import UserError, run_script, say
+from ..common.files import expand, write_atomically
+from ..config.flags import Parser, add_debug_flag
 
 
 def main() -> int:
     """The command line of `python -m finetune.templates`."""
     args = _parser().parse_args()
-    from .data.labels import load_labels
-    from .evaluation.template_search import find_template
+    from ..data.labels import load_labels
+    from .search import find_template
 
     output = expand(args.output)
     if output.exists() and not args.overwrite:

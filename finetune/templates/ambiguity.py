@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..common.errors import UserError
-from .template_graph import Edge, Node, TemplateGraph
+from .graph import Edge, Node, TemplateGraph
 
 _MAX_STATES = 100_000  # places, and pairs of them; a sane template has some hundred
 _MAX_EDGES = 3_000_000  # looked at, some seconds

@@ -8,8 +8,8 @@ import time
 import pytest
 
 from finetune.demo import GRADES, NECROSIS, TISSUES
-from finetune.evaluation.template_search import find_template
-from finetune.evaluation.templates import Template
+from finetune.templates.search import find_template
+from finetune.templates.template import Template
 from tests.helpers.forms import english, fill, free_text, random_form, same_partition
 
 

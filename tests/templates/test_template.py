@@ -8,7 +8,7 @@ import time
 import pytest
 
 from finetune.common.errors import UserError
-from finetune.evaluation.templates import Template
+from finetune.templates.template import Template
 from tests.helpers.templates import by_brute_force, random_content
 
 YAML = """
@@ -62,7 +62,7 @@ def test_random_templates_read_and_refuse_as_the_list_of_all_their_texts_says():
 
 
 def unchecked(content):
-    from finetune.evaluation.template_reader import read_template
+    from finetune.templates.reader import read_template
     return Template(read_template(content, "t"))
 
 
