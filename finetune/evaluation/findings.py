@@ -78,8 +78,7 @@ class FindingDictionary:
             for finding, entry in _entries(content, path):
                 terms.setdefault(finding, []).extend(_terms_of(finding, entry))
             dangerous.update(_names_beside(content, path))
-            for phrases in _phrases_beside(content, path):
-                distinct |= {Term.of("", Kind.NAME, phrase).folded: phrases[0] for phrase in phrases}
+            distinct |= _distinct_beside(content, path)
         ignored = terms.pop(_FOR_ALL, [])
         return cls(terms, ignored, frozenset(dangerous), distinct)
 
@@ -220,6 +219,14 @@ def _phrases_beside(content: dict[str, Any], path: Path) -> list[list[str]]:
     if not isinstance(groups, list) or not all(map(_is_phrases, groups)) or not all(groups):
         raise UserError(path, f"{_DISTINCT} is no list of lists of phrases", f"write {_DISTINCT}: [[phrase, ...], ...]")
     return groups
+
+
+def _distinct_beside(content: dict[str, Any], path: Path) -> dict[str, str]:
+    """{folded phrase of `distinct`: the first phrase with its meaning}."""
+    meanings: dict[str, str] = {}
+    for phrases in _phrases_beside(content, path):
+        meanings |= {Term.of("", Kind.NAME, phrase).folded: phrases[0] for phrase in phrases}
+    return meanings
 
 
 @cache

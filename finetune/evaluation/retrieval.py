@@ -5,7 +5,6 @@ Shapes: S slides, M texts, D dimensions of their common space.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -54,19 +53,25 @@ def retrieval_statistics(similarity: Cosines, texts: Sequence[str],
     """
     number_of = {text: number for number, text in enumerate(texts)}
     texts_of = [[number_of[text] for text in own] for own in references]
-    slides_with: dict[int, list[int]] = defaultdict(list)
+    first_text_of = [numbers[0] for numbers in texts_of]
+    of_slides = first_hit_ranks(similarity, texts_of)
+    of_texts = first_hit_ranks(similarity.T, _slides_with(texts_of, len(texts)))
+    return _of_ranks("image_to_text", of_slides) | _of_ranks("text_to_image", of_texts[first_text_of])
+
+
+def _slides_with(texts_of: Sequence[Sequence[int]], num_texts: int) -> list[list[int]]:
+    """Of each text the slides that have it."""
+    slides: list[list[int]] = [[] for _ in range(num_texts)]
     for slide, numbers in enumerate(texts_of):
         for number in numbers:
-            slides_with[number].append(slide)
+            slides[number].append(slide)
+    return slides
 
-    of_texts = first_hit_ranks(similarity.T, [slides_with[number] for number in range(len(texts))])
-    ranks = {"image_to_text": first_hit_ranks(similarity, texts_of),
-             "text_to_image": of_texts[[numbers[0] for numbers in texts_of]]}
-    scores: dict[str, Statistic] = {}
-    for direction, rank in ranks.items():
-        for k in (1, 5, 10):
-            scores[f"{direction}_r{k}"] = mean_of(rank <= k)
-        scores[f"{direction}_median_rank"] = lambda indices, rank=rank: float(np.median(rank[indices]))
+
+def _of_ranks(direction: str, ranks: np.ndarray) -> dict[str, Statistic]:
+    """The scores of one direction, of the rank of each slide (S,)."""
+    scores = {f"{direction}_r{k}": mean_of(ranks <= k) for k in (1, 5, 10)}
+    scores[f"{direction}_median_rank"] = lambda indices: float(np.median(ranks[indices]))
     return scores
 
 

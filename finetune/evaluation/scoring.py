@@ -139,14 +139,18 @@ class Report:
             result[COMMON] = self.columns[COMMON]["exact_match"].value
             result["phrase_accuracy"] = phrase_accuracy(answers.captions, answers.first_references())
         result["intervals"] = {name: numbers[1:] for name, numbers in _numbers(scores).items()}
-        result |= {"baselines": {}, "differences": {}}
-        for baseline, differences in self.differences.items():
-            result["baselines"][baseline] = _values(self.columns[baseline])
-            result["differences"][baseline] = _numbers(differences)
+        result |= self._of_baselines()
         if answers.findings is not None and answers.references:
             result["findings"] = findings_table(answers.findings, answers.captions, answers.references)
         result["signature"] = self.signature()
         return result
+
+    def _of_baselines(self) -> dict[str, Any]:
+        values, differences = {}, {}
+        for baseline, of_baseline in self.differences.items():
+            values[baseline] = _values(self.columns[baseline])
+            differences[baseline] = _numbers(of_baseline)
+        return {"baselines": values, "differences": differences}
 
     def signature(self) -> str:
         """The settings that two comparable reports must share."""
@@ -194,15 +198,21 @@ def _statistics_of_columns(answers: Answers, common_text: str | None,
                            lookups: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Statistic]]:
     """{column: its scores}: the captions, and the baselines that can be had."""
     columns = {CAPTIONS: answers.statistics()}
-    if answers.references:
-        if not common_text:
-            common_text = Counter(answers.first_references()).most_common(1)[0][0]
-        columns[COMMON] = answers.with_captions([common_text] * len(answers.captions)).statistics()
-        for name, texts in lookups.items():
-            columns[name] = answers.with_captions(texts).statistics()
+    for name, texts in _texts_of_baselines(answers, common_text, lookups).items():
+        columns[name] = answers.with_captions(texts).statistics()
     if len(answers.captions) > 1:
         columns[SHUFFLED] = answers.shuffled().statistics()
     return columns
+
+
+def _texts_of_baselines(answers: Answers, common_text: str | None,
+                        lookups: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
+    """{baseline: a text for each slide}, without the captions of other slides; none without references."""
+    if not answers.references:
+        return {}
+    if not common_text:
+        common_text = Counter(answers.first_references()).most_common(1)[0][0]
+    return {COMMON: [common_text] * len(answers.captions), **lookups}
 
 
 def _resampled_scores(statistics: Mapping[str, Statistic], resamples: np.ndarray) -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ import itertools
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING
@@ -65,12 +65,15 @@ def _token_scores(captions: Sequence[str], references: Sequence[Sequence[str]]) 
     for name, score_caption in CAPTION_SCORES.items():
         pairs = zip(caption_tokens, reference_tokens, strict=True)
         scores[name] = mean_of([score_caption(caption, texts) for caption, texts in pairs])
-    texts = itertools.chain(caption_tokens, *reference_tokens)
+    _warn_of_long(itertools.chain(caption_tokens, *reference_tokens))
+    scores["cider"] = mean_of(cider(caption_tokens, reference_tokens))
+    return scores
+
+
+def _warn_of_long(texts: Iterable[Tokens]) -> None:
     num_long = sum(len(text) > _ALIGN_TOKENS for text in texts)
     if num_long:
         logger.warning("token_alignment compares the first %d tokens of %d longer texts", _ALIGN_TOKENS, num_long)
-    scores["cider"] = mean_of(cider(caption_tokens, reference_tokens))
-    return scores
 
 
 def signature(references: Sequence[Sequence[str]]) -> str:

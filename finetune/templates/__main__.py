@@ -5,34 +5,54 @@ and given to `inference.py --template`. Training finds the same template for `--
 changed; texts that labels put on the validation or test side are left out.
 """
 
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from ..common.errors import UserError, run_script, say
 from ..common.files import expand, write_atomically
 from ..config.flags import Parser, add_debug_flag
+
+if TYPE_CHECKING:
+    from .search import FoundTemplate
+    from .template import Template
 
 
 def main() -> int:
     """The command line of `python -m finetune.templates`."""
     args = _parser().parse_args()
-    from ..data.labels import load_labels
-    from .search import find_template
-
     output = expand(args.output)
     if output.exists() and not args.overwrite:
         raise UserError(output, "already exists", "choose another -o, or add --overwrite")
-    labels, problems = load_labels(args.labels, encoding=args.encoding)
-    texts = [text for label in labels.values() if label.split in (None, "train") for text in label.texts]
-    found = find_template(texts)
-    if problems:
-        say(f"{len(problems)} labels without a usable text are left out")
-    if found.template is None and not (args.anyway and found.candidate):
+    found = _found_in(args.labels, args.encoding)
+    is_usable = found.template is not None or (args.anyway and found.candidate)
+    if not is_usable:
         raise UserError(args.labels, found.summary(), "caption without a template, write one by hand, or look at the "
                         "best one with --anyway")
-    try:
-        write_atomically(output, found.candidate.to_yaml())
-    except OSError as error:
-        raise UserError(output, f"cannot be written ({error.strerror})", "choose another -o") from None
+    _write(found.candidate, output)
     say(found.summary(), f"written: {output}")
     return 0
+
+
+def _found_in(labels_file: str, encoding: str | None) -> FoundTemplate:
+    """The template of the texts that a labels file has for training."""
+    from ..data.labels import load_labels
+    from .search import find_template
+
+    labels, problems = load_labels(labels_file, encoding=encoding)
+    for_training = [label for label in labels.values() if label.split in (None, "train")]
+    found = find_template([text for label in for_training for text in label.texts])
+    if problems:
+        say(f"{len(problems)} labels without a usable text are left out")
+    return found
+
+
+def _write(template: Template, output: Path) -> None:
+    try:
+        write_atomically(output, template.to_yaml())
+    except OSError as error:
+        raise UserError(output, f"cannot be written ({error.strerror})", "choose another -o") from None
 
 
 def _parser() -> Parser:

@@ -34,11 +34,13 @@ class Alignment:
         self._count: Counter[str] = Counter()
         self._texts_with: dict[str, int] = {}  # a bit for each text
         self._count_clauses()
-        common = common_columns(texts, weights, self._count)
-        self.columns = common if len(common) <= _MOST_COLUMNS else []
-        self._place = {column: i for i, column in enumerate(self.columns)}
-        self._texts_of = {column: self._all_with(column.values) for column in self.columns}  # a bit for each text
-        self._homes = {clause: [column] for column in self.columns for clause in column.values}
+
+        self.columns: list[Column] = []
+        self._place: dict[Column, int] = {}
+        self._texts_of: dict[Column, int] = {}  # a bit for each text
+        self._homes: dict[str, list[Column]] = {}
+        self._begin_with(common_columns(texts, weights, self._count))
+
         # texts of common clauses first, long before short
         for i in sorted(range(len(texts)), key=self._order):
             self._align(i)
@@ -48,6 +50,19 @@ class Alignment:
             for clause in set(text.questions):
                 self._count[clause] += weight
                 self._texts_with[clause] = self._texts_with.get(clause, 0) | 1 << i
+
+    def _begin_with(self, columns: list[Column]) -> None:
+        """Take the columns of common clauses, or none where these are too many."""
+        if len(columns) > _MOST_COLUMNS:
+            return
+        self.columns = columns
+        self._number_columns()
+        for column in columns:
+            self._texts_of[column] = self._all_with(column.values)
+            self._homes |= {clause: [column] for clause in column.values}
+
+    def _number_columns(self) -> None:
+        self._place = {column: i for i, column in enumerate(self.columns)}
 
     def _all_with(self, clauses: Iterable[str]) -> int:
         texts = 0
@@ -62,15 +77,19 @@ class Alignment:
     def _align(self, index: int) -> None:
         text = self.texts[index]
         places = self._known_places(text) or self._best_places(text)
-        if len(self.columns) + places.count(None) > _MOST_COLUMNS:
-            return
-        start, taken = 0, []
+        if len(self.columns) + places.count(None) <= _MOST_COLUMNS:
+            self.places[index] = self._placed(text, places)
+
+    def _placed(self, text: Clauses, places: Sequence[Column | None]) -> list[Column]:
+        """The column of each clause, with new ones made where there is none; the clauses are of these from now on."""
+        start = 0
+        columns = []
         for i, (clause, lead) in enumerate(zip(text.questions, text.leads, strict=True)):
             column = places[i] or self._new_column(clause, start, places[i:])
             start = self._place[column] + 1
             self._take(column, clause, lead)
-            taken.append(column)
-        self.places[index] = taken
+            columns.append(column)
+        return columns
 
     def _take(self, column: Column, clause: str, lead: str) -> None:
         """Make a clause one of a column, if it is not."""
@@ -87,7 +106,7 @@ class Alignment:
         place = max((j + 1 for j in range(start, end) if self._is_after(clause, self.columns[j])), default=start)
         column = Column()
         self.columns.insert(place, column)
-        self._place = {column: i for i, column in enumerate(self.columns)}
+        self._number_columns()
         self._texts_of[column] = 0
         return column
 

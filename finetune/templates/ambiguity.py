@@ -37,17 +37,27 @@ class _Pair:
 
 def refuse_ambiguous(template: TemplateGraph) -> None:
     """Raise UserError with a text that has two readings, or if the template is too large to tell."""
-    waiting = [pair for node, text in _nodes(template) for pair in _forks(template, node, text)]
-    seen, num_edges = set(), 0
+    num_edges = 0
+    for number, pair in enumerate(_pairs(template), start=1):
+        num_edges += template.num_edges(pair.behind)
+        if number > _MAX_STATES or num_edges > _MAX_EDGES:
+            raise _too_large(template)
+        _refuse_meeting(template, pair)
+
+
+def _pairs(template: TemplateGraph) -> Iterator[_Pair]:
+    """Two ways of one text that part somewhere, each state once."""
+    waiting: list[_Pair] = []
+    for node, text in _nodes(template):
+        waiting.extend(_forks(template, node, text))
+    seen = set()
     while waiting:
         pair = waiting.pop()
-        if pair.state not in seen:
-            seen.add(pair.state)
-            num_edges += template.num_edges(pair.behind)
-            if max(len(seen) / _MAX_STATES, num_edges / _MAX_EDGES) > 1:
-                raise _too_large(template)
-            _refuse_meeting(template, pair)
-            waiting.extend(_continued(template, pair))
+        if pair.state in seen:
+            continue
+        seen.add(pair.state)
+        yield pair
+        waiting.extend(_continued(template, pair))
 
 
 def _refuse_meeting(template: TemplateGraph, pair: _Pair) -> None:

@@ -11,11 +11,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 
 from .clauses import Clauses, likeness
 
+_T = TypeVar("_T")
 _MOST_COMMON = 200  # clauses that are sorted into columns by their order; others are aligned with these
 _COMPARED = 8  # values of a column that a clause is compared with
 _CERTAIN = 3.0  # texts in which two clauses would be expected together, had they nothing to do with each other
@@ -111,15 +113,16 @@ class _Merging:
 
     def __init__(self, names: list[str], counts: np.ndarray, common: _CommonClauses, total: int):
         order = _order(common.pairs)
-        self.names = [names[i] for i in order]
+        self.names = _in_order(names, order)
         self.counts, self.total = counts[order], total
-        self.leads = [common.leads[i] for i in order]
+        self.leads = _in_order(common.leads, order)
         self.members = [[i] for i in range(len(order))]
+
         pairs = common.pairs[np.ix_(order, order)]
         self.together = (pairs + pairs.T) > 0
         self.after = _all_after(np.triu(pairs > pairs.T, 1))
         self._previous = common.previous[np.ix_(order, [*order, -1])]
-        self._like = np.array([[likeness(one, other) for other in self.names] for one in self.names])
+        self._like = _like_table(self.names)
         self._places = _place_table(self.leads)
 
     def columns(self) -> list[Column]:
@@ -186,10 +189,19 @@ def _all_after(directly: np.ndarray) -> np.ndarray:
     return after
 
 
+def _like_table(names: Sequence[str]) -> np.ndarray:
+    """`likeness` of each two clauses, (C, C)."""
+    return np.array([[likeness(one, other) for other in names] for one in names])
+
+
 def _place_table(leads: Sequence[Counter[str]]) -> np.ndarray:
     """`_place` of each two clauses, (C, C)."""
     usual = [of_clause.most_common(1)[0][0] for of_clause in leads]
     return np.array([[_place(one, one == other) for other in usual] for one in usual])
+
+
+def _in_order(values: Sequence[_T], order: np.ndarray) -> list[_T]:
+    return [values[i] for i in order]
 
 
 def _order(pairs: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from .clauses import Clauses, atoms, common_beginning, common_end
 from .columns import Column
@@ -75,18 +76,29 @@ def blocks_of(texts: Sequence[Clauses], places: Sequence[Sequence[Column]], colu
         split: Whether values that are combinations are taken apart.
     """
     clauses = _by_column(texts, places)
-    blocks: list[Block] = []
-    is_first = True  # no column before it is in every text
-    for column, following in zip(columns, [*columns[1:], None], strict=True):
-        is_always = len(clauses[column]) == len(texts)
-        new = _blocks_of_column(clauses[column], len(texts), weights, split)
-        if not is_first:
-            new[0].before = column.lead() + new[0].before
-        elif not is_always and following:
-            new[-1].after += following.lead()
-        is_first = is_first and not is_always
-        blocks += new
-    return blocks + _end_of(texts, weights)
+    blocks_of_each = [_blocks_of_column(clauses[column], len(texts), weights, split) for column in columns]
+    in_all = [len(clauses[column]) == len(texts) for column in columns]
+    leads = [column.lead() for column in columns]
+    _add_leads(blocks_of_each, leads, in_all)
+    return [*chain.from_iterable(blocks_of_each), *_end_of(texts, weights)]
+
+
+def _add_leads(blocks_of_each: Sequence[Sequence[Block]], leads: Sequence[str], in_all: Sequence[bool]) -> None:
+    """Put what stands between columns into their blocks: before a column once one before it is in all texts; until then
+    after each, as any of these may be the first of a text.
+
+    Args:
+        blocks_of_each: The blocks of each column.
+        leads: What stands before each.
+        in_all: Whether all texts have a clause in it.
+    """
+    num_optional = in_all.index(True) if True in in_all else len(in_all)  # columns before the first that is in all
+    for number in range(num_optional):
+        following = leads[number + 1:number + 2]
+        blocks_of_each[number][-1].after += "".join(following)
+    for number in range(num_optional + 1, len(in_all)):
+        first = blocks_of_each[number][0]
+        first.before = leads[number] + first.before
 
 
 def _by_column(texts: Sequence[Clauses], places: Sequence[Sequence[Column]]) -> dict[Column, dict[int, str]]:

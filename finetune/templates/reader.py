@@ -46,13 +46,7 @@ class _Reader:
         pieces = list(self._pieces(text))
         order = [name for kind, name in pieces if kind == "slot"]
         self._check_names(order, entries)
-        slots = {name: self._slot(name, entries[name]) for name in order}
-        num_values = sum(len(slot.values) for slot in slots.values())
-        self._require(num_values <= _MAX_VALUES, f"has more than {_MAX_VALUES} values",
-                      "use fewer; a closed set is a short list")
-        for number, name in enumerate(order):
-            self._check_conditions(slots[name], slots, order[:number])
-        return self._grouped(pieces, slots)
+        return self._grouped(pieces, self._slots(order, entries))
 
     def _parts(self, content: Any) -> tuple[str, dict[str, Any]]:
         """The text, and what is said of each slot."""
@@ -93,6 +87,16 @@ class _Reader:
         for name in entries:
             self._require(name in order, f"slot {name} does not occur in text",
                           f"add {{{name}}} to text, or remove the slot")
+
+    def _slots(self, order: list[str], entries: dict[str, Any]) -> dict[str, Slot]:
+        """{name: slot} in the order of the text."""
+        slots = {name: self._slot(name, entries[name]) for name in order}
+        num_values = sum(len(slot.values) for slot in slots.values())
+        self._require(num_values <= _MAX_VALUES, f"has more than {_MAX_VALUES} values",
+                      "use fewer; a closed set is a short list")
+        for number, name in enumerate(order):
+            self._check_conditions(slots[name], slots, order[:number])
+        return slots
 
     def _slot(self, name: str, entry: Any) -> Slot:
         entry = {"values": entry} if isinstance(entry, list) else entry

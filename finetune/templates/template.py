@@ -12,7 +12,7 @@ read and checked along a graph of pieces, so that products of slots are never en
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,17 +47,24 @@ class Template(TemplateGraph):
 
     def parse(self, text: str) -> Fields | None:
         """The fields of a text, None if it does not follow the template."""
+        fields = next(self._readings(text), None)
+        if fields is None:
+            return None
+        return {name: fields[name] for name in self.slots}
+
+    def _readings(self, text: str) -> Iterator[Fields]:
+        """The fields of the way through the graph that prints the text, if there is one."""
         waiting: list[tuple[Node, int, Fields]] = [(self.start, 0, {})]
         seen = set()
         while waiting:
             node, place, fields = waiting.pop()
-            if self.is_end(node) and place == len(text):
-                return {name: fields[name] for name in self.slots}
-            if (node, place) not in seen and not self.is_end(node):
+            if self.is_end(node):
+                if place == len(text):
+                    yield fields
+            elif (node, place) not in seen:
                 seen.add((node, place))
-                waiting += [(edge.node, place + len(edge.text), fields | dict(edge.fields))
-                            for edge in self.edges_along(node, text, place)]
-        return None
+                for edge in self.edges_along(node, text, place):
+                    waiting.append((edge.node, place + len(edge.text), fields | dict(edge.fields)))
 
     def render(self, fields: Mapping[str, str | None]) -> str:
         """The text of fields; a slot that is left out has no value.
