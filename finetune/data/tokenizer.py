@@ -10,16 +10,17 @@ Each is fully stored in the checkpoint, as plain JSON: inference needs neither t
 
 from __future__ import annotations
 
+import contextlib
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from ..common.errors import UserError
 from ..common.files import expand
-from .tokenizer_parts import require_harmless
+from .tokenizer_parts import harmless
 
 # What a folder of a Hugging Face tokenizer may hold.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
@@ -209,6 +210,18 @@ class VocabTokenizer:
         return cls(pieces, data.get("normalize") is True)
 
 
+@contextlib.contextmanager
+def _library_errors(what: str) -> Iterator[None]:
+    """Raise UserError for what `tokenizers` raises: plain exceptions, and panics, which are none of `Exception`."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error) is not Exception and type(error).__name__ != "PanicException":
+            raise
+        raise UserError("tokenizer", f"cannot {what} a text ({error})"[:200], "use another tokenizer or checkpoint",
+                        ) from None
+
+
 class FastTokenizer:
     """A tokenizer of the `tokenizers` library: trained here or loaded from the hub."""
 
@@ -225,9 +238,8 @@ class FastTokenizer:
         """
         import tokenizers
 
-        require_harmless(json_text)
         self.kind, self.json_text, self.special, self.normalize = kind, json_text, special, normalize
-        self._tokenizer = tokenizers.Tokenizer.from_str(json_text)
+        self._tokenizer = tokenizers.Tokenizer.from_str(harmless(json_text))
         self._tokenizer.encode_special_tokens = True  # `</s>` in a report is text
         self._spaces_cjk = isinstance(self._tokenizer.decoder, tokenizers.decoders.WordPiece)
         self.pad_id, self.bos_id, self.eos_id, self.unk_id = (special[name] for name in ("pad", "bos", "eos", "unk"))
@@ -306,11 +318,14 @@ class FastTokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, without begin and end token."""
         text = normalize_text(text) if self.normalize else text
-        return self._tokenizer.encode(text.encode("utf-8", "replace").decode(), add_special_tokens=False).ids
+        text = text.encode("utf-8", "replace").decode()
+        with _library_errors("encode"):
+            return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids` without begin, end and padding; bytes that are not UTF-8 become U+FFFD."""
-        text = self._tokenizer.decode([i for i in ids if i not in self._not_text], skip_special_tokens=False)
+        with _library_errors("decode"):
+            text = self._tokenizer.decode([i for i in ids if i not in self._not_text], skip_special_tokens=False)
         return _BETWEEN_CJK.sub("", text) if self._spaces_cjk else text
 
     def to_dict(self) -> dict[str, Any]:
@@ -322,8 +337,6 @@ class FastTokenizer:
     def from_dict(cls, data: dict[str, Any]) -> FastTokenizer:
         """The tokenizer that `to_dict` wrote. Raises ValueError or what `tokenizers` raises for anything else."""
         tokenizer = cls(data["type"], data["json"], data["special"], data.get("normalize") is True)
-        tokenizer._tokenizer.no_padding()  # to a length that the file may name
-        tokenizer._tokenizer.no_truncation()
         ids = [tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id]
         if tokenizer.unk_id is not None:
             ids.append(tokenizer.unk_id)

@@ -26,27 +26,38 @@ _PARTS = frozenset({
 _PIPELINES = ("normalizer", "pre_tokenizer", "decoder")
 _MAX_PARTS = 100  # in one pipeline; those of published tokenizers have up to ten
 _MAX_GROWTH = 64  # times that a pipeline may lengthen a text: one letter of NFKC becomes up to 18
+_MAX_ID = 10_000_000  # of a token; the model has a row for each
 _MAX_PATTERN = 2000  # characters; the longest known one (o200k) has 350
-_MAX_DEPTH = 20  # of its groups
+_MAX_GROUPS = 100  # in a pattern; comments and sets that hold brackets are not told apart
 _MAX_REPEAT = 1000  # product of its counted repeats, which the library unrolls
+_MAX_DEPTH = 20  # of sequences in sequences
 _REPEAT = re.compile(r"\{(\d+)?,?(\d+)?\}")
-_ESCAPED = re.compile(r"\\.|\[[^\]]*\]", re.DOTALL)
+_ESCAPED = re.compile(r"\\.", re.DOTALL)
+# How many times longer a part may make a text that others like it have lengthened; 1 for those not listed
+_GROWTH = {"ByteLevel": 4, "BertNormalizer": 3, "Metaspace": 2, "WordPiece": 2, "BPEDecoder": 2, "CTC": 2}
+# What a part adds between two letters if it is empty
+_NOT_EMPTY = {"BPEDecoder": ("suffix",), "CTC": ("pad_token", "word_delimiter_token")}
 
 
-def require_harmless(json_text: str) -> None:
-    """Check a tokenizer's JSON.
+def harmless(json_text: str) -> str:
+    """A tokenizer's JSON without what is not used here: the post-processor (special tokens), padding, truncation.
 
     Raises:
-        ValueError: It has a part of an unknown kind, may lengthen a text more than 64 times, or has a pattern that the
-            library may not survive.
+        ValueError: It has a part of an unknown kind, may lengthen a text more than 64 times, or has a pattern or a
+            vocabulary that the library or the model may not survive.
     """
     tokenizer = json.loads(json_text)
-    kind = tokenizer["model"].get("type", "BPE")  # old files name none
+    model = tokenizer["model"]
+    kind = model.get("type", "BPE")  # old files name none
     if kind not in _MODELS:
         raise ValueError(f"a model of the kind {kind!r}")
-    _require_prefixed(tokenizer["model"])
+    _require_prefixed(model)
+    vocabulary = model["vocab"]
+    if isinstance(vocabulary, dict) and max(vocabulary.values(), default=0) > _MAX_ID:
+        raise ValueError("an impossible id of a token")
     for name in _PIPELINES:
         _require_small(name, list(_flat(tokenizer.get(name))))
+    return json.dumps(tokenizer | {"post_processor": None, "padding": None, "truncation": None}, ensure_ascii=False)
 
 
 def _require_small(name: str, parts: list[dict[str, Any]]) -> None:
@@ -57,7 +68,7 @@ def _require_small(name: str, parts: list[dict[str, Any]]) -> None:
     if growth > _MAX_GROWTH:
         raise ValueError(f"its {name} may lengthen a text {growth:g} times")
     for part in parts:
-        _require_simple(part.get("pattern"))
+        _require_sound(part)
 
 
 def _require_prefixed(model: dict[str, Any]) -> None:
@@ -89,7 +100,7 @@ def _growth(part: dict[str, Any]) -> float:
         return 1 + len(part["prepend"])
     if part["type"] == "Precompiled":
         return max(1, _longest_replacement(base64.b64decode(part["precompiled_charsmap"])) / 2)
-    return 1
+    return _GROWTH.get(part["type"], 1)
 
 
 def _longest_replacement(charsmap: bytes) -> int:
@@ -98,19 +109,20 @@ def _longest_replacement(charsmap: bytes) -> int:
     return max(map(len, charsmap[4 + trie_bytes:].split(b"\0")), default=0)
 
 
-def _require_simple(pattern: Any) -> None:
-    if not isinstance(pattern, dict) or "Regex" not in pattern:
-        return
-    text = pattern["Regex"]
-    repeats = math.prod(max(map(int, filter(None, match.groups())), default=1) for match in _REPEAT.finditer(text))
-    if len(text) > _MAX_PATTERN or _depth(text) > _MAX_DEPTH or repeats > _MAX_REPEAT:
-        raise ValueError(f"a pattern of {len(text)} characters that is nested or repeated too often")
+def _require_sound(part: dict[str, Any]) -> None:
+    """Check a part alone. Raises ValueError."""
+    if any(part.get(name) == "" for name in _NOT_EMPTY.get(part["type"], ())):
+        raise ValueError(f"a {part['type']} of empty text")
+    if part["type"] == "FixedLength" and part["length"] < 1:
+        raise ValueError("pieces of length 0")
+    pattern = part.get("pattern")
+    if isinstance(pattern, dict) and "Regex" in pattern:
+        _require_simple(pattern["Regex"])
 
 
-def _depth(pattern: str) -> int:
-    """How deep its groups are nested; what is escaped or in a set of characters is no group."""
-    depth = deepest = 0
-    for character in _ESCAPED.sub("", pattern):
-        depth += (character == "(") - (character == ")")
-        deepest = max(deepest, depth)
-    return deepest
+def _require_simple(pattern: str) -> None:
+    """Raises ValueError for a pattern that is nested, repeated or long beyond what tokenizers need."""
+    repeats = math.prod(max(map(int, filter(None, match.groups())), default=1) for match in _REPEAT.finditer(pattern))
+    num_groups = _ESCAPED.sub("", pattern).count("(")
+    if len(pattern) > _MAX_PATTERN or num_groups > _MAX_GROUPS or repeats > _MAX_REPEAT:
+        raise ValueError(f"a pattern of {len(pattern)} characters that is nested or repeated too often")

@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from finetune.data.tokenizer import tokenizer_from_dict
-from finetune.data.tokenizer_parts import require_harmless
+from finetune.data.tokenizer_parts import harmless
 from tests.helpers.files import refused
 
 QWEN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
@@ -57,15 +57,15 @@ def load(json_text: str):
     {"pre_tokenizer": pre_tokenizers.Sequence([pre_tokenizers.Digits(True), pre_tokenizers.Punctuation()])},
 ], ids=["BERT", "GPT-2", "Qwen", "Llama", "T5", "digits"])
 def test_parts_of_published_tokenizers_are_accepted(parts):
-    require_harmless(tokenizer_json(**parts))
+    harmless(tokenizer_json(**parts))
     assert load(tokenizer_json(**parts)).encode("abc")
 
 
 def test_the_replacements_of_sentencepiece_are_accepted_and_a_long_one_is_not():
-    harmless = {"type": "Precompiled", "precompiled_charsmap": charsmap("kg", "صلى الله عليه وسلم")}
-    require_harmless(with_normalizer(harmless))
+    usual = {"type": "Precompiled", "precompiled_charsmap": charsmap("kg", "صلى الله عليه وسلم")}
+    harmless(with_normalizer(usual))
     with pytest.raises(ValueError, match="lengthen"):
-        require_harmless(with_normalizer({"type": "Precompiled", "precompiled_charsmap": charsmap("a" * 1000)}))
+        harmless(with_normalizer({"type": "Precompiled", "precompiled_charsmap": charsmap("a" * 1000)}))
 
 
 BOMBS = {
@@ -78,6 +78,18 @@ BOMBS = {
                                        "content": ""}),
     "repeats of repeats": with_normalizer({"type": "Replace", "pattern": {"Regex": "(a{999}){999}"}, "content": ""}),
     "a merge without its prefix": with_merge(["ab", "c"], "##longer"),
+    "bytes of bytes": with_normalizer(*[{"type": "ByteLevel"}] * 60),
+    "spaces around spaces": json.dumps(json.loads(tokenizer_json()) | {"decoder": {
+        "type": "Sequence", "decoders": [{"type": "BPEDecoder", "suffix": "</w>"}] * 20}}),
+    "an empty suffix": json.dumps(json.loads(tokenizer_json()) | {"decoder": {"type": "BPEDecoder", "suffix": ""}}),
+    "an empty delimiter": json.dumps(json.loads(tokenizer_json()) | {"decoder": {
+        "type": "CTC", "pad_token": "a", "word_delimiter_token": "", "cleanup": True}}),
+    "pieces of length 0": json.dumps(json.loads(tokenizer_json()) | {
+        "pre_tokenizer": {"type": "FixedLength", "length": 0}}),
+    "groups behind a comment": with_normalizer({"type": "Replace", "pattern": {
+        "Regex": "(?#[)" + "(" * 500 + "a" + ")" * 500 + "(?#])"}, "content": ""}),
+    "an id of four thousand million": json.dumps(json.loads(tokenizer_json()) | {
+        "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "c": 4_294_967_295}, "merges": []}}),
     "many parts": with_normalizer(*[{"type": "NFC"}] * 200),
     "a new part": with_normalizer({"type": "Exec", "command": "true"}),
 }
@@ -86,7 +98,7 @@ BOMBS = {
 @pytest.mark.parametrize("name", BOMBS)
 def test_parts_that_take_the_memory_or_end_the_process_are_refused(name):
     with pytest.raises(ValueError):
-        require_harmless(BOMBS[name])
+        harmless(BOMBS[name])
     with refused("best_model.pth: its tokenizer is not usable"):
         load(BOMBS[name])
 
@@ -96,3 +108,20 @@ def test_padding_to_a_length_of_the_file_is_dropped():
     tokenizer.enable_padding(length=1000, pad_id=0, pad_token="a")
     tokenizer.enable_truncation(1)
     assert len(load(tokenizer.to_str()).encode("abc")) == 3
+
+
+def test_a_post_processor_that_repeats_the_text_is_dropped():
+    repeated = json.loads(tokenizer_json())
+    repeated["post_processor"] = {"type": "TemplateProcessing", "special_tokens": {}, "pair": [],
+                                  "single": [{"Sequence": {"id": "A", "type_id": 0}}] * 1000}
+    assert len(load(json.dumps(repeated)).encode("abc")) == 3
+
+
+@pytest.mark.parametrize("parts", [
+    {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(a|a|aa)+$"}, "behavior": "Isolated", "invert": False}},
+    {"model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1, "c": 2}, "unk_token": "zz"}},
+], ids=["a pattern without end", "an unknown token that is none"])
+def test_what_the_library_raises_or_panics_with_is_one_line(parts):
+    tokenizer = load(json.dumps(json.loads(tokenizer_json()) | parts))
+    with refused("tokenizer: cannot encode a text"):
+        tokenizer.encode("a" * 60 + "x")
