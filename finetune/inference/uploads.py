@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 MAX_BYTES = 2 << 30  # of all files at a time, and of the tiles of one: 400 000 in float16
 MAX_CONNECTIONS = 32  # a browser opens up to six
 _HEADER = "x-prism-coca"
-_PATIENCE = 30.0  # seconds for the next part of an upload, and for the first line of a connection
+_PATIENCE = 30.0  # seconds for the next part of an upload, and for the headers of a request
+_LEAST_RATE = 1 << 18  # bytes a second of an upload, beyond its first `_PATIENCE` seconds
 
 
 class HttpError(UserError):
@@ -61,9 +63,10 @@ class Uploads:
     async def _save(self, request: Request, path: Path, taken: _Taken) -> None:
         try:
             with open(path, "xb") as file:
-                stream = request.stream()
+                stream, start = request.stream(), time.monotonic()
                 while (part := await self._next(stream)) is not None:
                     self._take(len(part), taken)
+                    self._require_pace(taken.num_bytes, time.monotonic() - start)
                     file.write(part)
         except OSError as error:
             raise HttpError(507, "upload", f"cannot be stored ({error.strerror})", "free some space") from None
@@ -74,6 +77,11 @@ class Uploads:
             return await asyncio.wait_for(anext(stream, None), self._patience)
         except TimeoutError:
             raise HttpError(408, "upload", f"sent nothing for {self._patience:g} seconds", "send it again") from None
+
+    def _require_pace(self, num_bytes: int, seconds: float) -> None:
+        """A byte now and then would keep a connection for ever."""
+        if seconds > self._patience + num_bytes / _LEAST_RATE:
+            raise HttpError(408, "upload", f"is slower than {_LEAST_RATE / 1e6:.2g} MB a second", "copy the file here")
 
     def _take(self, num_bytes: int, taken: _Taken) -> None:
         if taken.num_bytes + num_bytes > self.max_bytes:
@@ -100,19 +108,40 @@ def require_small(slide: Slide, max_bytes: int) -> None:
 
 
 def impatient_protocol(patience: float = _PATIENCE) -> type:
-    """Uvicorn's protocol of a connection, which closes one whose first request has not come after `patience` seconds.
+    """Uvicorn's protocol of a connection, which closes one that has not sent the headers of a request in time.
 
-    Uvicorn itself waits for ever for the headers of a connection.
+    Uvicorn itself waits for them for ever, as soon as a byte of them has come.
     """
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
     class ImpatientProtocol(H11Protocol):
+        _timer: asyncio.TimerHandle | None = None
+
         def connection_made(self, transport: asyncio.Transport) -> None:
             super().connection_made(transport)
-            self.loop.call_later(patience, self._close_without_request)
+            self._watch_headers()
 
-        def _close_without_request(self) -> None:
-            if self.cycle is None and not self.transport.is_closing():  # no request has come yet
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self._watch_headers()
+
+        def _watch_headers(self) -> None:
+            if not self._waits_for_headers():
+                self._stop_timer()
+            elif self._timer is None:
+                self._timer = self.loop.call_later(patience, self._close_if_waiting)
+
+        def _waits_for_headers(self) -> bool:
+            return self.cycle is None or self.cycle.response_complete
+
+        def _stop_timer(self) -> None:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+
+        def _close_if_waiting(self) -> None:
+            self._timer = None
+            if self._waits_for_headers() and not self.transport.is_closing():
                 self.transport.close()
 
     return ImpatientProtocol

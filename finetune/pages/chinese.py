@@ -130,6 +130,8 @@ FAULTS = {
     "unpacks to %s GB, up to %s GB are read": ("解压后有 {0} GB，网页至多读 {1} GB，请改用命令行",
                                                "unpacks to {0} GB, more than {1} GB: use the command line"),
     "sent nothing for %s seconds": ("上传中断了 {0} 秒，请重新上传", "sent nothing for {0} seconds: send it again"),
+    "is slower than %s MB a second": ("上传太慢，请把文件复制到这台电脑上",
+                                      "is too slow: copy the file to this machine"),
     "has no room beside the other uploads": ("别的上传占满了空间，请稍后再试",
                                              "finds no room now: send it again later"),
     "its %s tiles need %s GB of memory, %s GB are free":

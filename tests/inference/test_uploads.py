@@ -78,6 +78,15 @@ def test_an_upload_that_pauses_too_long_ends(tmp_path):
     assert time.monotonic() - start < 5
 
 
+def test_a_byte_now_and_then_does_not_keep_a_connection(tmp_path):
+    start = time.monotonic()
+    drip = [part for _ in range(200) for part in (b"x", 0.05)]
+    assert status_of(Uploads(patience=0.2), Request(*drip), tmp_path / "a") == 408
+    assert time.monotonic() - start < 3, "ten seconds of drops"
+    large = [part for _ in range(8) for part in (b"x" * 100_000, 0.05)]
+    assert status_of(Uploads(patience=0.2), Request(*large), tmp_path / "b") == b"x" * 800_000
+
+
 def test_a_small_file_of_many_tiles_is_refused_by_its_header(tmp_path):
     path = tmp_path / "bomb.h5"
     with h5py.File(path, "w") as file:
@@ -118,6 +127,9 @@ def test_a_connection_without_a_request_is_closed_and_others_are_answered():
                 assert connection.recv(100) == b"", "closed by the server"
             whole.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
             assert whole.recv(100).startswith(b"HTTP/1.1 204"), "a connection that has asked is kept"
+            whole.sendall(b"GET / HTTP/1.1\r\n")
+            whole.settimeout(10)
+            assert whole.recv(100) == b"", "the headers of a later request have a time, too"
     finally:
         server.should_exit = True
         thread.join(10)
