@@ -38,6 +38,7 @@ from ..models.generation import caption_log_probabilities, generate, has_ended, 
 from ..models.rerank import rerank
 from ..models.training_texts import SlideVectors, TrainingTexts
 from .form import Form
+from .frozen_weights import check_same_weights, move_language_model
 from .judge import Judge
 from .memory import memory_errors
 from .nearest import TrainingSlides, judge_of, texts_to_rerank_with
@@ -105,12 +106,12 @@ class Captioner:
         content = read_model(path)
         config = from_dict(content.config, where)
         config.prism.weights = prism or config.prism.weights
-        _move_language_model(config, language_model)
+        move_language_model(config, language_model)
         tokenizer = tokenizer_from_dict(content.tokenizer, where)
         trained_prism = None if config.prism.freeze else content.prism.get("architecture")
         check_architecture(config, tokenizer, content.prism, content.model, where)
         model = build_model(config, tokenizer, trained_prism, num_predicted_in(content.model))
-        _check_same_weights(model, config, content.prism, where)
+        check_same_weights(model, config, content.prism, where)
         model.load_saved_state(content.model, where)
         target = resolve_device(device)
         precision = resolve_precision("auto", target, wide_range=config.model.language_model is not None)
@@ -291,9 +292,10 @@ class Captioner:
         log_probabilities, mask = caption_log_probabilities(self.model.decoder, image_tokens, captions,
                                                             options.max_length, temperature=self._token_temperature,
                                                             **special)
-        confidences = mean_probabilities(log_probabilities, mask)
-        if self.judge and self.judge.confidence:
+        if self.judges_captions:
             confidences = self.judge.probabilities(answers, captions, log_probabilities.sum(1).cpu().numpy(), slides)
+        else:
+            confidences = mean_probabilities(log_probabilities, mask)
         records = []
         for slide_id, answer, caption, slide_confidence in zip(ids, answers, captions, confidences, strict=True):
             record = new_record(slide_id, caption=answer, confidence=slide_confidence,
@@ -306,9 +308,12 @@ class Captioner:
     @property
     def _token_temperature(self) -> float:
         """Of token probabilities: the calibrated one, unless they are but evidence for a judge."""
-        if self.judge and self.judge.confidence:
-            return 1.0
-        return self.temperature or 1.0
+        return 1.0 if self.judges_captions else self.temperature or 1.0
+
+    @property
+    def judges_captions(self) -> bool:
+        """Whether the confidence is the probability that a whole caption is right, as its judge has it."""
+        return self.judge is not None and self.judge.confidence is not None
 
     def _answers(self, image_tokens: torch.Tensor, captions: list[list[int]], slides: SlideVectors,
                  max_length: int) -> tuple[list[list[int]], list[str]]:
@@ -365,33 +370,6 @@ class Captioner:
 
     def _logit_scale(self) -> torch.Tensor:
         return self.model.decoder.logit_scale.float().cpu()
-
-
-def _move_language_model(config: Config, source: str | None) -> None:
-    """Put the language model of a config where it is now. Raises UserError if the config has none."""
-    if source is None:
-        return
-    if config.model.language_model is None:
-        raise UserError("--language_model", f"the checkpoint has model.decoder={config.model.decoder}", "leave it out")
-    config.model.decoder = source if source.startswith("ms:") else f"hf:{source}"
-
-
-def _check_same_weights(model: SlideCaptioner, config: Config, trained_with: dict[str, Any], checkpoint: str) -> None:
-    """Raise UserError if a frozen part of Prism, or the language model, has other weights than in training."""
-    loaded = {"text_sha256": model.decoder.describe().get("text_sha256")}
-    if config.prism.freeze:
-        loaded["sha256"] = model.prism.sha256
-    for key, digest in loaded.items():
-        expected = trained_with.get(key)
-        if expected == digest:
-            continue
-        if key == "text_sha256" and config.model.language_model is not None:
-            what, before, now = "another language model", trained_with.get("text_source"), config.model.language_model
-        else:
-            what, before, now = "other Prism weights", trained_with.get("source"), config.prism.weights
-        flag = "--language_model" if now == config.model.language_model else "--prism"
-        raise UserError(checkpoint, f"was trained with {what} ({before}, {key} {str(expected)[:12]}; {now} has "
-                        f"{str(digest)[:12]})", f"give the same weights with {flag}")
 
 
 def _ids(data: dict[str, Any], key: str) -> list[str]:

@@ -29,20 +29,25 @@ def select_slides(captioner: Captioner, options: InferenceOptions, labels: Mappi
     if options.embeddings_file is not None:
         path = expand(options.embeddings_file)
         return {path.stem: [[str(path)]]}
-    root = expand(options.embeddings_dir or "")
-    files, pattern = find_files(root), captioner.config.data.case_pattern
-    held_out = [] if options.split == "all" else _held_out(captioner, options)
-    if labels is not None:
-        cases = _labelled_cases(files, root, join_cases(labels, files, root, pattern))
-    else:
-        cases = _cases_of_files(files, root, pattern)
-        cases |= _cases_of_ids([case_id for case_id in held_out if case_id not in cases], files, root)
-    if held_out:
-        cases = _cases_of_split(cases, held_out, options)
+    cases = _cases_of_folder(captioner, options, labels)
     if not cases:
         raise UserError(options.embeddings_dir, f"no slide to caption (split {options.split})",
                         "check the ids in the labels file")
     return cases
+
+
+def _cases_of_folder(captioner: Captioner, options: InferenceOptions, labels: Mapping[str, Label] | None) -> Cases:
+    """Those of --embeddings_dir that are asked for; none if there are none."""
+    root = expand(options.embeddings_dir or "")
+    files, pattern = find_files(root), captioner.config.data.case_pattern
+    held_out = _held_out(captioner, options)
+    if labels is not None:
+        cases = _labelled_cases(files, root, join_cases(labels, files, root, pattern))
+    else:
+        cases = _cases_of_files(files, root, pattern)
+        absent = [case_id for case_id in held_out if case_id not in cases]
+        cases |= _cases_of_ids(absent, files, root)
+    return _cases_of_split(cases, held_out, options) if held_out else cases
 
 
 def _paths_of(matches: Matches, files: _Files) -> dict[str, list[str]]:
@@ -93,6 +98,9 @@ def _cases_of_ids(ids: list[str], files: _Files, root: Path) -> Cases:
 
 
 def _held_out(captioner: Captioner, options: InferenceOptions) -> list[str]:
+    """The ids of --split, which are in the checkpoint; none if all slides are asked for."""
+    if options.split == "all":
+        return []
     ids = captioner.held_out[options.split]
     if not ids:
         raise UserError(f"--split {options.split}", "this model names no such slides: it had none, or is no checkpoint",

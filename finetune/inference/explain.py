@@ -23,6 +23,7 @@ from ..common.files import expand, write_atomically
 from ..common.log import logger
 from ..common.visible import json_text, visible
 from ..data.slides import Slide, open_case
+from ..data.tile_coords import Coords
 from ..data.tile_reader import read_coords, read_tiles
 from ..explanation.attribution import attribute_tiles
 from ..explanation.caption_tokens import KnownPhrases, phrases, read_caption
@@ -145,16 +146,21 @@ def run_explain(options: InferenceOptions) -> int:
 def _write_explanation(folder: Path, explanation: dict[str, Any], layout: Layout, thumbnail: Image.Image | None,
                        model: ModelFacts) -> None:
     write_atomically(folder / "explanation.json", json_text(explanation))
-    for old in folder.iterdir():  # of another slide, which would be taken for maps of this one
-        if _PICTURE.fullmatch(old.name):
-            old.unlink()
-    for number, phrase in enumerate(explanation["phrases"], start=1):
-        if phrase["weights"]:
-            write_atomically(folder / f"phrase_{number}.png", heatmap_png(layout, phrase["weights"], thumbnail))
+    _write_pictures(folder, explanation["phrases"], layout, thumbnail)
     page = render("explain.html", ("page.js", "tilemap.js", "explain.js"), banners=model.banners, model=model,
                   explanation=explanation, unusual_words=reasons_in_words(explanation["unusual_reason"] or ""),
                   data=page_data(explanation, layout, thumbnail))
     write_atomically(folder / "explanation.html", page)
+
+
+def _write_pictures(folder: Path, phrases: list[dict[str, Any]], layout: Layout, thumbnail: Image.Image | None) -> None:
+    """A PNG for each phrase with a map."""
+    for old in folder.iterdir():  # of another slide, which would be taken for maps of this one
+        if _PICTURE.fullmatch(old.name):
+            old.unlink()
+    for number, phrase in enumerate(phrases, start=1):
+        if phrase["weights"]:
+            write_atomically(folder / f"phrase_{number}.png", heatmap_png(layout, phrase["weights"], thumbnail))
 
 
 def describe_test(phrase: dict[str, Any]) -> str:
@@ -198,9 +204,14 @@ def explain_slide(captioner: Captioner, slide: Slide, caption: str, finished: bo
     if coords is None:
         logger.warning("%s has no coordinates: its tiles are laid out as a square in file order", slide.slide_id)
     layout = lay_out(slide.num_tiles, coords, thumbnail.size if thumbnail else None, thumbnail_scale)
-    texts = [text for of_slide in training.index["texts"] for text in of_slide] if training else []
+    texts = training.all_texts() if training else []
     with memory_errors(slide.slide_id, f"while its {slide.num_tiles} tiles are explained"):
         explanation = explain(captioner, slide, caption, finished, texts)
-    explanation["unit"] = coords.unit if coords else None
-    explanation["coordinates"] = coords.xy.tolist() if coords else None
-    return explanation, layout
+    return explanation | _coordinates_of_tiles(coords), layout
+
+
+def _coordinates_of_tiles(coords: Coords | None) -> dict[str, Any]:
+    """What explanation.json says of them."""
+    if coords is None:
+        return {"unit": None, "coordinates": None}
+    return {"unit": coords.unit, "coordinates": coords.xy.tolist()}

@@ -19,7 +19,8 @@ from ..data.text_encoding import decode, read_bytes
 from ..data.tokenizer import Tokenizer
 from ..models.captioner import CaptionDecoder
 from ..models.field_calibration import FieldCalibration, calibrate_fields, known_fields
-from ..models.template_decoding import EXACT, FilledTemplate, fill_template
+from ..models.template_decoding import EXACT, fill_template
+from ..models.template_fields import FilledTemplate
 from ..models.template_tokens import TemplateTokens
 from ..templates.template import Template
 from .options import InferenceOptions

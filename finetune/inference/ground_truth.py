@@ -98,13 +98,16 @@ class GroundTruth:
                           reg_models=self.reg_models,
                           finished=[record["finished"] is not False for record in scored])
         if self.labels is not None:
-            answers.references = [list(self.labels[i].texts) for i in ids]
+            answers.references = self._references(ids)
             answers.texts = _unique(answers.references)
             answers.similarity = Cosines(images, captioner.embed_texts(answers.texts))
         if self.classes is not None:
             answers.class_probabilities = captioner.class_probabilities(images, self.prompts)
             answers.true_classes = self._class_numbers(ids)
         return answers
+
+    def _references(self, ids: list[str]) -> list[list[str]]:
+        return [list(self.labels[i].texts) for i in ids]
 
     def _class_numbers(self, ids: list[str]) -> np.ndarray:
         """(slides,) index of each slide's class among the prompts, -1 where it is not known."""

@@ -38,12 +38,11 @@ class ModelFacts:
             weights = captioner.config.prism.weights
             return cls("Prism", None, None, _last_part(weights), is_calibrated=False,
                        judges_captions=False, banners=captioner.caveats)
-        path = checkpoint.path
-        name = "/".join(path.parts[-2:]) if path else "?"
+        name = "/".join(checkpoint.path.parts[-2:]) if checkpoint.path else "?"
         slides = checkpoint.data.get("slides")
         return cls(name, checkpoint.progress.get("epoch"), slides.get("training") if isinstance(slides, dict) else None,
                    _last_part(str(checkpoint.prism.get("source"))), captioner.temperature is not None,
-                   captioner.judge is not None and captioner.judge.confidence is not None, captioner.caveats)
+                   captioner.judges_captions, captioner.caveats)
 
 
 def _last_part(source: str) -> str:

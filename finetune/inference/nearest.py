@@ -60,12 +60,7 @@ class TrainingSlides:
             UserError: A damaged index, or none that is searchable where one is required.
         """
         path = model_path(expand(checkpoint)) if checkpoint else None
-        index = None
-        if path is not None and captioner.checkpoint is not None:
-            index = read_nearest(path, captioner.checkpoint)
-        if index is not None:
-            require_fit(index, path.with_name(NEAREST), captioner.model.decoder.dim_latents,
-                        captioner.config.model.image_dim, len(captioner.tokenizer))
+        index = _read_index(path, captioner)
         if searchable:
             _check_searchable(index, captioner, path)
         if index is None:
@@ -73,12 +68,27 @@ class TrainingSlides:
         texts = _texts(index, captioner)
         return cls(index, texts, Judge.of_index(index, texts, same_weights=same_weights(index, captioner.checkpoint)))
 
+    def all_texts(self) -> list[str]:
+        """The texts of all slides, with their repeats."""
+        return [text for texts_of_slide in self.index["texts"] for text in texts_of_slide]
+
     def nearest(self, embedding: np.ndarray, count: int) -> list[Nearest]:
         """The `count` training slides of highest cosine similarity to a unit vector (dim_latents,)."""
         cosines = self.index["embeddings"].numpy() @ embedding
         order = np.argsort(-cosines, kind="stable")[:count]
         return [Nearest(id=self.index["ids"][i], similarity=float(cosines[i]), texts=self.index["texts"][i])
                 for i in order]
+
+
+def _read_index(checkpoint: Path | None, captioner: Captioner) -> dict[str, Any] | None:
+    """The index beside a checkpoint, None if there is none. Raises UserError if it does not fit the model."""
+    if checkpoint is None or captioner.checkpoint is None:
+        return None
+    index = read_nearest(checkpoint, captioner.checkpoint)
+    if index is not None:
+        require_fit(index, checkpoint.with_name(NEAREST), captioner.model.decoder.dim_latents,
+                    captioner.config.model.image_dim, len(captioner.tokenizer))
+    return index
 
 
 def judge_of(captioner: Captioner, training: TrainingSlides | None) -> Judge | None:
@@ -102,14 +112,26 @@ def texts_to_rerank_with(options: InferenceOptions, captioner: Captioner,
     """
     if options.rerank == "false" or captioner.form is not None:
         return None
-    has_probe = training is not None and training.texts.probe is not None
+    texts = _texts_with_probe(training)
     if options.rerank == "auto":
-        is_better = captioner.checkpoint is not None and rerank_is_better(captioner.checkpoint)
-        return training.texts if has_probe and is_better and not options.do_sample else None
-    if not has_probe:
+        return texts if _reranks_by_itself(captioner.checkpoint, options) else None
+    if texts is None:
         raise UserError("--rerank", f"no {NEAREST} with a linear probe beside the checkpoint",
                         "use the best_model.pth of a finished run, in its run folder, or leave --rerank out")
+    return texts
+
+
+def _texts_with_probe(training: TrainingSlides | None) -> TrainingTexts | None:
+    if training is None or training.texts.probe is None:
+        return None
     return training.texts
+
+
+def _reranks_by_itself(checkpoint: Checkpoint | None, options: InferenceOptions) -> bool:
+    """Whether `--rerank auto` is on."""
+    if checkpoint is None or options.do_sample:
+        return False
+    return rerank_is_better(checkpoint)
 
 
 def _texts(index: dict[str, Any], captioner: Captioner) -> TrainingTexts:

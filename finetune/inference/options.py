@@ -17,6 +17,13 @@ if TYPE_CHECKING:
 _EXACTLY_ONE = (("checkpoint", "prism_only"), ("embeddings_file", "embeddings_dir", "serve"))
 _OF_LABELS = ("id_column", "text_column", "slide_column", "split_column", "encoding")
 _REG2025 = ("reg2025", "reg_keywords", "reg_embedding")
+_NEEDED_BY = {  # flag -> the one that it is of no use without
+    **dict.fromkeys(("findings", "reg2025", "wanted_accuracy", *_OF_LABELS), "labels_file"),
+    "reg_keywords": "reg2025",
+    "reg_embedding": "reg2025",
+    "classes_file": "prompts",
+    "resume": "output",
+}
 _CAPTION_ONLY = ("text", "labels_file", *_OF_LABELS, "rerank", *_REG2025, "findings", "prompts", "classes_file",
                  "wanted_accuracy", "abstain_below", "split", "output", "resume", "latents_cache")
 _FREE_ONLY = ("rerank", "max_length", "do_sample", "temperature", "top_k", "top_p", "repetition_penalty",
@@ -149,12 +156,8 @@ class InferenceOptions:
             raise UserError("--explain", "is for one slide", "give it with --embeddings_file")
         self._check_needed("language_model", "checkpoint")
         self._check_template()
-        for name in ("findings", "reg2025", "wanted_accuracy", *_OF_LABELS):
-            self._check_needed(name, "labels_file")
-        for name in ("reg_keywords", "reg_embedding"):
-            self._check_needed(name, "reg2025")
-        self._check_needed("classes_file", "prompts")
-        self._check_needed("resume", "output")
+        for name, needed in _NEEDED_BY.items():
+            self._check_needed(name, needed)
         if not all(text.strip() for text in self.text):
             raise UserError("--text", "is empty", "give a text, or leave --text out")
         if self.do_sample and self.num_beams > 1:

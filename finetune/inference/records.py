@@ -5,9 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO, NotRequired, TypedDict
+from typing import Any, BinaryIO, NamedTuple, NotRequired, TypedDict
 
 from ..common.errors import UserError, say
 from ..common.files import expand
@@ -179,27 +179,52 @@ def write_json(records: Records, file: BinaryIO) -> None:
 
 def write_csv(records: Records, file: BinaryIO) -> None:
     """Write records as CSV, a row for each, with a column for each text and two for each field of any of them."""
-    texts: dict[str, None] = {}  # ordered sets; a failed slide has no similarities
-    fields: dict[str, None] = {}
-    judged: dict[str, None] = {}
-    for record in records():
-        texts |= dict.fromkeys(record["similarity"])
-        judged |= dict.fromkeys(("unusual", "unusual_reason") if "unusual" in record else ())
-        fields |= dict.fromkeys(record.get("fields", {}))
+    columns = _Columns.of(records())
     # Excel needs the byte order mark to read UTF-8
     text_file = io.TextIOWrapper(file, encoding="utf-8-sig", errors="replace", newline="")
     writer = csv.writer(text_file)
-    header = ["id", "caption", "error", *(f"similarity: {text}" for text in texts), "confidence", "finished",
-              *judged]
-    header += [f"{column}: {name}" for name in fields for column in ("field", "probability")]
-    writer.writerow(map(spreadsheet_cell, header))
+    writer.writerow(map(spreadsheet_cell, columns.header()))
     for record in records():
-        cosines = [record["similarity"].get(text) for text in texts]
-        row = [record["id"], record["caption"], record["error"], *cosines, record["confidence"],
-               _truth(record["finished"]), *(_truth(record.get(name)) for name in judged)]
-        row += [record.get("fields", {}).get(name, {}).get(key) for name in fields for key in ("value", "probability")]
-        writer.writerow(map(spreadsheet_cell, row))
+        writer.writerow(map(spreadsheet_cell, columns.row(record)))
     text_file.detach()  # flushes, and leaves the file open for its owner
+
+
+class _Columns(NamedTuple):
+    """The columns of a CSV that not every record has, in the order of the first that has them."""
+
+    texts: list[str]
+    judged: list[str]
+    fields: list[str]
+
+    @classmethod
+    def of(cls, records: Iterable[Record]) -> _Columns:
+        texts: dict[str, None] = {}  # ordered sets; a failed slide has no similarities
+        judged: dict[str, None] = {}
+        fields: dict[str, None] = {}
+        for record in records:
+            texts |= dict.fromkeys(record["similarity"])
+            fields |= dict.fromkeys(record.get("fields", {}))
+            if "unusual" in record:
+                judged |= dict.fromkeys(("unusual", "unusual_reason"))
+        return cls(list(texts), list(judged), list(fields))
+
+    def header(self) -> list[str]:
+        names = ["id", "caption", "error"]
+        names += [f"similarity: {text}" for text in self.texts]
+        names += ["confidence", "finished", *self.judged]
+        for name in self.fields:
+            names += [f"field: {name}", f"probability: {name}"]
+        return names
+
+    def row(self, record: Record) -> list[Any]:
+        row = [record["id"], record["caption"], record["error"]]
+        row += [record["similarity"].get(text) for text in self.texts]
+        row += [record["confidence"], _truth(record["finished"])]
+        row += [_truth(record.get(name)) for name in self.judged]
+        for name in self.fields:
+            found = record.get("fields", {}).get(name, {})
+            row += [found.get("value"), found.get("probability")]
+        return row
 
 
 def _truth(value: bool | str | None) -> str | None:

@@ -93,9 +93,7 @@ def _report(job: Job, truth: GroundTruth, training: TrainingSlides | None, optio
     """Warn of cut captions, show scores and how it went. Raises UserError if slides failed."""
     outcome = Outcome.of(job.file.records(job.cases))
     if outcome.num_cut:
-        logger.warning("%d of %d captions did not come to their end within %d tokens (finished: false); trained on "
-                       "texts of up to %d: give a larger --max_length, or train longer", outcome.num_cut,
-                       len(job.cases), job.generation.max_length, job.captioner.trained_length)
+        _warn_of_cut(outcome.num_cut, job)
     form = job.captioner.form
     if form is not None and truth.labels is not None:
         notice("%s", form.calibration(truth.labels).line())
@@ -110,6 +108,12 @@ def _report(job: Job, truth: GroundTruth, training: TrainingSlides | None, optio
     if outcome.errors:
         raise UserError(outcome.errors[0][0], f"{len(outcome.errors)} of {len(job.cases)} slides failed",
                         "their records say why", [error for _, error in outcome.errors[:20]])
+
+
+def _warn_of_cut(number: int, job: Job) -> None:
+    logger.warning("%d of %d captions did not come to their end within %d tokens (finished: false); trained on "
+                   "texts of up to %d: give a larger --max_length, or train longer", number, len(job.cases),
+                   job.generation.max_length, job.captioner.trained_length)
 
 
 def _scored(report: Report, records: list[Record], template: Template | None) -> Scored:
@@ -165,8 +169,15 @@ def complete_record(record: Record, embedding: np.ndarray, captioner: Captioner,
         record["classes"] = dict(zip(prompts, probabilities.tolist(), strict=True))
     if options.nearest and training:
         record["nearest"] = training.nearest(embedding, options.nearest)
-    no_field = record.get("unusual", False) and options.abstain_below > 0  # nothing is known of an unusual slide
-    withhold_fields(record.get("fields", {}), math.inf if no_field else options.abstain_below)
-    if record["confidence"] < options.abstain_below:
+    _withhold(record, options.abstain_below)
+
+
+def _withhold(record: Record, threshold: float) -> None:
+    """Withhold a caption whose confidence is below a threshold, and fields whose probability is."""
+    of_fields = threshold
+    if record.get("unusual") and threshold > 0:
+        of_fields = math.inf  # nothing is known of an unusual slide
+    withhold_fields(record.get("fields", {}), of_fields)
+    if record["confidence"] < threshold:
         record["caption"] = None
         record["abstained"] = True

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..templates.template import Fields
-from .template_decoding import Field, probability_of
+from .template_fields import Field, probability_of
 
 _TEMPERATURES = [2 ** (k / 8) for k in range(-16, 17)]  # 1/4 to 4 in steps of 9 %
 _FOLDS = 5
@@ -67,7 +67,7 @@ def calibrate_fields(slides: Sequence[Known]) -> FieldCalibration:
         slides: Of each slide, with the scores of all values.
     """
     num_fields = sum(map(len, slides))
-    num_wrong = sum(found.value != right for slide in slides for found, right in slide)
+    num_wrong = _num_wrong(slides)
     before = _loss(slides, 1.0)
     if len(slides) < _LEAST_SLIDES:
         why = f"as that needs {_LEAST_SLIDES} slides whose text follows the template"
@@ -91,9 +91,14 @@ def _loss_of_left_out(slides: Sequence[Known]) -> float:
 
 def _fitted(slides: Sequence[Known]) -> float:
     """Of the temperatures, those below 1 only if there are errors that allow it, the one of lowest loss."""
-    num_wrong = sum(found.value != right for slide in slides for found, right in slide)
-    allowed = [t for t in _TEMPERATURES if t >= 1 or num_wrong >= _LEAST_WRONG]
+    allowed = _TEMPERATURES
+    if _num_wrong(slides) < _LEAST_WRONG:
+        allowed = [temperature for temperature in _TEMPERATURES if temperature >= 1]
     return min(allowed, key=lambda temperature: _loss(slides, temperature))
+
+
+def _num_wrong(slides: Sequence[Known]) -> int:
+    return sum(found.value != right for slide in slides for found, right in slide)
 
 
 def _loss(slides: Sequence[Known], temperature: float) -> float:

@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,14 +104,24 @@ def find_language_model(source: str) -> LanguageModelFolder:
         path, revision = _from_hub(source)
     config = _checked_config(path)
     _check_architecture(config, path)
-    if not any((path / name).is_file() for name in WEIGHTS):
-        others = sorted(file.name for file in path.glob("*.bin"))
-        what = f"holds {others[0]} but no safetensors" if others else f"holds none of {', '.join(WEIGHTS)}"
-        fix = "convert it as docs/language_model.md shows: .bin can carry code and is not read" if others else _FIX
-        raise UserError(path, what, fix)
-    if not any((path / name).is_file() for name in _TOKENIZERS):  # else the library would make an empty one
+    if not _has_one_of(path, WEIGHTS):
+        raise _no_weights(path)
+    if not _has_one_of(path, _TOKENIZERS):  # else the library would make an empty one
         raise UserError(path, f"has no tokenizer (none of {', '.join(_TOKENIZERS)})", _FIX)
     return LanguageModelFolder(path, source, revision, config)
+
+
+def _has_one_of(folder: Path, names: Sequence[str]) -> bool:
+    return any((folder / name).is_file() for name in names)
+
+
+def _no_weights(folder: Path) -> UserError:
+    """The error of a folder without weights of a kind that is read here."""
+    others = sorted(file.name for file in folder.glob("*.bin"))
+    if others:
+        return UserError(folder, f"holds {others[0]} but no safetensors",
+                         "convert it as docs/language_model.md shows: .bin can carry code and is not read")
+    return UserError(folder, f"holds none of {', '.join(WEIGHTS)}", _FIX)
 
 
 def _from_hub(source: str) -> tuple[Path, str | None]:
@@ -241,17 +251,22 @@ def _quiet(transformers: Any) -> Iterator[None]:
 
 def _tensors(folder: Path) -> Iterator[tuple[str, str, Path, tuple[int, int]]]:
     """(name, type and shape, file, first and last byte there) of every tensor; read from the headers."""
-    index = folder / WEIGHTS[1]
-    names = [WEIGHTS[0]]
-    if not (folder / WEIGHTS[0]).is_file():
-        names = sorted({str(name) for name in _read_json(index, missing={}).get("weight_map", {}).values()})
-    for name in names:
-        path = folder / Path(name).name
+    for path in _weight_files(folder):
         start, header = _header(path)
         for tensor, about in header.items():
             if tensor != "__metadata__":
                 begin, end = about["data_offsets"]
                 yield tensor, f"{about['dtype']} {about['shape']}", path, (start + begin, start + end)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The one file with all weights, or else those that the index names."""
+    whole, index = (folder / name for name in WEIGHTS)
+    if whole.is_file():
+        return [whole]
+    file_of_tensor = _read_json(index, missing={}).get("weight_map", {})
+    names = {str(name) for name in file_of_tensor.values()}
+    return [folder / Path(name).name for name in sorted(names)]
 
 
 def _header(path: Path) -> tuple[int, dict[str, Any]]:

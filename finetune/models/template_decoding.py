@@ -20,43 +20,12 @@ from typing import Any
 import torch
 
 from .captioner import CaptionDecoder
-from .template_tokens import Decided, Place, TemplateTokens, Way, common_prefix
+from .template_fields import Field, FilledTemplate, certain_fields, chosen_fields
+from .template_tokens import Place, TemplateTokens, Way, common_prefix
 from .token_trie import OpenNode, TokenTrie
 
 EXACT = 1e-3  # share of a slot's probability that may be left out
 _MOST_LOGITS = 1 << 26  # in memory at a time: 256 MB
-
-
-@dataclass(frozen=True)
-class Field:
-    """A slot of a caption.
-
-    Attributes:
-        value: None where the slot has none.
-        probability: Of the value, given those before it.
-        scores: {value: log probabilities of the texts with it}, of those that were scored.
-    """
-
-    value: str | None
-    probability: float
-    scores: dict[str | None, list[float]] = field(default_factory=dict, repr=False)
-
-    def shares(self, temperature: float) -> dict[str | None, float]:
-        """{value: probability} of the values that were scored."""
-        return {value: probability_of(self.scores, value, temperature) for value in self.scores}
-
-
-@dataclass(frozen=True)
-class FilledTemplate:
-    """A text of the template with its fields, {slot: field} in the order of the text."""
-
-    text: str
-    fields: dict[str, Field]
-
-    @property
-    def probability(self) -> float:
-        """Of all fields together."""
-        return math.prod(field.probability for field in self.fields.values())
 
 
 @dataclass
@@ -141,14 +110,9 @@ def fill_template(decoder: CaptionDecoder, image_tokens: torch.Tensor, tokens: T
     """
     decided, place = tokens.start()
     if tokens.template.is_end(place.node):  # the template has one text
-        return [FilledTemplate(place.text, _certain(decided)) for _ in image_tokens]
+        return [FilledTemplate(place.text, certain_fields(decided)) for _ in image_tokens]
     search = _Search(decoder, tokens, num_beams, temperature, exact)
     return search.run(image_tokens)
-
-
-def _certain(decided: Decided) -> dict[str, Field]:
-    """Fields of slots that have no choice."""
-    return {name: Field(value, 1.0, {value: [0.0]}) for name, value in decided}
 
 
 class _Search:
@@ -180,11 +144,23 @@ class _Search:
         going_on: list[tuple[int, _Hypothesis]] = []
         for slide, complete in enumerate(finished):
             best = self._best(self._children(slide, complete, stages), stages)
-            kept = [(child.stage, child.done or self._child(stages[child.stage], child.leaf)) for child in best]
-            complete[:] = [hypothesis for _, hypothesis in kept if hypothesis.is_end]
-            going_on += [(stage, hypothesis) for stage, hypothesis in kept if not hypothesis.is_end]
+            finished[slide], unfinished = self._grown(best, stages)
+            going_on += unfinished
         self._advance(going_on)
         return [hypothesis for _, hypothesis in going_on]
+
+    def _grown(self, children: Sequence[_Child],
+               stages: Sequence[_Stage]) -> tuple[list[_Hypothesis], list[tuple[int, _Hypothesis]]]:
+        """The hypotheses that children become: the complete ones, and the others with the numbers of their stages."""
+        complete: list[_Hypothesis] = []
+        going_on: list[tuple[int, _Hypothesis]] = []
+        for child in children:
+            hypothesis = child.done or self._child(stages[child.stage], child.leaf)
+            if hypothesis.is_end:
+                complete.append(hypothesis)
+            else:
+                going_on.append((child.stage, hypothesis))
+        return complete, going_on
 
     def _children(self, slide: int, complete: list[_Hypothesis], stages: Sequence[_Stage]) -> list[_Child]:
         """All that a slide's hypotheses can become."""
@@ -203,7 +179,7 @@ class _Search:
     def _begin(self, num_slides: int) -> list[_Hypothesis]:
         """The text before the first decision, read in one pass."""
         decided, place = self._tokens.start()
-        fields = _certain(decided)
+        fields = certain_fields(decided)
         ways = self._tokens.ways(place)
         ids = common_prefix([way.ids for way in ways])
         totals, log_probabilities, last = self._scored(self._cache, [(self._bos, *ids)] * num_slides, [1] * num_slides)
@@ -249,19 +225,31 @@ class _Search:
 
     def _to_expand(self, stage: _Stage) -> list[OpenNode]:
         """The most probable open nodes, all but those that together cannot matter; they leave `stage.nodes`."""
-        highest = max([*stage.scores.values(), *(node.log_probability for node in stage.nodes)])
+        scores = list(stage.scores.values())
+        highest = max(scores + [node.log_probability for node in stage.nodes])
         nodes = sorted(stage.nodes, key=lambda node: -node.bound(self._temperature, highest))
         bounds = [node.bound(self._temperature, highest) for node in nodes]
-        known = sum(math.exp((score - highest) / self._temperature) for score in stage.scores.values())
+        known = sum(math.exp((score - highest) / self._temperature) for score in scores)
         allowed = self._exact * (known or sum(bounds))
-        best = sorted(stage.scores.values(), reverse=True)[:self._beams]
-        kept = len(nodes)
-        for rest in accumulate(reversed(bounds)):
-            if rest > allowed or not self._cannot_win(nodes[kept - 1], best):
-                break
-            kept -= 1
+        num_left_out = self._num_left_out(nodes, bounds, allowed, sorted(scores, reverse=True)[:self._beams])
+        kept = len(nodes) - num_left_out
         stage.nodes = nodes[kept:]
         return nodes[:kept]
+
+    def _num_left_out(self, nodes: Sequence[OpenNode], bounds: Sequence[float], allowed: float,
+                      best: list[float]) -> int:
+        """How many nodes at the end cannot be among the beams, and together have no more than is allowed.
+
+        Args:
+            bounds: Of the nodes, falling.
+            best: Scores of the best ways that are known.
+        """
+        number = 0
+        for node, rest in zip(reversed(nodes), accumulate(reversed(bounds)), strict=True):
+            if rest > allowed or not self._cannot_win(node, best):
+                break
+            number += 1
+        return number
 
     def _cannot_win(self, node: OpenNode, best: list[float]) -> bool:
         """Whether no way of a node can be among the beams. Before anything is scored, left open."""
@@ -345,21 +333,10 @@ class _Search:
 
     def _child(self, stage: _Stage, leaf: int) -> _Hypothesis:
         parent, way = stage.hypothesis, stage.ways[leaf]
-        fields = parent.fields | self._fields(stage, way.decided)
+        scored = [(stage.ways[other].decided, score) for other, score in stage.scores.items()]
+        fields = parent.fields | chosen_fields(way.decided, scored, self._temperature)
         return _Hypothesis(parent.slide, way.place, fields, way.ids, parent.total + stage.scores[leaf],
                            stage.fronts[leaf], way.is_end)
-
-    def _fields(self, stage: _Stage, decided: Decided) -> dict[str, Field]:
-        """The fields that a way decides, each with its probability given those before it."""
-        fields = {}
-        agreeing = [(stage.ways[leaf].decided, score) for leaf, score in stage.scores.items()]
-        for place, (name, value) in enumerate(decided):
-            scores: dict[str | None, list[float]] = {}
-            for other, score in agreeing:
-                scores.setdefault(other[place][1], []).append(score)
-            fields[name] = Field(value, probability_of(scores, value, self._temperature), scores)
-            agreeing = [(other, score) for other, score in agreeing if other[place][1] == value]
-        return fields
 
     def _advance(self, kept: Sequence[tuple[int, _Hypothesis]]) -> None:
         """Give the cache the rows of the kept hypotheses and the tokens that all of these have in common length.
@@ -388,10 +365,3 @@ def _next_ids(ways: Sequence[Way], ids: tuple[int, ...]) -> tuple[int, ...]:
     if any(len(way.ids) <= len(ids) or way.ids[:len(ids)] != ids for way in ways):
         return ()
     return tuple(dict.fromkeys(way.ids[len(ids)] for way in ways))
-
-
-def probability_of(scores: dict[str | None, list[float]], value: str | None, temperature: float) -> float:
-    """The share of a value in {value: log probabilities of its texts}, these divided by a temperature."""
-    highest = max(max(found) for found in scores.values())
-    mass = {key: sum(math.exp((score - highest) / temperature) for score in found) for key, found in scores.items()}
-    return mass.get(value, 0.0) / sum(mass.values())

@@ -67,10 +67,9 @@ class UsualSlides:
         far = {} if unseen is None else distances(training, unseen)
         ranges = {}
         for space, points in vectors.items():
-            known = points is not None and (space not in trained or space in far)
-            found = _left_out_distances(points, owners) if known else np.zeros(0)
-            if len(found) >= _LEAST_SLIDES:
-                ranges[space] = _range(found, far[space] if space in trained else found, _MARGIN[space])
+            found = _range_of(points, owners, space in trained, far.get(space), _MARGIN[space])
+            if found is not None:
+                ranges[space] = found
         return cls(min(num_tiles), ranges)
 
     def reasons_of(self, training: TrainingTexts, slides: SlideVectors, facts: Sequence[TileFacts]) -> list[list[str]]:
@@ -140,6 +139,22 @@ def _left_out_distances(points: np.ndarray, owners: np.ndarray) -> np.ndarray:
         found.append(_distance(cosines))
     joined = np.concatenate(found)
     return joined[np.isfinite(joined)]
+
+
+def _range_of(points: np.ndarray | None, owners: np.ndarray, is_trained: bool, unseen: np.ndarray | None,
+              margin: float) -> Range | None:
+    """The range of a space from unit vectors (N, D) of owners (N,); None where it shows nothing.
+
+    Args:
+        is_trained: Whether training has pulled its own slides together there.
+        unseen: Distances of the validation slides (V,), which a trained space needs.
+    """
+    if points is None or (is_trained and unseen is None):
+        return None
+    left_out = _left_out_distances(points, owners)
+    if len(left_out) < _LEAST_SLIDES:
+        return None
+    return _range(left_out, unseen if is_trained else left_out, margin)
 
 
 def _range(left_out: np.ndarray, unseen: np.ndarray, margin: float) -> Range:

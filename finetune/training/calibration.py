@@ -4,7 +4,7 @@ and what judges a new slide and its caption."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,16 +74,22 @@ def _judgement(folder: Path, ids: list[str], data: Data, config: Config, texts: 
                held_out: HeldOutSlides | None, template: Template | None) -> dict[str, dict[str, float] | None]:
     """What nearest.pt holds to judge a new slide and its caption: `unusual` and `confidence`. Writes the comparison of
     the held-out slides. ids: of the training slides, in the order of `texts`."""
-    num_tiles = {sample.slide.slide_id: sample.slide.num_tiles for sample in data.train}
-    usual = UsualSlides.of(texts, [num_tiles[i] for i in ids], groups_of(ids, config.data.group_pattern),
-                           held_out and held_out.vectors, ("contrastive",) if config.prism.freeze else tuple(SPACES))
-    fitted = None
-    if held_out:
-        fitted = fit_confidence(held_out, config.data.group_pattern)
-        tiles = {sample.slide.slide_id: sample.slide.num_tiles for sample in data.validation}
-        reasons = usual.reasons_of(texts, held_out.vectors, [TileFacts(tiles[i], False, False) for i in held_out.ids])
-        compare_held_out(folder, held_out, texts, _judged_lines(reasons, fitted), template)
+    trained_spaces = ("contrastive",) if config.prism.freeze else tuple(SPACES)
+    usual = UsualSlides.of(texts, _tiles_of(data.train, ids), groups_of(ids, config.data.group_pattern),
+                           held_out and held_out.vectors, trained_spaces)
+    if held_out is None:
+        return {"unusual": usual.to_dict(), "confidence": None}
+    fitted = fit_confidence(held_out, config.data.group_pattern)
+    facts = [TileFacts(number, False, False) for number in _tiles_of(data.validation, held_out.ids)]
+    reasons = usual.reasons_of(texts, held_out.vectors, facts)
+    compare_held_out(folder, held_out, texts, _judged_lines(reasons, fitted), template)
     return {"unusual": usual.to_dict(), "confidence": fitted and fitted.numbers}
+
+
+def _tiles_of(samples: Sequence[Sample], ids: Sequence[str]) -> list[int]:
+    """How many tiles the slides of these ids have."""
+    num_tiles = {sample.slide.slide_id: sample.slide.num_tiles for sample in samples}
+    return [num_tiles[i] for i in ids]
 
 
 def _judged_lines(reasons: list[list[str]], fitted: FittedConfidence | None) -> list[dict[str, Any]]:

@@ -91,14 +91,18 @@ class StartingPoint:
         config = copy.deepcopy(config)
         fill_open(config, {key: value_of(self.config, key) for key in SIZE_SETTINGS})
         for key in _MUST_MATCH:
-            own, wanted = value_of(self.config, key), value_of(config, key)
-            is_same = same_decoder(own, wanted) if key == "model.decoder" else own == wanted
-            if not is_same:
-                raise UserError(_KEY, f"its model has {key}={own}, this run has {wanted}", f"set {key}={own}")
+            self._check_matches(key, config)
         if not self.config.prism.freeze and config.prism.freeze:
             raise UserError(_KEY, "its model was trained together with Prism (prism.freeze=false)",
                             "set prism.freeze=false")
         return config
+
+    def _check_matches(self, key: str, config: Config) -> None:
+        """Raise UserError if the new run has another setting than the model."""
+        own, wanted = value_of(self.config, key), value_of(config, key)
+        is_same = same_decoder(own, wanted) if key == "model.decoder" else own == wanted
+        if not is_same:
+            raise UserError(_KEY, f"its model has {key}={own}, this run has {wanted}", f"set {key}={own}")
 
 
 def open_starting_point(config: Config, resumed: Checkpoint | None, world: World) -> StartingPoint | None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from finetune.models.field_calibration import calibrate_fields, known_fields
-from finetune.models.template_decoding import Field
+from finetune.models.template_fields import Field
 
 
 def slides(count: int, temperature: float, spread: float = 3.0, seed: int = 0):
