@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from ..common.memory import memory_limit
 from .findings import ERROR, OK, WARNING, Finding
 
 INSTALL = "python -m pip install --no-deps -r requirements.lock, or make setup"
@@ -20,7 +21,6 @@ REQUIRED = ("huggingface_hub", "safetensors", "h5py", "numpy", "tokenizers", "tq
 _OLDEST = (3, 11)
 _GB = 1e9
 _LOW_MEMORY, _LOW_DISK = 4 * _GB, 5 * _GB
-_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 def check_python() -> Finding:
@@ -56,7 +56,7 @@ def check_memory() -> Finding:
     total = total_memory()
     if total is None:
         return Finding("memory", OK, "unknown on this system")
-    limit = container_limit()
+    limit = memory_limit()
     usable = total if limit is None else min(total, limit)
     limited = f" (limit of the container; the machine has {total / _GB:.0f} GB)" if usable < total else ""
     text = f"{usable / _GB:.1f} GB{limited}"
@@ -80,17 +80,6 @@ def _windows_memory() -> float | None:
     kilobytes = ctypes.c_ulonglong()
     found = ctypes.windll.kernel32.GetPhysicallyInstalledSystemMemory(ctypes.byref(kilobytes))  # type: ignore[attr-defined]
     return kilobytes.value * 1024.0 if found else None
-
-
-def container_limit(files: Iterable[str] = _CGROUP_LIMITS) -> float | None:
-    """Bytes that the control group of this process may use (Linux containers); None without a limit."""
-    for name in files:
-        try:
-            text = Path(name).read_text(encoding="ascii").strip()
-        except OSError:
-            continue
-        return float(text) if text.isdigit() else None
-    return None
 
 
 def check_disk(folder: Path, what: str) -> Finding:

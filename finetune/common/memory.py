@@ -63,6 +63,22 @@ def free_memory(meminfo: Path = _MEMINFO, cgroups: Path = CGROUPS, own: Path = O
     return min((number for number in free if number is not None), default=None)
 
 
+def memory_limit(cgroups: Path = CGROUPS, own: Path = OWN_CGROUPS) -> int | None:
+    """Bytes that the control groups of this process may use (a container, a job of Slurm); None without a limit."""
+    limits = [_limit(folder) for folder in group_folders("memory", cgroups, own)]
+    return min((number for number in limits if number is not None), default=None)
+
+
+def _limit(folder: Path) -> int | None:
+    """That of one group; None without one."""
+    for limit_file, _, _ in _GROUP_FILES:
+        try:
+            return int((folder / limit_file).read_text(encoding="ascii"))
+        except (OSError, ValueError):  # no such file, or `max`
+            continue
+    return None
+
+
 def _available(meminfo: Path) -> int | None:
     """MemAvailable, from a line such as `MemAvailable:   23456 kB`."""
     for name, number in _numbers(meminfo).items():

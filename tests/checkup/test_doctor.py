@@ -172,16 +172,11 @@ def test_an_old_python_is_an_error(monkeypatch):
     assert machine.check_python().status == ERROR
 
 
-def test_memory_is_that_of_the_machine_or_the_limit_of_the_container(tmp_path, monkeypatch):
+def test_memory_is_that_of_the_machine_or_the_limit_of_the_container(monkeypatch):
     with open("/proc/meminfo", encoding="ascii") as file:
         kilobytes = int(re.search(r"MemTotal: +(\d+) kB", file.read())[1])
     assert machine.total_memory() == pytest.approx(1024 * kilobytes, rel=0.01)
-    limit = tmp_path / "memory.max"
-    limit.write_text("max\n", encoding="ascii")
-    assert machine.container_limit([str(tmp_path / "none"), str(limit)]) is None
-    limit.write_text("3000000000\n", encoding="ascii")
-    assert machine.container_limit([str(limit)]) == 3e9
-    monkeypatch.setattr(machine, "container_limit", lambda: 3e9)
+    monkeypatch.setattr(machine, "memory_limit", lambda: 3_000_000_000)
     finding = machine.check_memory()
     assert finding.status == WARNING and finding.text.startswith("3.0 GB (limit of the container; the machine has ")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from finetune.common import memory
-from finetune.common.memory import free_memory, memory_for, require_memory
+from finetune.common.memory import free_memory, memory_for, memory_limit, require_memory
 from tests.helpers.files import refused
 
 MEMINFO = "MemTotal:       24000000 kB\nMemFree:         1000000 kB\nMemAvailable:   20000000 kB\nHugePages_Total:       0\n"
@@ -41,6 +41,19 @@ def test_the_smallest_limit_counts_and_droppable_pages_are_free(machine, own, pr
     files = {f"{prefix}/{limit}": f"{4 * GB}\n", f"{prefix}/{use}": f"{3 * GB}\n",
              f"{prefix}/memory.stat": f"anon 1\n{droppable} {GB // 2}\n"}
     assert free_memory(*machine(own, files)) == 3 * GB // 2
+
+
+@pytest.mark.parametrize(("own", "prefix", "name"), [
+    ("0::/job/step\n", "", "memory.max"), ("4:memory:/job/step\n", "memory/", "memory.limit_in_bytes")])
+def test_the_limit_is_the_smallest_of_the_groups_above(machine, own, prefix, name):
+    _, groups, own_file = machine(own, {f"{prefix}job/{name}": f"{3 * GB}\n", f"{prefix}job/step/{name}": f"{4 * GB}\n"})
+    assert memory_limit(groups, own_file) == 3 * GB
+
+
+def test_without_a_limit_there_is_none(machine, tmp_path):
+    _, groups, own_file = machine("0::/\n", {"memory.max": "max\n"})
+    assert memory_limit(groups, own_file) is None
+    assert memory_limit(tmp_path / "none", tmp_path / "nor this") is None
 
 
 def test_a_full_group_has_nothing_left(machine):
