@@ -197,10 +197,13 @@ def _report_overlap(labels: Mapping[str, Label], split: Split, name: str, kept: 
                                    lambda: count_overlap(texts, training_texts), _are_counts)
     logger.info("%d of %d %s texts also occur in training, word for word", num_exact, len(texts), name)
     if num_near:
-        logger.warning("%d of %d %s texts are near duplicates of training texts (%.0f %% of their trigrams or more): "
-                       "scores on them say little about new cases", num_near, len(texts), name,
-                       100 * SIMILARITY_THRESHOLD)
+        _warn_of_near_duplicates(num_near, len(texts), name)
     return num_exact
+
+
+def _warn_of_near_duplicates(number: int, num_texts: int, name: str) -> None:
+    logger.warning("%d of %d %s texts are near duplicates of training texts (%.0f %% of their trigrams or more): "
+                   "scores on them say little about new cases", number, num_texts, name, 100 * SIMILARITY_THRESHOLD)
 
 
 def _are_counts(value: Any) -> bool:
@@ -228,17 +231,20 @@ def _given_splits(labels: Mapping[str, Label], split_file: str | None) -> dict[s
     else:
         source, splits = split_file, read_split_file(split_file)
 
-    # a split file may cover more cases than one data set
-    unused = sorted(splits.keys() - labels.keys())
-    if unused:
-        logger.warning("%d ids of %s have no label: %s ...", len(unused), source, ", ".join(unused[:5]))
-
+    _warn_of_unused_ids(source, splits, labels)
     # a case that was forgotten must not end up in training by default
     missing = [i for i in labels if i not in splits]
     if splits and missing:
         raise UserError(source, f"gives no split for {len(missing)} of {len(labels)} cases, such as {missing[0]!r}",
                         "give each case train, val or test")
     return splits
+
+
+def _warn_of_unused_ids(source: str, splits: Mapping[str, str], labels: Mapping[str, Label]) -> None:
+    """A split file may cover more cases than one data set: no error."""
+    unused = sorted(splits.keys() - labels.keys())
+    if unused:
+        logger.warning("%d ids of %s have no label: %s ...", len(unused), source, ", ".join(unused[:5]))
 
 
 def _splits_of_labels(labels: Mapping[str, Label]) -> dict[str, str]:

@@ -101,7 +101,7 @@ def _beside_random(model: SlideCaptioner, tiles: Tensor, contrasts: Sequence[Con
                    effects: list[Effect], seed: int) -> list[Effect]:
     """The effects, those whose log odds have fallen far enough compared with random removals of as many tiles."""
     size, found = tops.shape[1], list(effects)
-    fallen = [i for i, effect in enumerate(effects) if not effect.holds and effect.without_top <= effect.wanted]
+    fallen = [i for i, effect in enumerate(effects) if _is_to_compare(effect)]
     if not fallen:
         return found
     removals = _random_removals(len(tiles), size, seed)
@@ -111,6 +111,11 @@ def _beside_random(model: SlideCaptioner, tiles: Tensor, contrasts: Sequence[Con
         is_top = (in_order == tops[i].sort().values).all(dim=1)
         found[i] = _compared(effects[i], values[~is_top.to(values.device), column].double())
     return found
+
+
+def _is_to_compare(effect: Effect) -> bool:
+    """Whether the log odds have fallen far enough without the top tiles, and the phrase has not passed yet."""
+    return not effect.holds and effect.without_top <= effect.wanted
 
 
 def _random_removals(num_tiles: int, size: int, seed: int) -> list[Tensor]:
