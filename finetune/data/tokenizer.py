@@ -10,11 +10,10 @@ Each is fully stored in the checkpoint, as plain JSON: inference needs neither t
 
 from __future__ import annotations
 
-import contextlib
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -210,16 +209,19 @@ class VocabTokenizer:
         return cls(pieces, data.get("normalize") is True)
 
 
-@contextlib.contextmanager
-def _library_errors(what: str) -> Iterator[None]:
-    """Raise UserError for what `tokenizers` raises: plain exceptions, and panics, which are none of `Exception`."""
-    try:
-        yield
-    except BaseException as error:
-        if type(error) is not Exception and type(error).__name__ != "PanicException":
-            raise
-        raise UserError("tokenizer", f"cannot {what} a text ({error})"[:200], "use another tokenizer or checkpoint",
-                        ) from None
+class _LibraryErrors:
+    """Raises UserError for what `tokenizers` raises: plain exceptions, and panics, which no `except` can name."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if kind is Exception or (kind is not None and kind.__name__ == "PanicException"):
+            raise UserError("tokenizer", f"cannot {self._what} a text ({error})"[:200],
+                            "use another tokenizer or checkpoint") from None
 
 
 class FastTokenizer:
@@ -319,12 +321,12 @@ class FastTokenizer:
         """Ids of `text`, without begin and end token."""
         text = normalize_text(text) if self.normalize else text
         text = text.encode("utf-8", "replace").decode()
-        with _library_errors("encode"):
+        with _LibraryErrors("encode"):
             return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids` without begin, end and padding; bytes that are not UTF-8 become U+FFFD."""
-        with _library_errors("decode"):
+        with _LibraryErrors("decode"):
             text = self._tokenizer.decode([i for i in ids if i not in self._not_text], skip_special_tokens=False)
         return _BETWEEN_CJK.sub("", text) if self._spaces_cjk else text
 
