@@ -53,10 +53,10 @@ class KeptResults:
         return results if isinstance(results, dict) else {}
 
     def _write(self, results: dict[str, Any]) -> None:
-        if self._path is None:
+        # a start that ends in an error makes no folder; the first run that fills the slide cache does
+        if self._path is None or not self._path.parent.exists():
             return
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self._path, json.dumps(results))
         except OSError as error:
             logger.warning("%s cannot be written (%s): the next run compares the texts again", self._path,

@@ -24,9 +24,10 @@ class Counted:
 
 
 def test_it_is_found_once_per_key(tmp_path):
-    find, kept = Counted(), KeptResults(tmp_path / "new" / "kept.json")
+    find, kept = Counted(), KeptResults(tmp_path / "kept.json")
     assert [kept.get(key, find, is_pair) for key in "abab"] == [[1, 2]] * 4 and find.calls == 2
-    assert KeptResults(tmp_path / "new" / "kept.json").get("a", find, is_pair) == [1, 2] and find.calls == 2
+    assert KeptResults(tmp_path / "kept.json").get("a", find, is_pair) == [1, 2] and find.calls == 2
+    assert KeptResults(tmp_path / "new" / "kept.json").get("a", Counted(), is_pair) and not (tmp_path / "new").exists()
     nothing = KeptResults.beside(None)
     assert [nothing.get("a", find, is_pair) for _ in range(2)] == [[1, 2]] * 2 and find.calls == 4
 

@@ -47,3 +47,8 @@ def assert_equal_state(left: Path, right: Path) -> None:
     first, second = (torch.load(p, weights_only=True) for p in (left, right))
     for key in ("model", "optimizer", "scaler", "progress", "random_states"):
         assert flat(first[key]) == flat(second[key]), f"{key} differs"
+
+
+def without_judge(record: dict) -> dict:
+    """A record without what nearest.pt adds, which an exported folder and Prism alone do not have."""
+    return {key: value for key, value in record.items() if key not in ("unusual", "unusual_reason", "made_from")}
