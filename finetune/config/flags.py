@@ -25,6 +25,8 @@ TRAIN_FLAGS = {  # the flags users know -> the config key each one sets
     "--save_every": "training.save_every",
     "--prism": "prism.weights",
 }
+_OF_YAML_SCRIPT = ("--config", "--check")  # flags that the other training script has
+_UNKNOWN = re.compile(r"(?:^|(?<=\s))(--\w+)(?:=| +(?!--)|(?= |$))(\S*)")  # a flag and its value, if it has one
 _SIMILAR = 0.7  # of two names of flags: --beams and --num_beams are, --lr and --help are not
 
 
@@ -33,21 +35,31 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: None = None) -> argparse.Namespace:  # type: ignore[override]
         """As argparse, after replacing dashes in flag names by underscores."""
-        args = sys.argv[1:] if args is None else args
-        return super().parse_args([_underscored(a) for a in args], namespace)
+        self._given = [_underscored(a) for a in (sys.argv[1:] if args is None else args)]
+        return super().parse_args(self._given, namespace)
 
     def error(self, message: str) -> None:  # type: ignore[override]
-        """Raises UserError in place of exiting, with the flag that an unknown one may stand for."""
+        """Raises UserError in place of exiting, with the flags that unknown ones may stand for."""
         command = self.prog if " " in self.prog else f"python {self.prog}"  # a script; else python -m, or prism-coca
         see_help = f"see {command} --help"
-        unknown = re.match(r"unrecognized arguments: (--\w+)(?:=| +)?(\S*)", message)
-        hint = self._meant_by(unknown[1], unknown[2]) if unknown else None
+        hints = filter(None, [self._meant_by(flag, value) for flag, value in self._unknown(message)])
+        hint = ", ".join(dict.fromkeys(hints))
         raise UserError(self.prog, message, f"{hint} ({see_help})" if hint else see_help)
+
+    def _unknown(self, message: str) -> list[tuple[str, str]]:
+        """[(flag, value)] that argparse does not know; it names none where a required one lacks."""
+        kind, _, words = message.partition("unrecognized arguments: ")
+        if not kind:
+            return _UNKNOWN.findall(words)
+        given = [arg.partition("=")[0] for arg in self._given]
+        return [(flag, "") for flag in _OF_YAML_SCRIPT if flag in given and "required" in kind]
 
     def _meant_by(self, flag: str, value: str) -> str | None:
         """What to write in place of an unknown flag: another one, or --set with the config key of that name."""
         flags = [name for name in self._option_string_actions if name.startswith("--")]
         keys = _keys_by_flag() if "--set" in flags else {}
+        if flag in _OF_YAML_SCRIPT and keys and flag not in flags:
+            return f"{flag} is a flag of train_with_config.py"
         near = difflib.get_close_matches(flag, [*flags, *keys], n=1, cutoff=_SIMILAR)
         if not near:
             return None

@@ -18,6 +18,7 @@ from ..common.errors import UserError
 from ..common.log import logger
 from ..common.score_table import canonical_name
 from .values import check_known, set_field, setting
+from .yaml_slips import setting_slip
 
 _LANGUAGE_MODEL = ("hf:", "ms:")  # how a model.decoder begins that is one, of Hugging Face or of ModelScope
 _TOKENIZER = re.compile(r"vocab|bpe(:([3-9]\d\d|[1-9]\d{3,5}))?|(hf|ms):.+")
@@ -324,7 +325,7 @@ def apply_overrides(config: Config, pairs: Iterable[str]) -> Config:
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals:
-            raise UserError("--set", f"{pair!r} has no '='", "write --set section.key=value")
+            raise UserError("--set", *setting_slip(pair))
         text = value.strip()
         config.set(key.strip(), None if text in ("null", "~", "") else text, "--set")
     return config

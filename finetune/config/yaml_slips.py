@@ -23,10 +23,14 @@ _PATTERNS = (  # (pattern of a line, what is wrong, what to write); {} are the g
      "indent with plain spaces only"),
     (re.compile(r"\s*([\w.]+)\s*：\s*(.*)"), "a full-width colon (：) after {0}",
      "write the ASCII colon and a space: {0}: {1}"),
+    (re.compile(r"[^#\"']*[{,]\s*([A-Za-z_]\w*)\s*：\s*([^,}]*)"), "a full-width colon (：) after {0}",
+     "write the ASCII colon and a space: {0}: {1}"),
     (re.compile(r"\s*([\w.]+)\s*=\s*(.*)"), "'=' after {0}", "write a colon and a space: {0}: {1}"),
     (re.compile(r"\s*([\w.]+):(?!//)([^\s:].*)"), "no space after the colon of {0}", "write {0}: {1}"),
     (re.compile(r"\s*([\w.]+)\s*:\s+[｛［]"), "a full-width bracket after {0}", "write {{ }} or [ ]"),
 )
+_SETTING = re.compile(r"([\w.]+)\s*([＝：:])\s*(.*)")
+_SIGNS = {"＝": "a full-width equals sign (＝)", "：": "a full-width colon (：)", ":": "a colon"}
 _QUOTES = {"“": "”", "”": "”", "‘": "’", "「": "」", "『": "』", "＂": "＂", "＇": "＇"}
 
 
@@ -39,6 +43,15 @@ def find_slip(text: str) -> Slip | None:
                 groups = [group.strip() for group in found.groups()]
                 return Slip(number, what.format(*groups), fix.format(*groups).rstrip())
     return None
+
+
+def setting_slip(pair: str) -> tuple[str, str]:
+    """(what, fix) of a `section.key=value` without '='."""
+    found = _SETTING.fullmatch(pair.strip())
+    if not found:
+        return f"{pair!r} has no '='", "write --set section.key=value"
+    key, sign, value = found.groups()
+    return f"{pair!r} has {_SIGNS[sign]} in place of '='", f"write --set {key}={value}"
 
 
 def unquoted(value: str) -> str | None:

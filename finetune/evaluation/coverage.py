@@ -5,7 +5,6 @@ Selective prediction: Geifman and El-Yaniv 2017, https://arxiv.org/abs/1705.0850
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,11 +13,11 @@ import numpy as np
 
 from ..common.terminal import aligned_lines
 from ..common.visible import visible
+from ..common.wilson import wilson_interval
 
 COVERAGES = (1.0, 0.9, 0.75, 0.5, 0.25)  # of the table
 FEWEST = 10  # answers that a threshold must leave: the accuracy of fewer says nothing
 _FOLDS, _SEED = 10, 0
-_Z = 1.959963984540054  # of a 95 % interval
 
 
 @dataclass(frozen=True)
@@ -40,11 +39,8 @@ class Point:
         return self.right / self.answered
 
     def interval(self) -> tuple[float, float]:
-        """The 95 % interval of the accuracy (Wilson 1927)."""
-        n, share = self.answered, self.accuracy
-        center = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-        half = _Z / (1 + _Z**2 / n) * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
-        return max(0.0, center - half), min(1.0, center + half)
+        """The 95 % interval of the accuracy (Wilson)."""
+        return wilson_interval(self.right, self.answered)
 
 
 @dataclass(frozen=True)

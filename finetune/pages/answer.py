@@ -115,7 +115,8 @@ def _telling_score(held_out: HeldOut) -> str:
 
 
 def _sentence(held_out: HeldOut, score: str, look_ups: dict[str, Cell]) -> Text:
-    own = held_out.cells[CAPTIONS][score].value
+    cell = held_out.cells[CAPTIONS][score]
+    own = cell.value
     if score == "exact_match":
         chinese = f"在 {held_out.slides} 张留出的切片上，{_percent(own)} 的描述与参考一字不差"
         english = f"On {held_out.slides} held-out slides {_percent(own)} of the captions are right word for word"
@@ -123,14 +124,21 @@ def _sentence(held_out: HeldOut, score: str, look_ups: dict[str, Cell]) -> Text:
         label = SCORES[score]
         chinese = f"在 {held_out.slides} 张留出的切片上，描述的 {label.chinese} 为 {own:.2f}"
         english = f"On {held_out.slides} held-out slides the captions have a {label.english} of {own:.2f}"
+    if cell.low == cell.low:  # not NaN: there is an interval
+        low, high = (_shown(end, score) for end in (cell.low, cell.high))
+        chinese += f"（95\u00a0% 区间 {low} 至 {high}）"
+        english += f" (95\u00a0% interval {low} to {high})"
     if not look_ups:
         return chinese + "。", english + "."
     best = max(look_ups, key=lambda name: look_ups[name].value)
     verdict = _verdict(look_ups[best])
-    value = look_ups[best].value
-    shown = _percent(value) if score == "exact_match" else f"{value:.2f}"
+    shown = _shown(look_ups[best].value, score)
     return (f"{chinese}，{verdict[0]}查找训练文本（最好的是{BASELINES[best][0]}，{shown}）。",
             f"{english}: {verdict[1]} looking up a training text (at best {shown}, by {BASELINES[best][1]}).")
+
+
+def _shown(value: float, score: str) -> str:
+    return _percent(value) if score == "exact_match" else f"{value:.2f}"
 
 
 def _percent(share: float) -> str:
@@ -149,11 +157,11 @@ def _verdict(cell: Cell) -> Text:
 
 
 def _next(slides: int, own: float, look_ups: dict[str, Cell], is_random: bool, all_seen: bool) -> Text:
-    if is_random:
-        return _REAL_WEIGHTS_NEXT
-    if all_seen:
-        return _NEW_TEXTS_NEXT
-    if slides < FEW_SLIDES:
-        return _MORE_SLIDES_NEXT
-    is_better = all(cell.low > 0 for cell in look_ups.values())
-    return _TEST_NEXT if is_better or own == 1 else _IMPROVE_NEXT
+    if not (is_random or all_seen or slides < FEW_SLIDES):
+        is_better = all(cell.low > 0 for cell in look_ups.values())
+        return _TEST_NEXT if is_better or own == 1 else _IMPROVE_NEXT
+    first = _REAL_WEIGHTS_NEXT if is_random else _NEW_TEXTS_NEXT if all_seen else _MORE_SLIDES_NEXT
+    falls_short = own < 1 and any(cell.difference <= 0 for cell in look_ups.values())
+    if not falls_short:
+        return first
+    return first[0] + _IMPROVE_NEXT[0], f"{first[1]} {_IMPROVE_NEXT[1]}"

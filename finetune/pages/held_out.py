@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..common.score_table import CAPTIONS, COMMON, NEAREST_TEXT, PROBE_TEXT, SCORES, SHUFFLED
+from ..common.wilson import wilson_interval
 from .drawable import finite_or_nan
 
 Text = tuple[str, str]  # Chinese, English
@@ -68,13 +69,30 @@ def _held_out(content: dict[str, Any]) -> HeldOut | None:
     names = [name for name in SCORES if name in content and all(name in differences[column] for column in present)]
     if not names:
         return None
-    intervals = content.get("intervals", {})
-    cells = {CAPTIONS: {name: _cell(content[name], [None, *intervals.get(name, (None, None))]) for name in names}}
+    slides = int(content["slides"])
+    cells = {CAPTIONS: _own_cells(content, names, slides)}
     for column in present:
         cells[column] = {name: _cell(baselines[column][name], differences[column][name]) for name in names}
-    return HeldOut(int(content["slides"]), cells)
+    return HeldOut(slides, cells)
+
+
+def _own_cells(content: dict[str, Any], names: list[str], slides: int) -> dict[str, Cell]:
+    """{score: cell} of the captions."""
+    intervals = content.get("intervals", {})
+    cells = {name: _cell(content[name], [None, *intervals.get(name, (None, None))]) for name in names}
+    if "exact_match" in cells:
+        cells["exact_match"] = _share(cells["exact_match"], slides)
+    return cells
 
 
 def _cell(value: Any, interval: list[Any]) -> Cell:
     difference, low, high = interval
     return Cell(*map(finite_or_nan, (value, difference, low, high)))
+
+
+def _share(cell: Cell, slides: int) -> Cell:
+    """A share of the slides with the interval of a share: resamples of slides that are all right are all right too."""
+    if not 0 <= cell.value <= 1 or slides < 1:  # a damaged file
+        return cell
+    low, high = wilson_interval(round(cell.value * slides), slides)
+    return replace(cell, low=low, high=high)

@@ -32,6 +32,7 @@ from .run_files import describe_sizes
 from .state import TrainState
 
 _LABEL = 11  # columns of the names of the rows
+_READING = ("id_column", "text_column", "slide_column", "split_column", "encoding")  # keys and flags of the same name
 _SIZES = ("dim", "unimodal_depth", "multimodal_depth")
 
 
@@ -118,14 +119,15 @@ def _device(precision: Precision, num_processes: int) -> str:
     return f"{device} ({name}), {precision.name}{processes}"
 
 
-def announce_end(config: Config, folder: Path, state: TrainState) -> None:
+def announce_end(config: Config, folder: Path, state: TrainState, data: Data) -> None:
     """Show how good the model is on the held-out slides, where the report is, and what to do next."""
-    notice("finished: best epoch %d, files in %s%s", state.best_epoch, config.training.output_dir,
+    kept = "last" if config.training.monitor == LAST_EPOCH else "best"
+    notice("finished: %s epoch %d, files in %s%s", kept, state.best_epoch, config.training.output_dir,
            describe_sizes(folder), style="bold", indent=2)
     answer = answer_of(folder)
     rows = [("result", answer.sentence[1]), ("next", answer.next[1]), ("report", report_path(config))]
     if config.trains_captions:
-        rows.append(("captions", _caption_command(config)))
+        rows.append(("captions", _caption_command(config, has_validation=bool(data.validation))))
     show_rows(rows)
 
 
@@ -134,11 +136,20 @@ def report_path(config: Config) -> str:
     return Path(config.training.output_dir, REPORT).as_posix()
 
 
-def _caption_command(config: Config) -> str:
-    """What captions the slides of the run, for the shell it was started from."""
+def _caption_command(config: Config, has_validation: bool) -> str:
+    """What captions the validation slides of the run and scores them, or all if it has none, for the shell it was
+    started from."""
     program = ["python", "inference.py"]
     if sys.argv[0].startswith("prism-coca "):  # the installed command
         program = ["prism-coca", "caption"]
-    words = [*program, "--checkpoint", config.training.output_dir, "--embeddings_dir", config.data.embeddings_dir,
-             "--output", "captions.jsonl"]
+    words = [*program, "--checkpoint", config.training.output_dir, "--embeddings_dir", config.data.embeddings_dir]
+    if has_validation:
+        words += ["--labels_file", config.data.labels_file, *_reading_flags(config), "--split", "val"]
+    words += ["--output", "captions.jsonl"]
     return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
+
+
+def _reading_flags(config: Config) -> list[str]:
+    """The flags that read the labels as the run did, of those keys that are set."""
+    values = {name: getattr(config.data, name) for name in _READING}
+    return [word for name, value in values.items() if value is not None for word in (f"--{name}", value)]

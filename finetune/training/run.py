@@ -152,7 +152,7 @@ def _fit_and_finish(parts: Parts, state: TrainState, config: Config, data: Data,
             calibrate_and_index(folder, parts.model, parts.objective.precision, data, config, loaders.in_order)
     parts.log.finish("finished")
     if parts.objective.world.is_main:
-        announce_end(config, folder, state)
+        announce_end(config, folder, state, data)
     return 0
 
 

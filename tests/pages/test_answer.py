@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
 
 from finetune.pages.answer import answer
-from finetune.pages.held_out import Cell, HeldOut
+from finetune.pages.held_out import Cell, HeldOut, read_held_out
 
 DONE = (10, "10")
 
@@ -28,6 +29,28 @@ def test_the_verdict_is_that_of_the_paired_interval_with_the_best_look_up(found,
     said = answer(found, "finished", DONE, found.slides)
     assert verdict in said.sentence[1] and what_next in said.next[1] and len(said.figures) == 2
     assert "linear probe" in said.sentence[1] and "shuffled" not in said.sentence[1]
+
+
+@pytest.mark.parametrize(("own", "probe", "advice"), [(0.3, 0.5, "model.size=small"), (0.6, 0.4, "")])
+@pytest.mark.parametrize("state", [{"is_random": True}, {"all_seen": True}, {}], ids=["random", "all seen", "few slides"])
+def test_worse_than_looking_up_is_always_followed_by_what_to_try(own, probe, advice, state):
+    found = held_out(own, probe, own - probe - 0.1, own - probe + 0.1, slides=50 if state else 6)
+    said = answer(found, "finished", DONE, found.slides, **state)
+    assert ("model.size=small" in said.next[1]) == bool(advice) and ("model.size=small" in said.next[0]) == bool(advice)
+
+
+def test_all_of_a_few_slides_right_is_not_certain(tmp_path):
+    content = {"slides": 6, "exact_match": 1.0, "rouge_l": 1.0, "baselines": {"linear_probe": {"exact_match": 1.0, "rouge_l": 1.0}},
+               "intervals": {"exact_match": [1.0, 1.0], "rouge_l": [1.0, 1.0]},
+               "differences": {"linear_probe": {"exact_match": [0.0, 0.0, 0.0], "rouge_l": [0.0, 0.0, 0.0]}}}
+    (tmp_path / "held_out.json").write_text(json.dumps(content), encoding="utf-8")
+    found = read_held_out(tmp_path / "held_out.json")
+    cell = found.cells["captions"]["exact_match"]
+    assert (round(cell.low, 4), cell.high) == (0.6097, 1.0)  # 6 / (6 + z²)
+    assert found.cells["captions"]["rouge_l"].low == 1.0
+    said = answer(found, "finished", DONE, 6)
+    assert "(95\u00a0% interval 61\u00a0% to 100\u00a0%): as good as looking up" in said.sentence[1]
+    assert "（95\u00a0% 区间 61\u00a0% 至 100\u00a0%），等同于" in said.sentence[0]
 
 
 def test_where_hardly_a_text_is_exact_another_score_is_shown():

@@ -157,9 +157,9 @@ def test_the_retrieval_matrix_frames_the_highest_of_each_row(tmp_path):
 def test_the_page_says_first_how_the_captions_compare_with_looking_up(tmp_path):
     found = view(make_run(tmp_path / "run"))
     chinese, english = found["answer"].sentence
-    assert english == "On 40 held-out slides 50\u00a0% of the captions are right word for word: not clearly better than looking up a training text " \
-        "(at best 12\u00a0%, by linear probe)."
-    assert chinese.startswith("在 40 张留出的切片上，50\u00a0% 的描述与参考一字不差，看不出优于")
+    assert english == "On 40 held-out slides 50\u00a0% of the captions are right word for word (95\u00a0% interval 35\u00a0% to 65\u00a0%): not clearly " \
+        "better than looking up a training text (at best 12\u00a0%, by linear probe)."
+    assert chinese.startswith("在 40 张留出的切片上，50\u00a0% 的描述与参考一字不差（95\u00a0% 区间 35\u00a0% 至 65\u00a0%），看不出优于")
     assert [(f.heading[1], f.cell.value, f.cell.low) for f in found["answer"].figures[1:]] == [("linear probe", 0.125, -0.375)]
     page = Page(write_report(tmp_path / "run"))
     text = page.text

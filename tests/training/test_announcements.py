@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from finetune.common.progress import clock_text
+from finetune.config.flags import Parser
 from finetune.config.schema import Config, apply_overrides
+from finetune.inference.options import InferenceOptions, add_inference_flags
 from finetune.training import announcements, epoch_times, run
 from finetune.training.epoch_times import EpochTimes
 from finetune.training.run_log import RunLog
@@ -152,5 +154,17 @@ def test_times_are_short(seconds, text):
 def test_the_command_for_captions_is_the_one_that_is_there_and_a_shell_takes_it(monkeypatch, argv, program):
     monkeypatch.setattr("sys.argv", [argv])
     config = apply_overrides(Config(), ["training.output_dir=my run", "data.embeddings_dir=切片/a;b"])
-    words = shlex.split(announcements._caption_command(config))
+    words = shlex.split(announcements._caption_command(config, has_validation=False))
     assert " ".join(words[:2]) == program and words[2:] == ["--checkpoint", "my run", "--embeddings_dir", "切片/a;b", "--output", "captions.jsonl"]
+
+
+def test_the_command_for_captions_scores_the_validation_slides_as_the_run_read_their_labels(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["train_finetune.py"])
+    config = apply_overrides(Config(), ["training.output_dir=run", "data.embeddings_dir=e", "data.labels_file=表 1.xlsx", "data.id_column=切片号",
+                                        "data.encoding=gbk"])
+    words = shlex.split(announcements._caption_command(config, has_validation=True))[2:]
+    parser = Parser()
+    add_inference_flags(parser)
+    options = InferenceOptions.from_flags(parser.parse_args(words))
+    assert (options.labels_file, options.id_column, options.text_column, options.encoding, options.split) == ("表 1.xlsx", "切片号", None, "gbk", "val")
+    assert options.embeddings_dir == "e" and options.output == "captions.jsonl"
