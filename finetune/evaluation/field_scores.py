@@ -125,33 +125,36 @@ class FieldScores:
         rows: (S,) which of the captions were compared.
         captions_off: Captions among them that do not follow the template: they have no value of any field.
         references_off: Slides left out, as none of their references follows it.
+        example_off: A reference of the first of these.
     """
 
     fields: list[FieldAnswers]
     rows: np.ndarray
     captions_off: int
     references_off: int
+    example_off: str = ""
 
     @classmethod
-    def of(cls, template: Template, captions: Sequence[str], references: Sequence[Sequence[str]],
+    def of(cls, template: Template, captions: Sequence[str | Fields], references: Sequence[Sequence[str]],
            distributions: Sequence[Mapping[str, Mapping[str, float]]] = (),
            withheld: Sequence[Container[str]] = ()) -> FieldScores:
         """Read captions and references.
 
         Args:
             template: That the texts follow.
-            captions: One per slide.
+            captions: One per slide: its text, or what it says of the fields.
             references: Texts of each slide; the first that follows the template counts.
             distributions: {field: {value: its probability}} of each slide, as far as they are known.
             withheld: Fields of each slide that were not answered: there is nothing to compare.
         """
         true = [_first_read(template, texts) for texts in references]
         rows = np.array([row for row, fields in enumerate(true) if fields is not None], dtype=np.int64)
-        said = {row: template.parse(captions[row]) for row in rows}
+        said = {row: _read(template, captions[row]) for row in rows}
         compared = _Compared(template, rows, said, true, distributions, withheld)
         answers = [compared.field(name) for name in template.slots]
         off = sum(fields is None for fields in said.values())
-        return cls(answers, rows, off, len(true) - len(rows))
+        example = next((texts[0] for texts, fields in zip(references, true, strict=True) if fields is None), "")
+        return cls(answers, rows, off, len(true) - len(rows), example)
 
     def to_dict(self) -> dict[str, Any]:
         """Strict JSON: {"slides", "captions_off_template", "references_off_template", "fields": {name: scores}}."""
@@ -169,6 +172,10 @@ def field_lines(scores: Mapping[str, Any]) -> list[str]:
     head = (f"fields of {scores['slides']} slides; {scores['captions_off_template']} captions do not follow the "
             f"template, {scores['references_off_template']} slides are left out as their texts do not:")
     return [head, *aligned_lines(table)]
+
+
+def _read(template: Template, caption: str | Fields) -> Fields | None:
+    return template.parse(caption) if isinstance(caption, str) else caption
 
 
 def _first_read(template: Template, texts: Sequence[str]) -> Fields | None:

@@ -236,10 +236,13 @@ class Captioner:
             return tokens.float().cpu().numpy().astype(token_type(self.precision.name))
 
     @torch.no_grad()
-    def vectors(self, tokens: np.ndarray) -> SlideVectors:
-        """What look-ups need of slides, from their image tokens (B, n, D)."""
+    def look_again(self, ids: list[str], tokens: np.ndarray, options: GenerationOptions) -> SlideVectors:
+        """What look-ups and calibration need of captioned slides, from their image tokens (B, n, D)."""
+        image_tokens = self._on_device(tokens)
         with self.precision.autocast():
-            return SlideVectors.of(self.model.decoder, self._on_device(tokens))
+            if self.form is not None:
+                self.form.measure(self.model.decoder, image_tokens, ids, options.num_beams)
+            return SlideVectors.of(self.model.decoder, image_tokens)
 
     def _on_device(self, tokens: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(tokens).to(self.precision.device, self.model.decoder.dtype)

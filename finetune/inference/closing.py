@@ -107,10 +107,10 @@ def show_scores(scored: Scored | None, abstained: int, path: Path | None, option
         say(f"summary: {json_text(summary)}")
 
 
-def _say_tables(report: Report, summary: dict[str, Any], width: int | None, options: InferenceOptions) -> None:
+def _say_tables(report: Report | None, summary: dict[str, Any], width: int | None, options: InferenceOptions) -> None:
     """The tables of scores, of fields, and of coverage against accuracy."""
     say(f"scores of {summary['slides']} slides, with 95 % intervals; {summary['abstained']} abstained:",
-        *table_lines(report, width), report.signature())
+        *((*table_lines(report, width), report.signature()) if report else ()))
     for line in more_lines(summary, options.wanted_accuracy):
         say(*wrapped(line, width, 4).split("\n"))
 

@@ -19,7 +19,7 @@ from ..data.text_encoding import decode, read_bytes
 from ..data.tokenizer import Tokenizer
 from ..models.captioner import CaptionDecoder
 from ..models.field_calibration import FieldCalibration, calibrate_fields, known_fields
-from ..models.template_decoding import EXACT, fill_template
+from ..models.template_decoding import fill_template
 from ..models.template_fields import FilledTemplate
 from ..models.template_tokens import TemplateTokens
 from ..templates.template import Template
@@ -36,7 +36,7 @@ class Form:
 
     Attributes:
         temperature: Of the fields' probabilities.
-        keep: Whether all values are scored and the fields are kept in `filled`, {slide id: its fields}, to calibrate.
+        keep: Whether `measure` keeps the fields of slides in `filled`, {slide id: its fields}, to calibrate.
     """
 
     tokens: TemplateTokens
@@ -66,11 +66,18 @@ class Form:
 
     def fill(self, decoder: CaptionDecoder, image_tokens: torch.Tensor, ids: list[str], num_beams: int) -> list[Record]:
         """Records of B slides from their image tokens (B, n, D). Raises UserError."""
-        filled = fill_template(decoder, image_tokens, self.tokens, num_beams=num_beams, temperature=self.temperature,
-                               exact=0.0 if self.keep else EXACT)
-        if self.keep:
-            self.filled |= dict(zip(ids, filled, strict=True))
+        filled = fill_template(decoder, image_tokens, self.tokens, num_beams=num_beams, temperature=self.temperature)
+        self.measure(decoder, image_tokens, ids, num_beams)
         return [self._record(slide_id, found) for slide_id, found in zip(ids, filled, strict=True)]
+
+    def measure(self, decoder: CaptionDecoder, image_tokens: torch.Tensor, ids: list[str], num_beams: int) -> None:
+        """Keep the scores of all values, if they are wanted; arguments as of `fill`.
+
+        Apart from the records: these must be the same with labels and without, and may be of an earlier command.
+        """
+        if self.keep:
+            filled = fill_template(decoder, image_tokens, self.tokens, num_beams=num_beams, exact=0.0)
+            self.filled |= dict(zip(ids, filled, strict=True))
 
     def calibration(self, labels: Mapping[str, Label]) -> FieldCalibration:
         """What the kept fields of slides with labels that follow the template say of the probabilities."""
@@ -91,10 +98,10 @@ class Form:
         return record
 
 
-def withhold_fields(fields: dict[str, FieldRecord], threshold: float) -> None:
-    """Take away the values whose probability is below a threshold, and what else was possible."""
-    for one in fields.values():
-        if one["probability"] < threshold:
+def withhold_fields(fields: dict[str, FieldRecord], thresholds: Mapping[str, float]) -> None:
+    """Take away the values whose probability is below the threshold of their field, and what else was possible."""
+    for name, one in fields.items():
+        if one["probability"] < thresholds[name]:
             one["value"], one["abstained"] = None, True
             one.pop("alternatives", None)
 

@@ -144,5 +144,6 @@ class Job:
     def _add_vectors(self, slides: list[EncodedSlide]) -> None:
         """Those of a batch whose captions are there already."""
         if slides:
-            rows = self.captioner.vectors(np.stack([slide.tokens for slide in slides])).rows()
-            self.vectors.update(zip([slide.slide_id for slide in slides], rows, strict=True))
+            ids = [slide.slide_id for slide in slides]
+            found = self.captioner.look_again(ids, np.stack([slide.tokens for slide in slides]), self.generation)
+            self.vectors.update(zip(ids, found.rows(), strict=True))

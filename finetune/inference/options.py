@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..common.errors import UserError
 from ..config.flags import add_debug_flag, help_of
 from ..config.values import set_field, setting
+from .thresholds import Thresholds
 
 if TYPE_CHECKING:
     from prism import GenerationOptions
@@ -96,8 +97,8 @@ class InferenceOptions:
     wanted_accuracy: float = setting(
         0.95, "with --labels_file: show from which confidence on this share of captions, and of each field, is right",
         0, 1, open_low=True)
-    abstain_below: float = setting(0.0, "withhold captions and fields whose confidence is below this probability; "
-                                   "0 = none", 0, 1)
+    abstain_below: tuple[str, ...] = setting((), "withhold captions and fields whose confidence is below this "
+                                             "probability; FIELD=P for one field; 0 = none")
 
     template: str | None = setting(None, "captions follow this template: YAML file of a text with slots and their "
                                    "allowed values; auto = the one found in the training texts")
@@ -140,6 +141,11 @@ class InferenceOptions:
         return options.check()
 
     @property
+    def thresholds(self) -> Thresholds:
+        """What --abstain_below withholds. Raises UserError."""
+        return Thresholds.of(self.abstain_below)
+
+    @property
     def mode(self) -> str:
         """serve, explain or caption."""
         if self.serve:
@@ -156,6 +162,7 @@ class InferenceOptions:
             raise UserError("--explain", "is for one slide", "give it with --embeddings_file")
         self._check_needed("language_model", "checkpoint")
         self._check_template()
+        self._check_thresholds()
         for name, needed in _NEEDED_BY.items():
             self._check_needed(name, needed)
         if not all(text.strip() for text in self.text):
@@ -187,6 +194,11 @@ class InferenceOptions:
         for name in _FREE_ONLY:
             if self._is_given(name) and getattr(self, name) != "false":
                 raise UserError(f"--{name}", f"does nothing with --{flag}", "leave it out")
+
+    def _check_thresholds(self) -> None:
+        thresholds = self.thresholds
+        if not self._is_given("template") and not self._is_given("choices"):
+            thresholds.require_known(None)
 
     def _is_given(self, name: str) -> bool:
         return getattr(self, name) != type(self).__dataclass_fields__[name].default

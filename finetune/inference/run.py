@@ -26,8 +26,9 @@ from .nearest import TrainingSlides, judge_of, texts_to_rerank_with
 from .options import InferenceOptions
 from .record_file import RecordFile
 from .records import Record, output_path
-from .scores import Scored, score_fields, template_to_score
+from .scores import Scored, records_with_fields, score_fields, template_to_score
 from .sources import slide_source, source_of
+from .thresholds import Thresholds
 
 
 def run_inference(options: InferenceOptions) -> int:
@@ -48,7 +49,8 @@ def run_inference(options: InferenceOptions) -> int:
         training = TrainingSlides.load(options.checkpoint, captioner, searchable=options.nearest > 0)
         captioner.rerank_with = texts_to_rerank_with(options, captioner, training)
         captioner.judge = judge_of(captioner, training)
-        if options.abstain_below and captioner.temperature is None and captioner.form is None:
+        options.thresholds.require_known(captioner.form and captioner.form.template.slots)
+        if options.thresholds and captioner.temperature is None and captioner.form is None:
             logger.warning("confidence is not calibrated: no validation slides in training, or not its best_model.pth")
         template = template_to_score(captioner) if truth.can_score else None
         generation = options.generation(captioner.trained_length)
@@ -102,7 +104,7 @@ def _report(job: Job, truth: GroundTruth, training: TrainingSlides | None, optio
         records = _with_vectors(job)
         answers = truth.answers(job.captioner, records, job.vectors, job.generation.max_length)
         report = _evaluate(answers, truth, records, job.vectors, training)
-        show_scores(report and _scored(report, truth.scored(records), template), outcome.num_abstained, scores, options)
+        show_scores(_scored(report, truth, records, template), outcome.num_abstained, scores, options)
     if len(job.cases) > 1:
         announce_end(outcome, seconds, job.file.output, scores)
     if outcome.errors:
@@ -116,13 +118,17 @@ def _warn_of_cut(number: int, job: Job) -> None:
                    job.generation.max_length, job.captioner.trained_length)
 
 
-def _scored(report: Report, records: list[Record], template: Template | None) -> Scored:
-    return Scored(report, records, score_fields(template, report.answers, records))
+def _scored(report: Report | None, truth: GroundTruth, records: list[Record], template: Template | None,
+            ) -> Scored | None:
+    """The scores of captions and fields; None if there are none."""
+    of_fields = records_with_fields(records, truth)
+    fields = score_fields(template, truth, of_fields)
+    return Scored(report, truth.scored(records), fields, of_fields) if report or fields else None
 
 
 def _with_vectors(job: Job) -> list[Record]:
     """The records to score: a slide that was captioned earlier may not be readable any more."""
-    records = [record for record in job.file.records(job.cases) if record["caption"] is not None]
+    records = [record for record in job.file.records(job.cases) if record["error"] is None]
     usable = [record for record in records if record["id"] in job.vectors]
     if len(usable) < len(records):
         logger.warning("%d slides that were captioned earlier cannot be read any more: they are not scored",
@@ -169,15 +175,15 @@ def complete_record(record: Record, embedding: np.ndarray, captioner: Captioner,
         record["classes"] = dict(zip(prompts, probabilities.tolist(), strict=True))
     if options.nearest and training:
         record["nearest"] = training.nearest(embedding, options.nearest)
-    _withhold(record, options.abstain_below)
+    _withhold(record, options.thresholds)
 
 
-def _withhold(record: Record, threshold: float) -> None:
-    """Withhold a caption whose confidence is below a threshold, and fields whose probability is."""
-    of_fields = threshold
-    if record.get("unusual") and threshold > 0:
-        of_fields = math.inf  # nothing is known of an unusual slide
-    withhold_fields(record.get("fields", {}), of_fields)
-    if record["confidence"] < threshold:
+def _withhold(record: Record, thresholds: Thresholds) -> None:
+    """Withhold the fields of low probability, and a caption of low confidence or with such a field."""
+    fields = record.get("fields", {})
+    is_unknown = record.get("unusual", False) and bool(thresholds)  # nothing is known of an unusual slide
+    withhold_fields(fields, {name: math.inf if is_unknown else thresholds.of_field(name) for name in fields})
+    is_part = any(one.get("abstained") for one in fields.values())
+    if is_part or is_unknown or record["confidence"] < thresholds.common:
         record["caption"] = None
         record["abstained"] = True

@@ -14,8 +14,9 @@ from ..evaluation.coverage import Selection, coverage_lines
 from ..evaluation.field_scores import FieldAnswers, FieldScores, field_lines
 from ..evaluation.findings import FindingDictionary
 from ..evaluation.scoring import Answers, Report
-from ..templates.template import Template
+from ..templates.template import Fields, Template
 from .captioner import Captioner
+from .ground_truth import GroundTruth
 from .options import InferenceOptions
 from .records import FieldRecord, Record
 
@@ -25,36 +26,37 @@ class Scored:
     """The scores of a job.
 
     Attributes:
-        report: Of captions and baselines.
+        report: Of captions and baselines, None if all captions were withheld.
         records: Of the slides in it, in its order.
-        fields: Of the captions, None without a template or references.
+        fields: Of the slides, those with a withheld caption included; None without a template or references.
+        records_of_fields: Of the slides that `fields` was given, in its order.
     """
 
-    report: Report
+    report: Report | None
     records: Sequence[Record]
     fields: FieldScores | None = None
+    records_of_fields: Sequence[Record] = ()
 
     def to_dict(self, wanted_accuracy: float) -> dict[str, Any]:
         """Strict JSON: the report, `fields` where there are some, and `selective`: {captions or a field: coverage
         against accuracy}."""
-        summary = self.report.to_dict()
+        summary = self.report.to_dict() if self.report else {"slides": 0}
         if self.fields:
             summary["fields"] = self.fields.to_dict()
         return summary | {"selective": {one.name: one.to_dict(wanted_accuracy) for one in self.selections()}}
 
     def selections(self) -> list[Selection]:
         """Captions and fields with their confidence, and whether they are right: captions if they are acceptable."""
-        answers = self.report.answers
         selections = []
-        if answers.references:
+        if self.report and self.report.answers.references:
             confidence = np.array([record["confidence"] for record in self.records], dtype=float)
-            selections.append(Selection("captions", confidence, acceptable(answers)))
+            selections.append(Selection("captions", confidence, acceptable(self.report.answers)))
         return selections + [self._of_field(field) for field in (self.fields.fields if self.fields else ())]
 
     def _of_field(self, field: FieldAnswers) -> Selection:
         """The answers to a field that have a probability. Any threshold withholds those of an unusual slide."""
         known = field.known
-        unusual = np.array([self.records[row].get("unusual", False) for row in field.rows[known]], dtype=bool)
+        unusual = np.array([self.records_of_fields[row].get("unusual", False) for row in field.rows[known]], dtype=bool)
         return Selection(field.name, np.where(unusual, 0.0, field.probabilities[known]), field.right[known])
 
 
@@ -72,16 +74,33 @@ def template_to_score(captioner: Captioner) -> Template | None:
     return Template.from_dict(checkpoint.template, f"template of {checkpoint.path}")
 
 
-def score_fields(template: Template | None, answers: Answers, records: Sequence[Record]) -> FieldScores | None:
-    """The fields of the captions; None without a template that a reference follows. records: Of the captions."""
-    if template is None or not answers.references:
+def records_with_fields(records: Sequence[Record], truth: GroundTruth) -> list[Record]:
+    """Those of which a text is known, with a caption or the fields of a withheld one."""
+    return [record for record in records
+            if truth.references_of(record["id"]) and (record["caption"] is not None or record.get("fields"))]
+
+
+def score_fields(template: Template | None, truth: GroundTruth, records: Sequence[Record]) -> FieldScores | None:
+    """The fields of slides, which `records_with_fields` gives; None without a template that a reference follows."""
+    if template is None or not records:
         return None
     fields = [record.get("fields", {}) for record in records]
-    scores = FieldScores.of(template, answers.captions, answers.references,
+    scores = FieldScores.of(template, [_said(record) for record in records],
+                            [truth.references_of(record["id"]) for record in records],
                             [{name: _known(one) for name, one in found.items()} for found in fields],
                             [{name for name, one in found.items() if one["value"] is None and one.get("abstained")}
                              for found in fields])
+    if scores.references_off:
+        logger.warning("%d of %d references do not follow the template, so that their fields are not scored, such as "
+                       "%r", scores.references_off, len(records), scores.example_off)
     return scores if len(scores.rows) else None
+
+
+def _said(record: Record) -> str | Fields:
+    """What a slide's caption says; the fields of a withheld one."""
+    if record["caption"] is not None:
+        return record["caption"]
+    return {name: one["value"] for name, one in record["fields"].items()}
 
 
 def _known(one: FieldRecord) -> dict[str, float]:

@@ -42,12 +42,13 @@ def source_of(captioner: Captioner, options: InferenceOptions, generation: Gener
         "rerank": captioner.rerank_with is not None,
         "judge": captioner.judge and captioner.judge.to_dict(),
         "training": [training.index.get(key) for key in ("fingerprint", "step")] if uses_training else None,
-        "abstain_below": options.abstain_below,
+        "abstain_below": options.thresholds.to_json(),
     }
     if options.findings:
         how["findings"] = options.findings
     if captioner.form is not None:
-        how["template"] = [captioner.form.template.to_dict(), captioner.form.temperature, captioner.form.keep]
+        # False: as of slides without labels in earlier versions, where those with labels had other probabilities
+        how["template"] = [captioner.form.template.to_dict(), captioner.form.temperature, False]
     return Source(_hash(about_model), _hash(how))
 
 

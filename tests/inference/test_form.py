@@ -75,7 +75,7 @@ def test_a_field_below_the_threshold_is_withheld_with_its_probability_kept_and_s
     full = run(slides, "b.jsonl")
     probabilities = sorted(f["probability"] for r in full for f in r["fields"].values())
     threshold = probabilities[len(probabilities) // 2]
-    withheld = run(slides, "c.jsonl", abstain_below=threshold)
+    withheld = run(slides, "c.jsonl", abstain_below=(str(threshold),))
     for record, before in zip(withheld, full, strict=True):
         for name, field in record["fields"].items():
             old = before["fields"][name]

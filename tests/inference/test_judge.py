@@ -58,7 +58,7 @@ def test_an_unusual_slide_has_its_reason_and_no_confidence():
 @pytest.mark.parametrize(("below", "kept"), [(0.0, [True, True, True]), (0.01, [True, False, False])])
 def test_an_unusual_slide_abstains_whenever_a_threshold_is_given_and_says_so(capsys, below, kept):
     for record in judged(a_judge())[0]:
-        complete_record(record, np.zeros(2), SimpleNamespace(), InferenceOptions(abstain_below=below), None, None)
+        complete_record(record, np.zeros(2), SimpleNamespace(), InferenceOptions(abstain_below=(str(below),)), None, None)
         print_record(record, brief=False)
         assert (record["caption"] is not None) == kept.pop(0) != record.get("abstained", False)
     out = capsys.readouterr().out

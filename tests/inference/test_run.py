@@ -50,7 +50,7 @@ def test_the_nearest_come_with_their_texts_and_the_first_of_them_gives_the_basel
 @pytest.mark.parametrize(("confidence", "caption"), [(0.49, None), (0.5, "text")])
 def test_a_caption_below_the_threshold_is_withheld(confidence, caption):
     completed = record(confidence)
-    complete_record(completed, np.zeros(2), SimpleNamespace(), InferenceOptions(abstain_below=0.5), None, None)
+    complete_record(completed, np.zeros(2), SimpleNamespace(), InferenceOptions(abstain_below=("0.5",)), None, None)
     assert completed["caption"] == caption and completed.get("abstained", False) == (caption is None)
 
 

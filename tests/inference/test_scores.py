@@ -33,7 +33,7 @@ def scored(with_fields: bool) -> Scored:
     if with_fields:
         fields = FieldScores.of(TEMPLATE, said, [[t] for t in true], [{"grade": {g: float(p) for g in ("高分化", "低分化") if g in c}, "necrosis": {n: 1.0 for n in ("未见", "可见") if n in c}}
                                                                      for c, p in zip(said, confidence, strict=True)])
-    return Scored(evaluate(Answers(said, [[t] for t in true])), records, fields)
+    return Scored(evaluate(Answers(said, [[t] for t in true])), records, fields, records)
 
 
 def test_coverage_and_threshold_of_captions_and_fields_are_printed_and_in_the_summary(capsys, log_lines):
