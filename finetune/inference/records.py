@@ -178,7 +178,10 @@ def write_json(records: Records, file: BinaryIO) -> None:
 
 
 def write_csv(records: Records, file: BinaryIO) -> None:
-    """Write records as CSV, a row for each, with a column for each text and two for each field of any of them."""
+    """Write records as CSV, a row for each, with a column for each text and two for each field of any of them.
+
+    A field that was withheld somewhere has a third one: an empty value is none elsewhere.
+    """
     columns = _Columns.of(records())
     # Excel needs the byte order mark to read UTF-8
     text_file = io.TextIOWrapper(file, encoding="utf-8-sig", errors="replace", newline="")
@@ -195,18 +198,21 @@ class _Columns(NamedTuple):
     texts: list[str]
     judged: list[str]
     fields: list[str]
+    withheld: set[str]
 
     @classmethod
     def of(cls, records: Iterable[Record]) -> _Columns:
         texts: dict[str, None] = {}  # ordered sets; a failed slide has no similarities
         judged: dict[str, None] = {}
         fields: dict[str, None] = {}
+        withheld: set[str] = set()
         for record in records:
             texts |= dict.fromkeys(record["similarity"])
             fields |= dict.fromkeys(record.get("fields", {}))
+            withheld |= {name for name, found in record.get("fields", {}).items() if "abstained" in found}
             if "unusual" in record:
                 judged |= dict.fromkeys(("unusual", "unusual_reason"))
-        return cls(list(texts), list(judged), list(fields))
+        return cls(list(texts), list(judged), list(fields), withheld)
 
     def header(self) -> list[str]:
         names = ["id", "caption", "error"]
@@ -214,6 +220,7 @@ class _Columns(NamedTuple):
         names += ["confidence", "finished", *self.judged]
         for name in self.fields:
             names += [f"field: {name}", f"probability: {name}"]
+            names += [f"withheld: {name}"] * (name in self.withheld)
         return names
 
     def row(self, record: Record) -> list[Any]:
@@ -224,6 +231,7 @@ class _Columns(NamedTuple):
         for name in self.fields:
             found = record.get("fields", {}).get(name, {})
             row += [found.get("value"), found.get("probability")]
+            row += [_truth("abstained" in found)] * (name in self.withheld)
         return row
 
 

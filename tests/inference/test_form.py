@@ -85,7 +85,59 @@ def test_a_field_below_the_threshold_is_withheld_with_its_probability_kept_and_s
             else:
                 assert field == old
         assert (record["caption"] is None) == (before["confidence"] < threshold)
+    run(slides, "c.csv", abstain_below=(str(threshold),))
+    with open(slides / "c.csv", encoding="utf-8-sig", newline="") as file:
+        for row, record in zip(csv.DictReader(file), withheld, strict=True):
+            told = {name: row.get(f"withheld: {name}", "false") == "true" for name in record["fields"]}
+            assert told == {name: "abstained" in field for name, field in record["fields"].items()}
+            assert all(not row[f"field: {name}"] for name in told if told[name])
     assert sum("abstained" in f for r in withheld for f in r["fields"].values()) == sum(p < threshold for p in probabilities) > 0
+
+
+def test_a_field_has_a_threshold_of_its_own_and_is_scored_though_all_captions_are_withheld(slides, log_lines):
+    (slides / "k.json").write_text(json.dumps({f"s{i}": "breast, in situ." for i in range(3)}), encoding="utf-8")
+    full = run(slides, "k.jsonl")
+    found = run(slides, "l.jsonl", labels_file=str(slides / "k.json"), abstain_below=("organ=1", "type=0"))
+    for record, before in zip(found, full, strict=True):
+        assert record["caption"] is None and record["abstained"] and record["fields"]["organ"]["value"] is None
+        assert {**record["fields"], "organ": before["fields"]["organ"]} == before["fields"], "others are as they were"
+    summary = json.loads((slides / "l.scores.json").read_text(encoding="utf-8"))
+    right = [record["fields"]["type"]["value"] == "in situ" for record in full]
+    assert summary["slides"] == 0 and summary["abstained"] == 3 and list(summary["selective"]) == ["organ", "type", "grade"]
+    assert summary["fields"]["fields"]["type"]["accuracy"][0] == pytest.approx(np.mean(right), abs=1e-6)
+    assert summary["fields"]["fields"]["organ"]["slides"] == 0
+    with refused("--abstain_below", "stage is not a field of the template"):
+        run(slides, "l.jsonl", abstain_below=("0.5", "stage=0.5"))
+
+
+def test_labels_and_a_resumed_run_change_neither_probabilities_nor_calibration(slides, log_lines, monkeypatch):
+    labels = {f"s{i}": "breast, in situ." for i in range(3)}
+    (slides / "m.json").write_text(json.dumps(labels), encoding="utf-8")
+    values = [f"v{number}{'xyz' * (number % 4)}" for number in range(60)]
+    form = {"text": "breast, {type}.", "slots": {"type": ["in situ", *values]}}  # some values too improbable to count
+    (slides / "m.yaml").write_text(json.dumps(form), encoding="utf-8")
+    options = {"template": str(slides / "m.yaml")}
+    plain = run(slides, "m.jsonl", **options)
+    labelled = run(slides, "n.jsonl", labels_file=str(slides / "m.json"), **options)
+    assert [r["fields"] for r in labelled] == [r["fields"] for r in plain]
+    lines = [line for line in log_lines if "field probabilities: " in line]
+    scores = (slides / "n.scores.json").read_text(encoding="utf-8")
+    for done in (3, 1):  # all, and a part: the rest was captioned by an earlier command
+        kept = (slides / "n.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)[:done]
+        (slides / "n.jsonl").write_text("".join(kept), encoding="utf-8")
+        assert run(slides, "n.jsonl", labels_file=str(slides / "m.json"), resume=True, **options) == labelled
+        assert (slides / "n.scores.json").read_text(encoding="utf-8") == scores
+    lines = [line for line in log_lines if "field probabilities: " in line]
+    assert len(lines) == 3 and len({line.split("field probabilities: ")[1] for line in lines}) == 1 and "of 3 slides" in lines[0]
+
+
+def test_references_off_the_template_are_named(slides, log_lines):
+    labels = {"s0": "breast, in situ. ", "s1": "breast, in situ. x", "s2": "stomach, in situ."}
+    (slides / "o.json").write_text(json.dumps(labels), encoding="utf-8")
+    run(slides, "o.jsonl", labels_file=str(slides / "o.json"))
+    off = [line for line in log_lines if "do not follow the template" in line]
+    print(off)
+    assert len(off) == 1 and "such as 'breast, in situ. " in off[0]
 
 
 def test_the_temperature_divides_log_probabilities_and_changes_no_choice(slides):
