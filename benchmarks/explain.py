@@ -21,7 +21,7 @@ import numpy as np
 from finetune.data.slides import find_files
 from finetune.inference.captioner import Captioner
 from finetune.inference.explain import explain_slide, open_slide
-from finetune.inference.nearest import TrainingSlides
+from finetune.inference.nearest import TrainingSlides, judge_of
 from prism import GenerationOptions
 
 
@@ -41,15 +41,17 @@ def main() -> None:
     args = parser.parse_args()
     captioner, files = Captioner.load(args.checkpoint), find_files(args.embeddings_dir)
     training = TrainingSlides.load(args.checkpoint, captioner, searchable=False)
+    captioner.judge = judge_of(captioner, training)
     planted = json.loads(args.planted.read_text(encoding="utf-8")) if args.planted else {}
     options = GenerationOptions(max_length=captioner.trained_length)
     rows: dict[str, list[dict[str, Any]]] = {}
     agreement, seconds = {}, []
     for slide_id in captioner.held_out["val"]:
         slide = open_slide(captioner, Path(files[slide_id][0]))
-        caption = captioner.describe([slide], [], options)[0]["caption"]
+        record = captioner.describe([slide], [], options)[0]
         begin = time.process_time()
-        found = explain_slide(captioner, slide, caption, training=training)[0]
+        found = explain_slide(captioner, slide, record["caption"], training=training,
+                              unusual=record.get("unusual", False))[0]
         seconds.append(time.process_time() - begin)
         for phrase in found["phrases"]:
             rows.setdefault(phrase["text"], []).append(phrase)

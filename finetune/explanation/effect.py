@@ -5,7 +5,8 @@ the log odds of the phrase against its alternative
 
 - by half, and at least by half a nat: in the sample slides, what stands in some tiles loses more than all of its log
   odds, what stands in all tiles at most a seventh (LOG.md); half is far from both;
-- and by three standard deviations more than 20 random removals of as many tiles do on average.
+- and by 4.34 standard deviations more than 20 random removals of as many tiles do on average: that is as improbable in
+  one of the six sizes as three standard deviations in a single one.
 
 Sizes grow, since what a third of the tiles show is still there without a tenth; the first that passes counts.
 
@@ -29,7 +30,9 @@ _SIZES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4)  # of the tiles; a map of more would n
 _DRAWS = 20  # random removals of a size, which has more different ones than that
 _SHARE = 0.5  # of the log odds that must be lost
 _LEAST = 1.0  # nat; smaller log odds count as this: what is a coin's toss anyway has no effect to lose
-_SPREAD = 3.0  # standard deviations
+# Standard deviations: Student's t of one more draw beside 20, for the tail beyond 3 sigma divided by the six sizes
+# (Bonferroni), t(19) = 4.233 times sqrt(1 + 1 / 20)
+_SPREAD = 4.34
 _TILES = 40_000  # of versions of a slide that are encoded together, 0.4 GB in float32; one version at least
 _VERSIONS = 8  # most versions
 

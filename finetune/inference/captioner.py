@@ -39,7 +39,7 @@ from ..models.rerank import rerank
 from ..models.training_texts import SlideVectors, TrainingTexts
 from .form import Form
 from .frozen_weights import check_same_weights, move_language_model
-from .judge import Judge
+from .judge import Judge, judge_slides
 from .memory import memory_errors
 from .nearest import TrainingSlides, judge_of, texts_to_rerank_with
 from .options import InferenceOptions
@@ -278,8 +278,8 @@ class Captioner:
         if not is_finite.all():
             raise UserError(ids[int(is_finite.argmin())], "its tiles make the model overflow",
                             "check how its features were extracted")
-        if self.judge and facts is not None:
-            self.judge.judge_slides(records, of_slides, facts)
+        if facts is not None:
+            judge_slides(self.judge, records, of_slides, facts)
         if texts:
             self._add_similarities(records, of_slides.contrastive, texts)
         if vectors is not None:

@@ -2,7 +2,8 @@
 
 A phrase is contrasted with its alternative (`explanation.contrast`), the log odds are attributed to the tiles
 (`explanation.attribution`), and the deletion test (`explanation.effect`) decides whether the map is shown. Without an
-effect, or without an alternative, there is no map: whatever is drawn is read.
+effect, or without an alternative, there is no map: whatever is drawn is read. Nor is there one of an unusual slide: on
+noise, too, some tiles decide what the model writes.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from .tile_maps import (
     NO_EFFECT,
     REASONS,
     TOO_FEW_TILES,
+    UNUSUAL,
     Layout,
     heatmap_png,
     lay_out,
@@ -54,7 +56,7 @@ _PICTURE = re.compile(r"phrase_\d+\.png")
 
 @torch.no_grad()
 def explain(captioner: Captioner, slide: Slide, caption: str, finished: bool = True,
-            training_texts: Iterable[str] = ()) -> dict[str, Any]:
+            training_texts: Iterable[str] = (), unusual: bool = False) -> dict[str, Any]:
     """The explanation of a caption in plain types, weights as lists over the tiles in file order.
 
     Args:
@@ -63,6 +65,7 @@ def explain(captioner: Captioner, slide: Slide, caption: str, finished: bool = T
         caption: Its caption.
         finished: Whether the caption came to its end token.
         training_texts: Alternatives are phrases of these where possible.
+        unusual: Whether the slide is unlike the training slides: there are no maps then, and nothing is tested.
     """
     model, tokenizer = captioner.model, captioner.tokenizer
     tokens = read_caption(tokenizer, caption, finished)
@@ -74,13 +77,14 @@ def explain(captioner: Captioner, slide: Slide, caption: str, finished: bool = T
     found = Alternatives(model.decoder, tokenizer, image_tokens.to(model.decoder.dtype), tokens,
                          KnownPhrases(training_texts, tokenizer))
     spans = phrases(tokens.pieces)
-    contrasts = [found.of_phrase(place, span) for place, span in enumerate(spans)]
+    contrasts = [None if unusual else found.of_phrase(place, span) for place, span in enumerate(spans)]
+    untested = UNUSUAL if unusual else NO_ALTERNATIVE
     effects_and_weights = iter(_tested(captioner, tiles, [contrast for contrast in contrasts if contrast]))
     explained = []
     for span, contrast in zip(spans, contrasts, strict=True):
         effect, weights = next(effects_and_weights) if contrast else (None, None)
         phrase = {"text": "".join(tokens.pieces[span.start:span.stop]), "tokens": list(span)}
-        explained.append(phrase | _as_record(contrast, effect, weights))
+        explained.append(phrase | _as_record(contrast, effect, weights, untested))
     probabilities = found.token_log_probs.exp().tolist()  # that of the end token is left out
     return {"id": slide.slide_id, "caption": caption, "method": "integrated gradients", "tiles": len(tiles),
             "tokens": [{"text": text, "probability": probability}
@@ -88,9 +92,10 @@ def explain(captioner: Captioner, slide: Slide, caption: str, finished: bool = T
             "phrases": explained}
 
 
-def _as_record(contrast: Contrast | None, effect: Effect | None, weights: list[float] | None) -> dict[str, Any]:
-    """What explanation.json says of a phrase."""
-    reason = _why_no_map(effect)
+def _as_record(contrast: Contrast | None, effect: Effect | None, weights: list[float] | None,
+               untested: str) -> dict[str, Any]:
+    """What explanation.json says of a phrase. untested: why it has no effect."""
+    reason = _why_no_map(effect) if effect else untested
     return {"alternative": contrast and contrast.text, "deletion_test": effect and asdict(effect), "no_map": reason,
             "weights": None if reason else weights}
 
@@ -106,9 +111,7 @@ def _tested(captioner: Captioner, tiles: Tensor, contrasts: list[Contrast]) -> l
     return list(zip(effects, weights.tolist(), strict=True))
 
 
-def _why_no_map(effect: Effect | None) -> str | None:
-    if effect is None:
-        return NO_ALTERNATIVE
+def _why_no_map(effect: Effect) -> str | None:
     if effect.holds is None:
         return TOO_FEW_TILES
     return None if effect.holds else NO_EFFECT
@@ -128,7 +131,7 @@ def run_explain(options: InferenceOptions) -> int:
     slide = open_slide(captioner, expand(options.embeddings_file))
     record = captioner.describe([slide], [], options.generation(captioner.trained_length))[0]
     explanation, layout = explain_slide(captioner, slide, record["caption"], record["finished"], training,
-                                        thumbnail, options.thumbnail_scale)
+                                        thumbnail, options.thumbnail_scale, record.get("unusual", False))
     explanation |= {name: record.get(name) for name in ("finished", "confidence", "unusual", "unusual_reason")}
     shown = sum(phrase["weights"] is not None for phrase in explanation["phrases"])
     try:
@@ -185,7 +188,7 @@ def open_slide(captioner: Captioner, path: Path) -> Slide:
 
 def explain_slide(captioner: Captioner, slide: Slide, caption: str, finished: bool = True,
                   training: TrainingSlides | None = None, thumbnail: Image.Image | None = None,
-                  thumbnail_scale: float | None = None) -> tuple[dict[str, Any], Layout]:
+                  thumbnail_scale: float | None = None, unusual: bool = False) -> tuple[dict[str, Any], Layout]:
     """Explain a caption and lay out its tiles, on a square where the file has no coordinates.
 
     Args:
@@ -196,6 +199,7 @@ def explain_slide(captioner: Captioner, slide: Slide, caption: str, finished: bo
         training: Its texts are where alternatives come from; without it they are what the decoder writes.
         thumbnail: A picture of the whole slide.
         thumbnail_scale: Full-resolution slide pixels per thumbnail pixel.
+        unusual: Whether the slide is unlike the training slides: it has no maps then.
 
     Raises:
         UserError: An empty caption, or out of memory.
@@ -206,7 +210,7 @@ def explain_slide(captioner: Captioner, slide: Slide, caption: str, finished: bo
     layout = lay_out(slide.num_tiles, coords, thumbnail.size if thumbnail else None, thumbnail_scale)
     texts = training.all_texts() if training else []
     with memory_errors(slide.slide_id, f"while its {slide.num_tiles} tiles are explained"):
-        explanation = explain(captioner, slide, caption, finished, texts)
+        explanation = explain(captioner, slide, caption, finished, texts, unusual)
     return explanation | _coordinates_of_tiles(coords), layout
 
 

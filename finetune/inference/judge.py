@@ -15,7 +15,7 @@ import numpy as np
 from ..data.tile_facts import TileFacts
 from ..models.caption_confidence import CaptionConfidence, evidence
 from ..models.training_texts import SlideVectors, TrainingTexts
-from ..models.unusual import UsualSlides
+from ..models.unusual import UsualSlides, tile_reasons
 from .records import Record
 
 
@@ -65,11 +65,31 @@ class Judge:
             facts: About the tiles of each.
         """
         for record, reasons in zip(records, self.usual.reasons_of(self.texts, slides, facts), strict=True):
-            record["unusual"] = bool(reasons)
-            if reasons:  # nobody has measured how often captions of such slides are right
-                record["unusual_reason"] = "; ".join(reasons)
-                record["confidence"] = 0.0
+            record["unusual"] = False
+            _mark(record, reasons)
 
     def to_dict(self) -> dict[str, Any]:
         """What a judgement depends on beside the training slides, for hashes."""
         return {"unusual": self.usual.to_dict(), "confidence": self.confidence and self.confidence.to_dict()}
+
+
+def judge_slides(judge: Judge | None, records: Sequence[Record], slides: SlideVectors,
+                 facts: Sequence[TileFacts]) -> None:
+    """As `Judge.judge_slides`. Without a judge the tiles alone can make a slide unusual, and no record says that its
+    slide is not: an exported model has no training slides beside it."""
+    if judge is not None:
+        judge.judge_slides(records, slides, facts)
+        return
+    for record, of_slide in zip(records, facts, strict=True):
+        _mark(record, tile_reasons(of_slide))
+
+
+def _mark(record: Record, reasons: list[str]) -> None:
+    """Set `unusual` for reasons, if there are any, and all probabilities to 0: nobody has measured how often captions
+    and fields of such slides are right."""
+    if not reasons:
+        return
+    record["unusual"], record["unusual_reason"], record["confidence"] = True, "; ".join(reasons), 0.0
+    for field in record.get("fields", {}).values():
+        field["probability"] = 0.0
+        field.pop("alternatives", None)

@@ -92,11 +92,13 @@ def _read_index(checkpoint: Path | None, captioner: Captioner) -> dict[str, Any]
 
 
 def judge_of(captioner: Captioner, training: TrainingSlides | None) -> Judge | None:
-    """What judges the captions of a model; None, with a warning, where its run has left nothing to do it with."""
+    """What judges the captions of a model; None, with a warning, where its run has left nothing to do it with: slides
+    are then judged by their tiles alone."""
     judge = training.judge if training else None
     if judge is None and captioner.checkpoint is not None:
-        logger.warning("no %s with what is needed to recognise unusual slides beside the checkpoint: records have no "
-                       "`unusual`; %s", NEAREST, "an older run gets it by the same training command with --resume auto")
+        logger.warning("no %s with what is needed to recognise unusual slides beside the checkpoint: only a single "
+                       "tile, and tiles that are zero or all equal, are noticed; %s", NEAREST,
+                       "an older run gets it by the same training command with --resume auto")
     return judge
 
 

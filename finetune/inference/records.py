@@ -38,7 +38,8 @@ class FieldRecord(TypedDict):
     """A field of a caption that follows a template.
 
     value: None where the slot has none, or was withheld (`abstained`: true). probability: of the value, also of a
-    withheld one. alternatives: of the next best values, "" for none; left out if there are none worth it.
+    withheld one; 0 for an unusual slide. alternatives: of the next best values, "" for none; left out if there are none
+    worth it.
     """
 
     value: str | None
@@ -57,7 +58,8 @@ class Record(TypedDict):
     finished: whether the caption came to its end token before --max_length cut it; None without a caption.
     match: with --labels_file: how the caption agrees with its references.
     fields: {slot: field} of a caption that follows a template, whose confidence is the probability of all fields.
-    unusual: whether the slide is unlike the training slides; left out where nothing can say so. unusual_reason: why.
+    unusual: whether the slide is unlike the training slides; left out where nothing can say so (without a
+    judge, true for what the tiles alone show, and never false). unusual_reason: why.
     from_training_text: true if captions are re-ranked and this one is a training text; left out otherwise.
     made_from: hashes of model, options and slide, for --resume.
     """
@@ -133,8 +135,9 @@ def _caption_lines(record: Record) -> Iterator[str]:
 
 def _lines_asked_for(record: Record) -> Iterator[str]:
     """Fields, classes and nearest slides, of those that it has."""
+    withheld = f"none, {'unusual slide' if record.get('unusual') else 'probability too low'}"
     for name, field in record.get("fields", {}).items():
-        value = "none, probability too low" if field.get("abstained") else visible(field["value"] or "-")
+        value = withheld if field.get("abstained") else visible(field["value"] or "-")
         yield f"\tfield {visible(name)}: {value}  probability {field['probability']:.4f}"
     for name, probability in record.get("classes", {}).items():
         yield f"\tclass probability {probability:.4f}  {visible(name)}"

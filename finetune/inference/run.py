@@ -29,6 +29,7 @@ from .records import Record, output_path
 from .scores import Scored, records_with_fields, score_fields, template_to_score
 from .sources import slide_source, source_of
 from .thresholds import Thresholds
+from .unlearned import warn_of_unlearned
 
 
 def run_inference(options: InferenceOptions) -> int:
@@ -49,6 +50,7 @@ def run_inference(options: InferenceOptions) -> int:
         training = TrainingSlides.load(options.checkpoint, captioner, searchable=options.nearest > 0)
         captioner.rerank_with = texts_to_rerank_with(options, captioner, training)
         captioner.judge = judge_of(captioner, training)
+        warn_of_unlearned(captioner.form, training)
         options.thresholds.require_known(captioner.form and captioner.form.template.slots)
         if options.thresholds and captioner.temperature is None and captioner.form is None:
             logger.warning("confidence is not calibrated: no validation slides in training, or not its best_model.pth")

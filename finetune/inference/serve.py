@@ -137,7 +137,8 @@ def answer(captioner: Captioner, path: Path, texts: list[str], options: Generati
     if record.get("unusual"):
         result["unusual_words"] = reasons_in_words(record["unusual_reason"])
     try:
-        result["map"] = page_data(*explain_slide(captioner, slide, record["caption"], record["finished"], training))
+        result["map"] = page_data(*explain_slide(captioner, slide, record["caption"], record["finished"], training,
+                                                 unusual=record.get("unusual", False)))
     except UserError as error:  # an empty caption
         result["why_no_map"] = fault_in_words(error.what)
     return result

@@ -24,9 +24,11 @@ _MOST_CELLS = 4096  # of the page: beyond, neighbouring tiles share one
 _MOST_SIDE = 4096  # cells of a heatmap's side, whatever coordinates a file holds
 # Why a phrase has no map
 NO_EFFECT, NO_ALTERNATIVE, TOO_FEW_TILES = "no effect", "no alternative", "too few tiles"
+UNUSUAL = "unusual slide"
 REASONS: dict[str, Text] = {
     NO_EFFECT: ("无效应：不要读这张图", "no effect: do not read this map"),
     NO_ALTERNATIVE: ("没有可以对比的写法：无图", "no alternative to compare with: no map"),
+    UNUSUAL: ("异常切片：无图", "unusual slide: no map"),
     TOO_FEW_TILES: ("图块太少，无法检验：无图", "too few tiles for the test: no map"),
 }
 _BLANK, _TILE, _HOT = (255, 255, 255), (222, 226, 230), (214, 73, 20)

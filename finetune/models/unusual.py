@@ -27,6 +27,8 @@ _SHARE = 0.99  # of the training slides that are nearer to others than the limit
 # apart is none the worse for it. On the demo's slides, noise and mixed slides are 20 times as far.
 _MARGIN = {"prism": 1.0, "contrastive": 2.0}
 _SMALLEST = 1e-4  # a distance that rounding to half precision may make; slides of a set may be copies of each other
+# Of the tiles: some extractors leave a few empty, and a failed one leaves a part of the slide
+_MOST_ZERO = 0.25
 _ROWS = 1000  # compared with all others at a time: 80 MB for 20 000 slides
 
 
@@ -104,13 +106,15 @@ class UsualSlides:
         return cls(int(numbers["least_tiles"]), ranges)
 
 
-def tile_reasons(facts: TileFacts, least_tiles: int) -> list[str]:
-    """What is unusual about the tiles alone."""
+def tile_reasons(facts: TileFacts, least_tiles: int = 1) -> list[str]:
+    """What is unusual about the tiles alone. least_tiles: of any training slide, 1 if that is not known."""
     reasons = []
     if facts.are_zero:
         reasons.append("all its tiles are zero")
     elif facts.are_equal:
         reasons.append("all its tiles are equal")
+    elif facts.zero_share > _MOST_ZERO:
+        reasons.append(f"{facts.zero_share:.0%} of its tiles are zero")
     if facts.num_tiles < least_tiles:
         reasons.append(f"fewer tiles than any training slide ({facts.num_tiles}, the fewest were {least_tiles})")
     elif facts.num_tiles == 1:

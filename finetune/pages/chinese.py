@@ -150,6 +150,7 @@ REASONS = {  # why a slide is unusual (models.unusual) -> Chinese
     "all its tiles are zero": "所有图块都是 0",
     "all its tiles are equal": "所有图块都相同",
     "a single tile": "只有一个图块",
+    "%s of its tiles are zero": "{0} 的图块是 0",
     "fewer tiles than any training slide (%s, the fewest were %s)":
         "图块比任何训练切片都少（{0} 个，训练切片至少 {1} 个）",
     "far from the training slides in Prism's space (%s, limit %s)": "在 Prism 的空间里离训练切片远（{0}，界限 {1}）",

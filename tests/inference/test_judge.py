@@ -15,7 +15,7 @@ from finetune.data import tile_facts
 from finetune.data.slides import inspect_slide
 from finetune.data.tile_facts import TileFacts, facts_of, read_facts
 from finetune.inference.captioner import Captioner
-from finetune.inference.judge import Judge
+from finetune.inference.judge import Judge, judge_slides
 from finetune.inference.nearest import judge_of
 from finetune.inference.options import InferenceOptions
 from finetune.inference.records import new_record, print_record, write_csv
@@ -66,6 +66,27 @@ def test_an_unusual_slide_abstains_whenever_a_threshold_is_given_and_says_so(cap
     assert out.count("\tunusual: ") == 2 and "(3, the fewest were 20)" in out
 
 
+def test_fields_of_an_unusual_slide_have_no_probability_and_no_other_values(capsys):
+    records = [new_record(name, caption="甲", confidence=0.9, finished=True) | {"fields": {
+        "organ": {"value": "甲", "probability": 0.9, "alternatives": {"乙": 0.1}}}} for name in "abc"]
+    a_judge().judge_slides(records, judged(a_judge())[1], FACTS)
+    assert [r["fields"]["organ"]["probability"] for r in records] == [0.9, 0, 0]
+    assert ["alternatives" in r["fields"]["organ"] for r in records] == [True, False, False]
+    for record in records:
+        complete_record(record, np.zeros(2), SimpleNamespace(), InferenceOptions(abstain_below=("0.5",)), None, None)
+        print_record(record, brief=False)
+    out = capsys.readouterr().out
+    assert out.count("field organ: none, unusual slide  probability 0.0000") == 2 and "organ: 甲  probability 0.9" in out
+
+
+def test_without_a_judge_the_tiles_alone_are_judged():
+    facts = [facts_of(tiles) for tiles in (np.zeros((9, 4)), np.ones((9, 4)), np.ones((1, 4)), np.eye(9), np.repeat(np.eye(2), [2, 7], axis=0) * [[1, 0]])]
+    records = [new_record(name, caption="甲", confidence=0.9, finished=True) for name in "abcde"]
+    judge_slides(None, records, None, facts)
+    assert [r.get("unusual_reason") for r in records] == ["all its tiles are zero", "all its tiles are equal", "a single tile", None, "78% of its tiles are zero"]
+    assert [r["confidence"] for r in records] == [0, 0, 0, 0.9, 0] and "unusual" not in records[3] and records[4]["unusual"]
+
+
 def test_csv_has_the_judgement_where_there_is_one():
     for judge, header in ((a_judge(), ["unusual", "unusual_reason"]), (None, [])):
         records = judged(judge)[0] if judge else [new_record("a", caption="甲", confidence=0.5, finished=True)]
@@ -90,7 +111,7 @@ def test_an_index_of_an_older_version_or_of_other_weights_judges_what_it_can():
 
 def test_where_nothing_can_be_judged_it_is_said_once(log_lines):
     of_run, of_prism = (SimpleNamespace(checkpoint=checkpoint) for checkpoint in (SimpleNamespace(), None))
-    assert judge_of(of_run, None) is None and len(log_lines) == 1 and "records have no `unusual`" in log_lines[0]
+    assert judge_of(of_run, None) is None and len(log_lines) == 1 and "only a single tile, and tiles that are zero or all equal, are noticed" in log_lines[0]
     assert judge_of(of_run, SimpleNamespace(judge=None)) is None and len(log_lines) == 2
     assert judge_of(of_prism, None) is None and len(log_lines) == 2, "Prism itself has no training slides"
     judge = a_judge()
@@ -108,12 +129,14 @@ def test_the_facts_of_a_slide_that_is_not_read_otherwise_are_those_of_all_its_ti
     rng = np.random.default_rng(0)
     late = np.ones((40, 8), "f2")
     late[39] = 2
+    half = rng.standard_normal((300, 8))
+    half[rng.permutation(300)[:150]] = 0
     read, seen = tile_facts.read_tiles, []
     monkeypatch.setattr(tile_facts, "read_tiles", lambda slide, rows=None, **how: seen.append(rows) or read(slide, rows, **how))
-    for name, tiles in (("zero", np.zeros((40, 8))), ("one", np.ones((1, 8))), ("equal", np.ones((40, 8))), ("late", late),
+    for name, tiles in (("zero", np.zeros((40, 8))), ("one", np.ones((1, 8))), ("equal", np.ones((40, 8))), ("late", late), ("half", half),
                         ("usual", rng.standard_normal((40, 8))), ("few", rng.standard_normal((3, 8)))):
         with h5py.File(tmp_path / f"{name}.h5", "w") as file:
             file.create_dataset("embeddings", data=tiles.astype("f2"), chunks=chunks if len(tiles) > 3 else None)
         seen.clear()
         assert read_facts(inspect_slide(tmp_path / f"{name}.h5", None, 8)) == facts_of(tiles), name
-        assert len(seen) == (1 if name in ("usual", "few", "one") else 2), "all tiles are read only where the first are equal"
+        assert len(seen) == (1 if name in ("usual", "few", "one", "half") else 2), "all tiles are read only where the first are equal"

@@ -79,6 +79,7 @@ def test_a_slide_beyond_a_limit_is_unusual_and_one_within_is_not():
 
 @pytest.mark.parametrize(("facts", "reasons"), [
     (TileFacts(30, False, False), []), (TileFacts(20, False, False), []),
+    (TileFacts(30, False, False, 0.2), []), (TileFacts(30, False, False, 0.5), ["50% of its tiles are zero"]),
     (TileFacts(30, True, True), ["all its tiles are zero"]), (TileFacts(30, True, False), ["all its tiles are equal"]),
     (TileFacts(19, False, False), ["fewer tiles than any training slide (19, the fewest were 20)"]),
     (TileFacts(1, False, True), ["all its tiles are zero", "fewer tiles than any training slide (1, the fewest were 20)"])])
@@ -124,4 +125,4 @@ def test_facts_of_tiles_are_those_of_all_pairs(count, dtype):
         last[-1, -1] += 1
         for one in (tiles, last):
             equal = count > 1 and len({row.tobytes() for row in one}) == 1
-            assert facts_of(one) == TileFacts(count, equal, not np.abs(one).sum())
+            assert facts_of(one) == TileFacts(count, equal, not np.abs(one).sum(), np.mean([not row.any() for row in one]))
