@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from ..common.caveats import is_random
 from ..common.errors import UserError
-from ..common.files import temporary_folder
+from ..common.files import read_regular, temporary_folder
 from ..common.visible import json_text
 from ..config.schema import Config, PrismConfig, from_dict
 from ..config.yaml_file import dump_yaml
@@ -153,7 +153,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         size = path.stat().st_size
         if size > _MAX_JSON:
             raise UserError(path, f"{size / 1e6:.0f} MB is not a config", _FIX)
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(read_regular(path))
     except OSError as error:
         raise UserError(path, f"cannot be read ({error.strerror})", "give a folder of finetune.export") from None
     except (ValueError, RecursionError):

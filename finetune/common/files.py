@@ -1,4 +1,4 @@
-"""Path expansion, atomic writes, and the temporary names they use.
+"""Path expansion, reading of regular files only, atomic writes, and the temporary names they use.
 
 A temporary file or folder is `.NAME.PROCESS.RANDOM.tmp` beside its target. Its writer holds a lock on it, so that what
 a killed process has left can be told from what another one is writing, here or on a machine that shares the disk.
@@ -26,6 +26,22 @@ HELD_BY_ANOTHER = (errno.EAGAIN, errno.EACCES, errno.EDEADLK)  # what a lock tha
 def expand(path: str) -> Path:
     """`path` with `~` and environment variables expanded, absolute."""
     return Path(os.path.abspath(os.path.expandvars(os.path.expanduser(path))))
+
+
+def require_regular(path: Path) -> None:
+    """Raise OSError unless a file has an end: opening a pipe waits for a writer, and reading /dev/zero never ends.
+
+    A folder passes: to open it fails at once, with an error that names it.
+    """
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise OSError(errno.EINVAL, "a pipe or device, not a regular file", str(path))
+
+
+def read_regular(path: Path) -> bytes:
+    """The content of a file. Raises OSError as `require_regular`."""
+    require_regular(path)
+    return path.read_bytes()
 
 
 def write_atomically(path: Path, content: str | bytes, durable: bool = False) -> None:

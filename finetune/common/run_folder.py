@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError
-from .files import write_atomically
+from .files import require_regular, write_atomically
 
 REPORT = "report.html"
 EVENTS, METRICS = "events.jsonl", "metrics.jsonl"
@@ -24,6 +24,7 @@ Record = dict[str, Any]
 def read_records(path: Path) -> Iterator[Record]:
     """The JSON objects of a file, one per line; none of a missing file. A line that a crash has cut is left out."""
     try:
+        require_regular(path)
         with open(path, encoding="utf-8", errors="replace", newline="\n") as lines:
             for line in lines:
                 record = _parsed(line)

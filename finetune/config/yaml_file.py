@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from ..common.errors import UserError
-from ..common.files import expand
+from ..common.files import expand, read_regular
 from .schema import Config
 from .yaml_slips import find_slip, unquoted
 
@@ -148,7 +148,7 @@ def _as_user_error(error: yaml.YAMLError, path: str | Path) -> UserError:
 def _read_text(path: str | Path) -> str:
     file = expand(str(path))
     try:
-        raw = file.read_bytes()
+        raw = read_regular(file)
     except OSError as error:
         raise UserError(file, f"cannot be read ({error.strerror})", "give a YAML file") from None
     if len(raw) > _MAX_YAML_BYTES:

@@ -21,6 +21,7 @@ from typing import NoReturn
 import numpy as np
 
 from ..common.errors import UserError
+from ..common.files import require_regular
 from .tile_reader import all_finite
 
 _TRAILER = struct.Struct("<8s16sI")  # mark, identity, CRC-32 of all bytes before it
@@ -90,6 +91,7 @@ class EncodingFormat:
     def _read_into(self, tokens: np.ndarray, path: Path, identity: bytes) -> str | None:
         """As `read_into`. Raises OSError."""
         data = memoryview(tokens.reshape(-1).view(np.uint8))
+        require_regular(path)
         with open(path, "rb") as file:
             status = os.fstat(file.fileno())
             header, num_read, trailer = file.read(len(self._header)), file.readinto(data), file.read()

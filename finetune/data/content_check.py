@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..common.errors import BadSlide, UserError
-from ..common.files import expand
+from ..common.files import expand, read_regular
 from ..common.log import logger
 from ..common.progress import progress
 from .slides import SlideFile
@@ -52,7 +52,7 @@ def read_sums(path: str) -> dict[str, str]:
     """{file name: SHA-256} of a file of `sha256sum`; folders before a name are ignored. Raises UserError."""
     file = expand(path)
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_regular(file).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8"
         raise UserError(file, f"cannot be read ({reason})", _SUMS_FIX) from None

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ..common.files import write_atomically
+from ..common.files import read_regular, write_atomically
 from ..common.log import logger
 from .slides import Slide, SlideFile
 
@@ -37,7 +37,7 @@ def read_headers(path: Path | None, h5_key: str | None, image_dim: int, encoder:
     if path is None:
         return {}
     try:
-        first, _, rows = path.read_bytes().partition(b"\n")
+        first, _, rows = read_regular(path).partition(b"\n")
         about = json.loads(first)
         if about["made_for"] != [_VERSION, h5_key, image_dim, encoder]:
             return {}

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from ..common.files import write_atomically
+from ..common.files import read_regular, write_atomically
 from ..common.log import logger
 
 _MAX_KEPT = 100  # results in a file: each split and each change of the labels adds one
@@ -47,7 +47,7 @@ class KeptResults:
 
     def _read(self) -> dict[str, Any]:
         try:
-            results = json.loads(self._path.read_text(encoding="utf-8")) if self._path else {}
+            results = json.loads(read_regular(self._path)) if self._path else {}
         except (OSError, ValueError, RecursionError):
             return {}
         return results if isinstance(results, dict) else {}

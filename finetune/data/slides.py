@@ -13,7 +13,7 @@ from types import MappingProxyType, ModuleType
 from typing import Any
 
 from ..common.errors import BadSlide, UserError
-from ..common.files import expand
+from ..common.files import expand, require_regular
 from ..common.log import notice
 from ..common.progress import progress
 from ..common.threads import usable_cores
@@ -287,6 +287,7 @@ def inspect_slide(path: str | Path, h5_key: str | None, image_dim: int, encoder:
         path = path.parent
     file_format = format_of(path)
     try:
+        require_regular(path)
         stat = os.stat(path)  # before the header is read, so that a later change is certain to be noticed
         of_slide = (slide_id,) if in_shared_file else ()
         header = file_format.inspect(path, h5_key, image_dim, encoder, *of_slide)
@@ -318,8 +319,10 @@ def describe_error(path: Path, error: Exception) -> BadSlide:
 def _path_problem(path: Path) -> BadSlide | None:
     if path.is_dir():
         return BadSlide("is a folder", "give an H5 file")
-    if path.exists():
+    if path.is_file():
         return None
+    if path.exists():
+        return BadSlide("a pipe or device, not a regular file", "give an H5 file")
     if path.is_symlink():
         return BadSlide(f"not found (symlink to {os.readlink(path)})", "repair the link or copy the file")
     return BadSlide("not found", "check the path")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import UserError
-from ..common.files import expand
+from ..common.files import expand, read_regular
 from ..common.log import logger
 from ..config.schema import DataConfig
 from .kept_results import KeptResults, key_of
@@ -273,12 +273,12 @@ def read_split_file(path: str) -> dict[str, str]:
 
 
 def _read_csv(file: Path) -> list[tuple[str, str]]:
-    rows = csv.DictReader(file.read_text(encoding="utf-8-sig").splitlines())
+    rows = csv.DictReader(read_regular(file).decode("utf-8-sig").splitlines())
     return [(row["id"], row["split"]) for row in rows]
 
 
 def _read_json(file: Path) -> list[tuple[str, str]]:
-    pairs = json.loads(file.read_text(encoding="utf-8-sig"), object_pairs_hook=list)
+    pairs = json.loads(read_regular(file).decode("utf-8-sig"), object_pairs_hook=list)
     if not isinstance(pairs, list):
         raise ValueError("no object")
     return [(key, split) for key, split in pairs]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import UserError
-from ..common.files import expand
+from ..common.files import expand, read_regular
 
 _MAX_BYTES = 1 << 30  # a million reports of a kilobyte; parsed, they take several times as much memory
 _MARKS = (  # byte order marks; that of UTF-32 begins with that of UTF-16
@@ -72,7 +72,7 @@ def read_bytes(path: Path) -> bytes:
         size = path.stat().st_size
         if size > _MAX_BYTES:
             raise UserError(path, f"{size / 1e9:.1f} GB is not a labels file", "give a table or JSON of texts")
-        return path.read_bytes()
+        return read_regular(path)
     except OSError as error:
         raise UserError(path, f"cannot be read ({error.strerror})", "give the path of the labels file") from None
 

@@ -24,7 +24,7 @@ from prism.hub import commit_of, fetch
 from prism.modelscope_hub import PREFIX, fetch_from_modelscope
 
 from ..common.errors import UserError
-from ..common.files import expand
+from ..common.files import expand, require_regular
 from ..common.log import logger
 from ..data.tokenizer import TOKENIZER_FILES
 
@@ -298,6 +298,7 @@ def _read_json(path: Path, missing: Any) -> Any:
 
 def _read_text(path: Path) -> str:
     try:
+        require_regular(path)
         return path.read_text(encoding="utf-8", errors="replace")[:100_000]
     except OSError:
         return ""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..common.files import read_regular
 from .drawable import finite_or_nan
 from .topics import Confusion, Text, confusion
 
@@ -59,7 +60,7 @@ class FieldTable:
 def read_fields(path: Path) -> FieldTable | None:
     """The fields of a run; None if the file is missing or damaged, or has none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_regular(path))
         rows = [_row(name, field) for name, field in content["fields"].items()]
         return FieldTable(int(content["slides"]), int(content["captions_off_template"]), rows)
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..common.files import read_regular
 from ..common.score_table import CAPTIONS, COMMON, NEAREST_TEXT, PROBE_TEXT, SCORES, SHUFFLED
 from ..common.wilson import wilson_interval
 from .drawable import finite_or_nan
@@ -58,7 +59,7 @@ class HeldOut:
 def read_held_out(path: Path) -> HeldOut | None:
     """The scores of a run; None if the file is missing or damaged."""
     try:
-        return _held_out(json.loads(path.read_text(encoding="utf-8")))
+        return _held_out(json.loads(read_regular(path)))
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
         return None
 

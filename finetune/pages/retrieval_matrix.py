@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..common.files import read_regular
 from ..common.run_folder import MOST_RETRIEVED
 
 _DARKEST = 9  # shades are .h0 to .h9 in page.css
@@ -40,7 +41,7 @@ def read_retrieval(path: Path) -> dict[str, Any] | None:
 
 def _load(path: Path) -> tuple[list[str], np.ndarray, int]:
     """The ids and the cosines (N, N) of the first N slides and their texts, and the number of all slides."""
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = json.loads(read_regular(path))
     ids = [str(slide_id) for slide_id in content["ids"]][:MOST_RETRIEVED]
     cosines = np.array([row[:len(ids)] for row in content["similarity"][:len(ids)]], dtype=float)
     if not ids or cosines.shape != (len(ids), len(ids)) or not np.isfinite(cosines).all():

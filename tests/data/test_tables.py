@@ -11,7 +11,9 @@ from pathlib import Path
 import openpyxl
 import pytest
 
+from finetune.common import memory
 from finetune.common.errors import UserError
+from finetune.data import workbook
 from finetune.data.tables import Table, read_table
 from tests.helpers.files import refused, write_json
 from tests.helpers.tables import write_csv, write_records, write_xlsx
@@ -213,6 +215,66 @@ def test_a_damaged_or_hostile_workbook_is_refused(tmp_path):
         assert f"{number}.xlsx" in caught.value.line()
     with refused("no.xlsx", "cannot be read (No such file"):
         read_table(tmp_path / "no.xlsx")
+
+
+def with_parts(path: Path, **parts: str) -> Path:
+    """A workbook of one row of names whose parts NAME.xml are replaced by what Excel would never write."""
+    with zipfile.ZipFile(write_xlsx(path, a=[HEADER])) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    for name, text in parts.items():
+        (whole,) = (entry for entry in files if entry.endswith(f"/{name}.xml"))
+        files[whole] = text.encode()
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, raw in files.items():
+            archive.writestr(name, raw)
+    return path
+
+
+MAIN = 'xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"'
+
+
+def sheet_of(cells: list[str], after: str = "") -> str:
+    rows = "".join(f'<row r="{cell.lstrip("ABCL")}"><c r="{cell}"><v>1</v></c></row>' for cell in cells)
+    return f"<worksheet {MAIN}><sheetData>{rows}</sheetData>{after}</worksheet>"
+
+
+@pytest.mark.parametrize("parts", [
+    pytest.param({"sheet1": sheet_of([f"ALL{row}" for row in range(1, 5)])}, id="a cell in a far column of each row"),
+    pytest.param({"sheet1": sheet_of(["A1", "A4000"])}, id="a cell in a far row"),
+    pytest.param({"sheet1": sheet_of(["ALL1", *(f"A{row}" for row in range(2, 9))], '<mergeCells><mergeCell ref="ALL1:ALL8"/></mergeCells>')},
+                 id="a merged range in a far column")])
+def test_few_cells_cannot_stand_for_many(tmp_path, monkeypatch, parts):
+    monkeypatch.setattr(workbook, "_MAX_CELLS", 3900)
+    with refused("t.xlsx", "has more than 3900 cells", "delete what is outside"):
+        read_table(with_parts(tmp_path / "t.xlsx", **parts))
+    monkeypatch.setattr(workbook, "_MAX_CELLS", 9000)
+    assert workbook.read_workbook(tmp_path / "t.xlsx")[0].rows
+
+
+def test_an_empty_merged_range_makes_no_cells(tmp_path):
+    far = '<mergeCells><mergeCell ref="ZZZ1:ZZZ3"/></mergeCells>'
+    (sheet,) = workbook.read_workbook(with_parts(tmp_path / "t.xlsx", sheet1=sheet_of(["A1", "B2", "A3"], far)))
+    assert sheet.rows == [("1", ["1"]), ("2", ["", "1"]), ("3", ["1"])]
+
+
+def test_a_small_file_that_unpacks_to_much_is_refused_unread(tmp_path):
+    path = with_parts(tmp_path / "t.xlsx", sheet1=f"<worksheet {MAIN}><sheetData>{'<row/>' * 800_000}</sheetData></worksheet>")
+    with refused("t.xlsx", "unpacks to 0.005 GB", "times its size"):
+        read_table(path)
+
+
+def test_a_workbook_larger_than_the_free_memory_is_refused(tmp_path, monkeypatch):
+    path = write_xlsx(tmp_path / "t.xlsx", a=[HEADER, *ROWS])
+    monkeypatch.setattr(memory, "free_memory", lambda: 10_000)
+    with refused("t.xlsx", "its cells need", "are free"):
+        read_table(path)
+
+
+def test_a_sheet_of_several_names_is_refused(tmp_path):
+    book = ('<workbook {} xmlns:r="http://schemas.openxmlformats.org/officeDocument/2006/relationships"><sheets>'
+            '<sheet name="a" sheetId="1" r:id="rId1"/><sheet name="b" sheetId="2" r:id="rId1"/></sheets></workbook>')
+    with refused("t.xlsx", "not a readable workbook"):
+        read_table(with_parts(tmp_path / "t.xlsx", workbook=book.format(MAIN)))
 
 
 # --- JSON ------------------------------------------------------------------------------------------------------------
