@@ -14,10 +14,13 @@ from ..checkpoints.nearest_index import NEAREST, read_nearest, require_fit, rera
 from ..common.errors import UserError
 from ..common.files import expand
 from ..common.log import logger
+from ..common.visible import visible
 from ..config.schema import Config
 from ..data.tokenizer import Tokenizer
 from ..models.captioner import SlideCaptioner
 from ..models.training_texts import TrainingTexts
+from ..templates.unlearned import unlearned
+from .form import Form
 from .judge import Judge
 from .options import InferenceOptions
 from .records import Nearest
@@ -100,6 +103,18 @@ def judge_of(captioner: Captioner, training: TrainingSlides | None) -> Judge | N
                        "tile, and tiles that are zero or all equal, are noticed; %s", NEAREST,
                        "an older run gets it by the same training command with --resume auto")
     return judge
+
+
+def warn_of_unlearned(form: Form | None, training: TrainingSlides | None) -> None:
+    """Warn of each slot of a template whose words or values stand in no training text.
+
+    Without a template, or without the training texts, nothing is said.
+    """
+    if form is None or training is None:
+        return
+    for slot, what in unlearned(form.template, training.all_texts()):
+        logger.warning("slot %s: %s in no training text: the model has not learned it, its probabilities mean nothing",
+                       visible(slot), visible(what))
 
 
 def texts_to_rerank_with(options: InferenceOptions, captioner: Captioner,

@@ -22,14 +22,13 @@ from .ground_truth import GroundTruth
 from .interruption import Interrupted, StopSignals
 from .job import Job
 from .model_facts import ModelFacts
-from .nearest import TrainingSlides, judge_of, texts_to_rerank_with
+from .nearest import TrainingSlides, judge_of, texts_to_rerank_with, warn_of_unlearned
 from .options import InferenceOptions
 from .record_file import RecordFile
 from .records import Record, output_path
 from .scores import Scored, records_with_fields, score_fields, template_to_score
 from .sources import slide_source, source_of
 from .thresholds import Thresholds
-from .unlearned import warn_of_unlearned
 
 
 def run_inference(options: InferenceOptions) -> int:

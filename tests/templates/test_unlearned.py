@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from finetune.inference.unlearned import unlearned, warn_of_unlearned
+from finetune.inference.nearest import warn_of_unlearned
 from finetune.templates.template import Template
+from finetune.templates.unlearned import unlearned
 
 CONTENT = {"text": "{organ}，{grade}[，脉管侵犯：{invasion}][，HER2 {her2}]。",
            "slots": {"organ": ["胃", "肺"], "grade": ["高分化", "未分化", "甲", "乙", "丙"], "invasion": {"values": ["有", "无"], "optional": True},

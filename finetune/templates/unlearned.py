@@ -1,4 +1,4 @@
-"""What a template asks for and no training text says: the model has not learned it, however sure its answer looks."""
+"""What a template asks for and no training text says: a model has not learned it, however sure its answer looks."""
 
 from __future__ import annotations
 
@@ -6,27 +6,11 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 
-from ..common.log import logger
-from ..common.visible import visible
-from ..templates.graph import Group, Slot
-from ..templates.template import Template
-from .form import Form
-from .nearest import TrainingSlides
+from .graph import Group, Slot
+from .template import Template
 
 _MOST_NAMED = 3  # values
 _MARKS = re.compile(r"^[\W_]+|[\W_]+$")  # around the words of a text
-
-
-def warn_of_unlearned(form: Form | None, training: TrainingSlides | None) -> None:
-    """Warn of each slot of a template whose words or values stand in no training text.
-
-    Without a template, or without the training texts, nothing is said.
-    """
-    if form is None or training is None:
-        return
-    for slot, what in unlearned(form.template, training.all_texts()):
-        logger.warning("slot %s: %s in no training text: the model has not learned it, its probabilities mean nothing",
-                       visible(slot), visible(what))
 
 
 def unlearned(template: Template, texts: Iterable[str]) -> Iterator[tuple[str, str]]:
