@@ -84,12 +84,9 @@ def score_fields(template: Template | None, truth: GroundTruth, records: Sequenc
     """The fields of slides, which `records_with_fields` gives; None without a template that a reference follows."""
     if template is None or not records:
         return None
-    fields = [record.get("fields", {}) for record in records]
-    scores = FieldScores.of(template, [_said(record) for record in records],
-                            [truth.references_of(record["id"]) for record in records],
-                            [{name: _known(one) for name, one in found.items()} for found in fields],
-                            [{name for name, one in found.items() if one["value"] is None and one.get("abstained")}
-                             for found in fields])
+    references = [truth.references_of(record["id"]) for record in records]
+    scores = FieldScores.of(template, list(map(_said, records)), references, list(map(_known_fields, records)),
+                            list(map(_withheld, records)))
     if scores.references_off:
         logger.warning("%d of %d references do not follow the template, so that their fields are not scored, such as "
                        "%r", scores.references_off, len(records), scores.example_off)
@@ -101,6 +98,16 @@ def _said(record: Record) -> str | Fields:
     if record["caption"] is not None:
         return record["caption"]
     return {name: one["value"] for name, one in record["fields"].items()}
+
+
+def _known_fields(record: Record) -> dict[str, dict[str, float]]:
+    """{field: what `_known` says of it}."""
+    return {name: _known(one) for name, one in record.get("fields", {}).items()}
+
+
+def _withheld(record: Record) -> set[str]:
+    """The fields that were withheld."""
+    return {name for name, one in record.get("fields", {}).items() if one["value"] is None and one.get("abstained")}
 
 
 def _known(one: FieldRecord) -> dict[str, float]:
