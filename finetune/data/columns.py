@@ -57,6 +57,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
 _RANK_OF = {role: {name: rank for rank, names in enumerate(ranks) for name in names.split()}
             for role, ranks in _NAMES.items()}
 
+_CASE_OR_PATIENT = (0, 2)  # ranks of an id
 _UNKNOWN = 99  # rank of a name that is none of a role
 
 
@@ -145,6 +146,11 @@ def _named_column(role: str, columns: Sequence[str], path: Path, named: str) -> 
         return alike[0]
     raise UserError(path, f"has no column {named!r}; its columns: {list_columns(columns)}",
                     f"correct data.{role}_column (on command lines --{role}_column)")
+
+
+def case_columns(columns: Iterable[str]) -> list[str]:
+    """Those columns that name a case or a patient."""
+    return [column for column in columns if _RANK_OF["id"].get(simple_name(column)) in _CASE_OR_PATIENT]
 
 
 def simple_name(column: str) -> str:

@@ -6,7 +6,7 @@ To read another JSON format, add its test and its reader beside `_is_histgen` an
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from ..common.files import expand
 from .columns import ColumnNames
 from .json_text import parse_json
 from .slide_names import path_parts, slide_name
-from .table_labels import cases_of_table
-from .tables import is_table, number_records, read_table, table_of_records
+from .table_labels import cases_of_table, numbers_of_cases
+from .tables import Table, is_table, number_records, read_table, table_of_records
 from .text_encoding import read_text
 
 SPLITS = ("train", "val", "test")
@@ -34,11 +34,14 @@ class Label:
         texts: Its reference texts; where one text is needed, the first is used.
         slides: Names of its slides; the tiles of several are joined.
         split: train, val or test; None if the labels do not say.
+        numbers: {(column, cell)} of further columns of a table that name its case or patient: who shares one should
+            be on one side of a split.
     """
 
     texts: tuple[str, ...]
     slides: tuple[str, ...]
     split: str | None = None
+    numbers: frozenset[tuple[str, str]] = field(default=frozenset(), compare=False)
 
     @property
     def text(self) -> str:
@@ -68,7 +71,7 @@ def load_labels(path: str | Path, named: ColumnNames | None = None, encoding: st
             structure, uncertain columns, repeated ids, ids that are paths, no labels.
     """
     path = expand(str(path))
-    cases, problems = _read_cases(path, named, encoding)
+    cases, problems, numbers = _read_cases(path, named, encoding)
     labels: dict[str, Label] = {}
     for key, value in cases:
         case_id = slide_name(key)
@@ -78,7 +81,8 @@ def load_labels(path: str | Path, named: ColumnNames | None = None, encoding: st
 
         # a bad value concerns one case only: it may be skipped
         try:
-            labels[case_id] = _parse_label(case_id, value)
+            label = _parse_label(case_id, value)
+            labels[case_id] = replace(label, numbers=frozenset(numbers.get(key, ())))
         except ValueError as error:
             problems[case_id] = str(error)
     if not labels and not problems:
@@ -87,16 +91,22 @@ def load_labels(path: str | Path, named: ColumnNames | None = None, encoding: st
 
 
 def _read_cases(path: Path, named: ColumnNames | None, encoding: str | None,
-                ) -> tuple[list[tuple[str, Any]], dict[str, str]]:
-    """((id, value in our own format) of each case, {row: problem}) of a file in any supported format."""
+                ) -> tuple[list[tuple[str, Any]], dict[str, str], dict[str, set[tuple[str, str]]]]:
+    """((id, value in our own format) of each case, {row: problem}, {id: its numbers}) of a file in any format."""
     if is_table(path):
-        return cases_of_table(read_table(path, encoding), named)
+        return _of_table(read_table(path, encoding), named)
     data = parse_json(read_text(path, encoding=encoding), path, _EXPECTED)
     if isinstance(data, list):
-        return cases_of_table(table_of_records(number_records(data), path), named)
+        return _of_table(table_of_records(number_records(data), path), named)
     if not isinstance(data, dict):
         raise UserError(path, f"the top level is a {type(data).__name__}", _EXPECTED)
-    return _cases(data, path), {}
+    return _cases(data, path), {}, {}
+
+
+def _of_table(table: Table, named: ColumnNames | None,
+              ) -> tuple[list[tuple[str, Any]], dict[str, str], dict[str, set[tuple[str, str]]]]:
+    """As `_read_cases`."""
+    return *cases_of_table(table, named), numbers_of_cases(table, named)
 
 
 def _check_id(key: str, case_id: str, value: Any, path: Path) -> None:

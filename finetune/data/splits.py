@@ -170,6 +170,7 @@ def report_split(labels: Mapping[str, Label], split: Split, config: DataConfig, 
     _report_overlap(labels, split, "test", kept)
     if config.group_pattern is None:
         _warn_of_leaking_patients(split)
+    _warn_of_shared_numbers(labels, split)
     return num_seen
 
 
@@ -222,6 +223,17 @@ def _warn_of_leaking_patients(split: Split) -> None:
         logger.warning("%d pairs of ids in training and held out, such as %s and %s, may be of one patient or region: "
                        "if so, scores on held-out slides are too high; set data.group_pattern or data.split_file",
                        len(pairs), *pairs[0])
+
+
+def _warn_of_shared_numbers(labels: Mapping[str, Label], split: Split) -> None:
+    """A table may name the case or patient of each slide; the numbers themselves stay out of the log."""
+    trained = {number for i in split.train for number in labels[i].numbers}
+    shared = {i: labels[i].numbers & trained for i in split.val + split.test if labels[i].numbers & trained}
+    if shared:
+        columns = sorted({column for numbers in shared.values() for column, _ in numbers})
+        logger.warning("%d held-out labels, such as %s, have the same %s as labels in training: scores on held-out "
+                       "slides are too high; set data.group_pattern or data.split_file", len(shared),
+                       next(iter(shared)), " and ".join(columns))
 
 
 def _given_splits(labels: Mapping[str, Label], split_file: str | None) -> dict[str, str]:

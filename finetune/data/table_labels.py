@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..common.log import logger, notice
-from .columns import ColumnNames, Columns, find_columns
+from .columns import ColumnNames, Columns, case_columns, find_columns
 from .slide_names import base_name, path_parts
 from .tables import Table
 
@@ -65,6 +65,22 @@ def cases_of_table(table: Table, named: ColumnNames | None = None) -> tuple[list
     problems |= {case_id: problem for case_id, case in cases.items() if (problem := _problem(case, columns))}
     _log_columns(table, columns, cases)
     return [(case_id, _value(case)) for case_id, case in cases.items() if case_id not in problems], problems
+
+
+def numbers_of_cases(table: Table, named: ColumnNames | None = None) -> dict[str, set[tuple[str, str]]]:
+    """{id: {(column, cell)}} of the columns that name a case or a patient and are not the id: a pathology number whose
+    slides are labels of their own.
+
+    Arguments and exceptions as in `cases_of_table`.
+    """
+    columns = find_columns(table.columns, table.path, named)
+    more = [column for column in case_columns(table.columns) if column not in columns.used]
+    ids = _ids_of_slides(table, columns) if columns.id_is_slide else {}
+    numbers: dict[str, set[tuple[str, str]]] = {}
+    for row in table.rows:
+        case_id = ids.get(row[columns.id], row[columns.id])
+        numbers.setdefault(case_id, set()).update((column, row[column]) for column in more if row[column])
+    return numbers
 
 
 def _gather(table: Table, columns: Columns) -> tuple[dict[str, _Case], dict[str, str]]:

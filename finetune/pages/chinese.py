@@ -74,6 +74,10 @@ WARNINGS = {
     "held-out slides are too high; set data.group_pattern or data.split_file":
         "训练集与留出的切片中有 {0} 对编号（如 {1} 和 {2}）可能属于同一患者或区域：若是，留出切片的分数偏高；"
         "请设 data.group_pattern 或 data.split_file",
+    "%d held-out labels, such as %s, have the same %s as labels in training: scores on held-out slides are too high; "
+    "set data.group_pattern or data.split_file":
+        "{0} 个留出的标签（如 {1}）与训练集的标签有相同的 {2}：留出切片的分数偏高；"
+        "请设 data.group_pattern 或 data.split_file",
     "%d ids of %s have no label: %s ...": "{1} 里有 {0} 个编号没有标签：{2} ...",
     "no validation slides (data.val_split is 0): best_model.pth is the last one":
         "没有验证切片（data.val_split 为 0）：best_model.pth 就是最后一轮",

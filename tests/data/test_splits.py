@@ -9,12 +9,14 @@ from itertools import pairwise
 import pytest
 
 from finetune.config.schema import DataConfig
+from finetune.data.columns import ColumnNames
 from finetune.data.kept_results import KeptResults
-from finetune.data.labels import Label
+from finetune.data.labels import Label, load_labels
 from finetune.data.near_duplicates import count_overlap
 from finetune.data.related_ids import related_pairs
 from finetune.data.splits import make_split, patients, read_split_file, report_split, split_fold, split_ids
 from tests.helpers.files import refused, write_json
+from tests.helpers.tables import write_csv
 
 
 def test_the_split_is_a_partition_of_the_asked_size():
@@ -227,3 +229,18 @@ def test_the_log_says_what_is_on_each_side_and_warns_of_leaks(log_lines):
     labels = {i: Label((f"{i} the same old long text of a report of the stomach and more",), (i,)) for i in SLIDES}
     report_split(labels, make_split(labels, config, 42), config, KeptResults(None))
     assert any("validation texts are near duplicates of training texts" in line for line in log_lines)
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_slides_of_one_pathology_number_on_two_sides_are_warned_of(tmp_path, log_lines, is_shared):
+    rows = [["切片号", "病理号", "住院号", "病理诊断", "split"]]
+    rows += [[f"x{n}q.svs", f"B{n // 2}" if is_shared else f"B{n}", "", f"text {n}", "val" if n % 4 == 1 else "train"] for n in range(40)]
+    labels, problems = load_labels(write_csv(tmp_path / "t.csv", rows, "utf-8"), ColumnNames(id="切片号"))
+    assert len(labels) == 40 and not problems
+    config = DataConfig()
+    report_split(labels, make_split(labels, config, 42), config, KeptResults(None))
+    warned = [line for line in log_lines if "as labels in training" in line]
+    assert len(warned) == is_shared
+    if is_shared:  # 10 validation slides, each beside the training slide before it
+        assert "10 held-out labels, such as x" in warned[0] and "have the same 病理号 as" in warned[0]
+        assert "data.group_pattern or data.split_file" in warned[0] and "B0" not in warned[0]
