@@ -16,6 +16,7 @@ from .yaml_slips import find_slip, unquoted
 _MAX_YAML_BYTES = 1_000_000
 _MAX_YAML_DEPTH = 5  # a config has 2, a template 5; PyYAML takes 40 s for 50 kB of "["
 _COMPARE = "compare with config.yaml"
+_PLAIN = "write lists and 'key: value' lines"
 _BACKSLASHES = r"in double quotes \ begins an escape: write a Windows path in single quotes, 'D:\data', or with /"
 _FIXES = {  # words of the parser -> what it mostly comes from
     "escape": _BACKSLASHES,
@@ -56,15 +57,21 @@ def _check_new(key: str, where: str, first_line: dict[str, str]) -> None:
     first_line[key] = where.rpartition(":")[2]
 
 
-def load_plain_yaml(path: str | Path) -> Any:
+def load_plain_yaml(path: str | Path, fix: str = _PLAIN) -> Any:
     """A YAML or JSON file of dicts, lists and texts; every scalar stays the text of the file, `no` and `1e-4` too.
 
-    Raises UserError as `load_yaml`.
+    Args:
+        path: The file.
+        fix: How such a file looks, for an error that says nothing better.
+
+    Raises:
+        UserError: As `load_yaml`.
     """
     try:
         return _plain(_yaml_root(path), path)
     except UserError as error:
-        raise _likely_cause(path, error) from None
+        cause = _likely_cause(path, error)
+        raise (UserError(cause.where, cause.what, fix) if cause.fix == _COMPARE else cause) from None
 
 
 def _likely_cause(path: str | Path, error: UserError) -> UserError:

@@ -4,15 +4,15 @@ With the share of equal texts (`exact_match`, strict) these are three levels tha
 of reporting strict, acceptable and safe is HiPath's (https://arxiv.org/abs/2603.19957); the definitions are ours:
 
 - acceptable: equal to a reference once each finding is called by one name, in any order of the clauses.
-- safe: no dangerous contradiction. Neither denies what the other asserts of a finding that the dictionary calls
-  dangerous (invasion, metastasis, margins), nor is one malignant and the other not.
+- safe: no dangerous contradiction. Neither denies what the other asserts of a finding that the dictionary, or our list
+  for every organ, calls dangerous (invasion, metastasis, margins), nor is one malignant and the other not.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -24,7 +24,7 @@ from .report_cues import Cue, folded, marks
 from .text_metrics import Statistic, mean_of
 
 _MALIGNANCY_FILE = Path(__file__).parent / "malignancy.yaml"
-_MALIGNANCY, _BENIGN = "malignancy", "benign"
+_MALIGNANCY, _BENIGN, _TUMOR = "malignancy", "benign", "tumor"
 _CLAUSE_END = re.compile(r"[,;。!\n]|\.(?!\d)")
 _NO_CONTENT = re.compile(r"[\s:()·、/\-]+")  # between a finding and its answer
 # Cues that say something besides the status of a finding
@@ -73,26 +73,33 @@ def is_acceptable(dictionary: FindingDictionary, caption: str, references: Itera
 def is_safe(dictionary: FindingDictionary, caption: str, references: Sequence[str]) -> bool:
     """Whether a caption does not contradict its references in anything dangerous. An acceptable one never does."""
     text = "\n".join(references)
-    said, true = dictionary.read(caption), dictionary.read(text)
-    if any(contradicts(said.get(name), true.get(name)) for name in dictionary.dangerous):
+    if _reverses_danger(dictionary, caption, text):
         return False
-    return not contradicts(malignancy(caption), malignancy(text)) or is_acceptable(dictionary, caption, references)
+    is_reversed = _reverses_danger(_general(), caption, text) or contradicts(malignancy(caption), malignancy(text))
+    return not is_reversed or is_acceptable(dictionary, caption, references)
+
+
+def _reverses_danger(dictionary: FindingDictionary, caption: str, text: str) -> bool:
+    """Whether one text asserts a dangerous finding that the other denies."""
+    said, true = dictionary.read(caption), dictionary.read(text)
+    return any(contradicts(said.get(name), true.get(name)) for name in dictionary.dangerous)
 
 
 def malignancy(text: str) -> str | None:
     """Whether a text says that there is a malignant tumour: present, absent, uncertain, or None where it says nothing.
 
-    A benign diagnosis says that there is none, where no malignant one stands beside it.
+    A benign diagnosis, or that there is no tumour, says that there is none, where no malignant one stands beside it.
     """
-    found = _malignancy_reader()(text)
+    found = _general().read(text)
     if _MALIGNANCY in found:
         return found[_MALIGNANCY]
-    return ABSENT if found.get(_BENIGN) == PRESENT else None
+    return ABSENT if found.get(_BENIGN) == PRESENT or found.get(_TUMOR) == ABSENT else None
 
 
 @cache
-def _malignancy_reader() -> Callable[[str], dict[str, str]]:
-    return FindingDictionary.load([str(_MALIGNANCY_FILE)]).read
+def _general() -> FindingDictionary:
+    """What counts in every organ."""
+    return FindingDictionary.load([str(_MALIGNANCY_FILE)])
 
 
 @lru_cache(1 << 14)  # references come again in each column of a table and each epoch

@@ -138,7 +138,17 @@ def coverage_lines(tables: dict[str, dict[str, Any]], wanted: float) -> list[str
         if table["coverage"]:
             accuracies = [f"{row['accuracy']:.3f}" for row in table["coverage"]]
             rows.append([f"  {name} ({table['slides']} slides)", *accuracies])
-    return [*aligned_lines(rows), *(_sentence(name, table, wanted) for name, table in tables.items())]
+    return [*aligned_lines(rows),
+            *(_sentence(name, table, wanted) for name, table in tables.items() if table["slides"]),
+            *_line_of_unknown([name for name, table in tables.items() if not table["slides"]])]
+
+
+def _line_of_unknown(names: list[str]) -> list[str]:
+    """That there is no threshold for fields of which no answer has a probability."""
+    if not names:
+        return []
+    return [f"{visible(', '.join(names))}: no threshold, as no answer has a probability (free captions have none of "
+            "their fields: fill them with --template or --choices)"]
 
 
 def _sentence(name: str, table: dict[str, Any], wanted: float) -> str:

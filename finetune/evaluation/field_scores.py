@@ -19,7 +19,7 @@ from .reliability import calibration_error, resampled
 from .scoring import auroc, mean_auroc
 from .text_metrics import Statistic
 
-NOT_SAID = "-"  # in a confusion table, for a field that a text has no value of
+NOT_SAID = ""  # in a confusion table, for a field that a text has no value of; no value is empty
 _NO_FIELDS: Fields = {}
 
 

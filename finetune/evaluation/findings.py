@@ -74,7 +74,7 @@ class FindingDictionary:
         dangerous: set[str] = set()
         distinct: dict[str, str] = {}
         for path in map(_dictionary_path, names):
-            content = load_plain_yaml(path)
+            content = load_plain_yaml(path, _ENTRY_FORMAT)
             for finding, entry in _entries(content, path):
                 terms.setdefault(finding, []).extend(_terms_of(finding, entry))
             dangerous.update(_names_beside(content, path))

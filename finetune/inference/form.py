@@ -26,6 +26,8 @@ from ..templates.template import Template
 from .options import InferenceOptions
 from .records import FieldRecord, Record, new_record
 
+_CHOICES_FORMAT = "write one text on each line, or a YAML list"
+
 _MOST_ALTERNATIVES, _LEAST_PROBABLE = 5, 0.01
 AUTO = "auto"
 
@@ -146,10 +148,10 @@ def _fitted(options: InferenceOptions, checkpoint: Checkpoint | None) -> float:
 def read_choices(path: str) -> Template:
     """The template of a list of texts: a YAML or JSON list, or a text file with one on each line. Raises UserError."""
     if Path(path).suffix.lower() in (".yaml", ".yml", ".json"):
-        texts = load_plain_yaml(path)
+        texts = load_plain_yaml(path, _CHOICES_FORMAT)
     else:
         file = expand(path)
         texts = [line.strip() for line in decode(read_bytes(file), file).splitlines() if line.strip()]
     if not isinstance(texts, list) or len(texts) < 2:
-        raise UserError(path, "does not hold two or more texts", "write one text on each line, or a YAML list")
+        raise UserError(path, "does not hold two or more texts", _CHOICES_FORMAT)
     return Template.of_choices(texts, path)

@@ -23,6 +23,8 @@ from .captioner import Captioner
 from .options import InferenceOptions
 from .records import Record
 
+_PROMPTS_FORMAT = "write class: [prompt, ...] for two or more classes"
+
 
 @dataclass
 class GroundTruth:
@@ -156,10 +158,10 @@ def _load_classes(path: str, prompts: dict[str, list[str]], prompts_file: str | 
 
 def load_prompts(path: str) -> dict[str, list[str]]:
     """{class: its prompts} of a YAML or JSON file. Raises UserError."""
-    prompts = load_plain_yaml(path)
+    prompts = load_plain_yaml(path, _PROMPTS_FORMAT)
     is_usable = isinstance(prompts, dict) and len(prompts) >= 2
     if not is_usable or not all(_is_list_of_texts(texts) for texts in prompts.values()):
-        raise UserError(path, "holds no prompts", "write class: [prompt, ...] for two or more classes")
+        raise UserError(path, "holds no prompts", _PROMPTS_FORMAT)
     return prompts
 
 

@@ -17,8 +17,7 @@ class ModelFacts:
         epoch: After which it was saved; None for Prism itself.
         slides: Training slides; None where a checkpoint does not say.
         prism: Where Prism's weights are from.
-        is_calibrated: Whether the confidence is.
-        judges_captions: Whether it is the probability that a whole caption is right.
+        confidence: What that number of a caption means.
         banners: What takes away the meaning of what it says.
     """
 
@@ -26,8 +25,7 @@ class ModelFacts:
     epoch: int | None
     slides: int | None
     prism: str
-    is_calibrated: bool
-    judges_captions: bool
+    confidence: Text
     banners: list[Text]
 
     @classmethod
@@ -36,13 +34,35 @@ class ModelFacts:
         checkpoint = captioner.checkpoint
         if checkpoint is None:
             weights = captioner.config.prism.weights
-            return cls("Prism", None, None, _last_part(weights), is_calibrated=False,
-                       judges_captions=False, banners=captioner.caveats)
+            return cls("Prism", None, None, _last_part(weights), _confidence(captioner), captioner.caveats)
         name = "/".join(checkpoint.path.parts[-2:]) if checkpoint.path else "?"
         slides = checkpoint.data.get("slides")
         return cls(name, checkpoint.progress.get("epoch"), slides.get("training") if isinstance(slides, dict) else None,
-                   _last_part(str(checkpoint.prism.get("source"))), captioner.temperature is not None,
-                   captioner.judges_captions, captioner.caveats)
+                   _last_part(str(checkpoint.prism.get("source"))), _confidence(captioner), captioner.caveats)
+
+
+def _confidence(captioner: Captioner) -> Text:
+    """What the confidence means."""
+    judge, (chinese, english) = captioner.judge, _of_usual_slides(captioner)
+    if judge is None:
+        return chinese, english
+    return f"{chinese}；异常切片为 0", f"{english}; 0 for an unusual slide, whatever its caption"
+
+
+def _of_usual_slides(captioner: Captioner) -> Text:
+    if captioner.form is not None:
+        return ("全部字段同时正确的概率（各字段概率之积）",
+                "probability that all fields are right: the product of theirs")
+    if captioner.judges_captions:
+        return ("整条描述正确的概率（由验证切片拟合）",
+                "probability that the whole caption is right (fitted to the validation slides)")
+    if captioner.temperature is None:
+        return "词的平均概率（没有校准，偏高）", "mean probability of the words (not calibrated, too high)"
+    if captioner.temperature == 1:  # also where they are too few to show anything else
+        return ("词的平均概率（原样：验证切片没有表明需要校准）",
+                "mean probability of the words (as it is: the validation slides did not show it to need a temperature)")
+    return ("估计有多大比例的词是对的（已在验证集上校准）",
+            "the share of words that should be right (calibrated on the validation slides)")
 
 
 def _last_part(source: str) -> str:

@@ -258,7 +258,7 @@ def _require_same(path: Path, made_from: str, source: Source) -> None:
     model, _, rest = made_from.partition("-")
     if model == source.model and rest.partition("-")[0] == source.options:
         return
-    what = "holds captions made with other options (decoding, texts, precision)"
+    what = "holds captions made with other options (decoding, template, texts, prompts, thresholds, precision)"
     if model != source.model:
         what = "holds captions of another model, or of an older version of this program"
     raise UserError(path, what, "give another --output, or leave --resume out to begin again")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..common.log import logger
+from ..common.score_table import CAPTIONS
 from ..evaluation.agreement import is_acceptable
 from ..evaluation.coverage import Selection, coverage_lines
 from ..evaluation.field_scores import FieldAnswers, FieldScores, field_lines
@@ -50,14 +51,15 @@ class Scored:
         selections = []
         if self.report and self.report.answers.references:
             confidence = np.array([record["confidence"] for record in self.records], dtype=float)
-            selections.append(Selection("captions", confidence, acceptable(self.report.answers)))
+            selections.append(Selection(CAPTIONS, confidence, acceptable(self.report.answers)))
         return selections + [self._of_field(field) for field in (self.fields.fields if self.fields else ())]
 
     def _of_field(self, field: FieldAnswers) -> Selection:
         """The answers to a field that have a probability. Any threshold withholds those of an unusual slide."""
         known = field.known
         unusual = np.array([self.records_of_fields[row].get("unusual", False) for row in field.rows[known]], dtype=bool)
-        return Selection(field.name, np.where(unusual, 0.0, field.probabilities[known]), field.right[known])
+        name = f"field: {field.name}" if field.name == CAPTIONS else field.name  # beside the row of the captions
+        return Selection(name, np.where(unusual, 0.0, field.probabilities[known]), field.right[known])
 
 
 def template_to_score(captioner: Captioner) -> Template | None:

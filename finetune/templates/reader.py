@@ -13,7 +13,7 @@ from ..common.errors import UserError
 from .graph import Group, Item, Slot
 
 _MAX_SLOTS, _MAX_VALUES, _MAX_LENGTH = 200, 50_000, 10_000  # slots; values of all slots; characters of a value
-_FORMAT = "write text: \"{organ}，{diagnosis}\" and slots: {organ: [...], diagnosis: [...]}"
+FORMAT = "write text: \"{organ}，{diagnosis}\" and slots: {organ: [...], diagnosis: [...]}"
 _SLOT_FORMAT = "write a list of values, or {values: [...], only_if: {earlier_slot: [...]}, optional: true}"
 _PIECE = re.compile(r"(?P<twice>\{\{|\}\}|\[\[|\]\])|(?P<literal>[^{}\[\]]+)|\{(?P<slot>[^{}\[\]]*)\}"
                     r"|(?P<bracket>[\[\]])")
@@ -51,10 +51,10 @@ class _Reader:
     def _parts(self, content: Any) -> tuple[str, dict[str, Any]]:
         """The text, and what is said of each slot."""
         self._require(isinstance(content, dict) and set(content) == {"text", "slots"},
-                      f"holds {_shown(content)}, not text and slots", _FORMAT)
+                      f"holds {_shown(content)}, not text and slots", FORMAT)
         text, entries = content["text"], content["slots"]
-        self._require(isinstance(text, str) and bool(text.strip()), "text is not a text", _FORMAT)
-        self._require(isinstance(entries, dict) and bool(entries), "slots is not a mapping of names to values", _FORMAT)
+        self._require(isinstance(text, str) and bool(text.strip()), "text is not a text", FORMAT)
+        self._require(isinstance(entries, dict) and bool(entries), "slots is not a mapping of names to values", FORMAT)
         self._refuse_invisible(text, "text")
         return text, entries
 

@@ -19,7 +19,7 @@ from typing import Any
 from ..config.yaml_file import dump_plain_yaml, load_plain_yaml
 from .ambiguity import refuse_ambiguous
 from .graph import Edge, Group, Node, TemplateGraph, escaped
-from .reader import read_template
+from .reader import FORMAT, read_template
 
 Fields = dict[str, str | None]
 CHOICE = "text"  # the slot of a list of choices
@@ -31,7 +31,7 @@ class Template(TemplateGraph):
     @classmethod
     def from_file(cls, path: str | Path) -> Template:
         """Read a YAML file of `text` and `slots`. Raises UserError naming the file, the slot and what to change."""
-        return cls.from_dict(load_plain_yaml(path), str(path))
+        return cls.from_dict(load_plain_yaml(path, FORMAT), str(path))
 
     @classmethod
     def from_dict(cls, content: Any, where: str = "template") -> Template:

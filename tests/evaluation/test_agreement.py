@@ -84,6 +84,11 @@ def test_reports_made_from_a_dictionary_agree_as_their_findings_do():
     ("胃腺癌", PRESENT), ("慢性胃炎", ABSENT), ("未见癌", ABSENT), ("可疑癌", UNCERTAIN), ("高级别上皮内瘤变", None), ("", None),
     ("癌旁慢性胃炎", ABSENT), ("慢性胃炎背景上见腺癌", PRESENT), ("No evidence of malignancy", ABSENT), ("Tubular adenoma.", ABSENT),
     ("非典型增生", None), ("淋巴结反应性增生，未见转移癌", ABSENT), ("乳腺癌术后，瘢痕组织", None), ("弥漫大B细胞淋巴瘤", PRESENT), ("DCIS", PRESENT),
+    ("未见肿瘤", ABSENT), ("No residual tumor.", ABSENT), ("No evidence of tumor", ABSENT), ("No tumour identified", ABSENT),
+    ("No neoplasm", ABSENT), ("Negative for tumour.", ABSENT), ("未见肿瘤残留", ABSENT), ("肿瘤：未见", ABSENT), ("色素痣", ABSENT),
+    ("Compound nevus", ABSENT), ("神经鞘瘤", ABSENT), ("肿瘤", None), ("Tumor of the lung", None), ("发育不良痣", None),
+    ("Residual adenocarcinoma; no tumor at margin", PRESENT), ("未见肿瘤出芽", None), ("高级别上皮内瘤变，切缘未见肿瘤", None),
+    ("Margins are negative for tumor", None), ("No tumor budding", None), ("可疑肿瘤", None), ("痣样黑色素瘤", PRESENT),
 ])
 def test_a_text_is_malignant_benign_open_or_silent(text, status):
     assert malignancy(text) == status
@@ -94,6 +99,15 @@ def test_a_text_is_malignant_benign_open_or_silent(text, status):
     ("腺癌，脉管癌栓(+)", "腺癌，未见脉管癌栓", False), ("胃腺癌，切缘可见癌", "胃腺癌，切缘未见癌", False),
     ("导管原位癌，未见浸润性成分", "浸润性导管癌", False), ("淋巴结未见癌转移(0/12)，腺癌", "淋巴结见癌转移(2/12)，腺癌", False),
     ("肺腺癌", "肺鳞癌", True), ("胃腺癌，可见坏死", "胃腺癌，未见坏死", True), ("可疑癌", "慢性胃炎", True), ("", "胃腺癌", True),
+    ("No residual tumor", "Adenocarcinoma", False), ("未见肿瘤", "肺腺癌", False), ("色素痣", "恶性黑色素瘤", False),
+    ("腺癌，远处转移", "腺癌，无远处转移", False), ("腺癌，pM1", "腺癌，未见远处转移", False), ("腺癌，远处转移：无", "腺癌，远处转移：有", False),
+    ("乳头状癌，见包膜侵犯", "乳头状癌，未见包膜侵犯", False), ("乳头状癌，包膜完整", "乳头状癌，侵及包膜", False),
+    ("Carcinoma with capsular invasion", "Carcinoma, no capsular invasion", False),
+    ("Carcinoma; liver metastasis is present", "Carcinoma; no liver metastasis", False),
+    ("被膜受侵", "被膜未受侵", False), ("包膜未见侵犯", "包膜见侵犯", False), ("包膜未受侵", "癌侵及包膜", False),
+    ("腺癌，见结外侵犯", "腺癌，未见结外侵犯", False), ("滤泡癌，见血管侵犯", "滤泡癌，未见血管侵犯", False),
+    ("腺癌，无肝转移", "腺癌，肺转移", True), ("癌，侵及包膜，未突破包膜", "癌，侵及包膜", True), ("腺癌，切缘未见肿瘤", "腺癌", True),
+    ("肿瘤大小2cm", "腺癌", True),
 ])
 def test_only_a_dangerous_contradiction_is_not_safe(caption, reference, safe):
     assert is_safe(ALL, caption, [reference]) == is_safe(ALL, reference, [caption]) == safe

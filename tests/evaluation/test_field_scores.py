@@ -36,7 +36,7 @@ def test_the_confusion_table_counts_every_pair_and_intervals_hold_the_value():
     result = scored(GOLDEN["said"], GOLDEN["true"], GOLDEN["probability"]).to_dict()
     assert result["slides"] == 80 and result["captions_off_template"] == result["references_off_template"] == 0
     field = json.loads(json.dumps(result, allow_nan=False))["fields"]["分级"]
-    pairs = Counter(zip([v or "-" for v in GOLDEN["true"]], [v or "-" for v in GOLDEN["said"]], strict=True))
+    pairs = Counter(zip([v or "" for v in GOLDEN["true"]], [v or "" for v in GOLDEN["said"]], strict=True))
     assert field["confusion"] == {t: {s: pairs[t, s] for s in row} for t, row in field["confusion"].items()}
     assert sum(sum(row.values()) for row in field["confusion"].values()) == 80
     for name in ("accuracy", "macro_f1", "auroc", "auroc_right"):
@@ -61,8 +61,15 @@ def test_texts_off_the_template_count_as_what_they_are():
     scores = FieldScores.of(TEMPLATE, ["胃癌，高分化。", "不知道", "胃癌，高分化。"], [["胃癌，高分化。"], ["胃癌，中分化。"], ["别的"]])
     assert (scores.captions_off, scores.references_off, scores.rows.tolist()) == (1, 1, [0, 1])
     result = scores.to_dict()["fields"]["分级"]
-    assert result["accuracy"][0] == 0.5 and result["confusion"] == {"高分化": {"高分化": 1}, "中分化": {"-": 1}}
+    assert result["accuracy"][0] == 0.5 and result["confusion"] == {"高分化": {"高分化": 1}, "中分化": {"": 1}}
     assert result["auroc"] == result["ece"] == [None, None, None], "no probabilities are known"
+
+
+def test_a_value_that_is_a_dash_is_not_the_same_as_none():
+    template = Template.from_dict({"text": "HER2{her2}[，{grade}]", "slots": {"her2": ["+", "-"], "grade": {"values": ["-"], "optional": True}}})
+    result = FieldScores.of(template, ["HER2-，-", "HER2+"], [["HER2-"], ["HER2-，-"]]).to_dict()["fields"]
+    assert result["grade"]["confusion"] == {"-": {"": 1}, "": {"-": 1}}
+    assert result["her2"]["confusion"] == {"-": {"+": 1, "-": 1}}
 
 
 def test_no_slide_or_one_value_has_no_scores_and_no_crash():
@@ -132,6 +139,9 @@ def test_the_lines_say_threshold_count_and_interval_or_that_it_is_not_reached():
     assert "100%" in lines[0] and f"{one.right.mean():.3f}" in lines[1]
     assert f"{point.right} of {point.answered} are right" in lines[-2] and "95 % interval" in lines[-2]
     assert "too few answers" in lines[-1]
+    none = {name: Selection(name, np.zeros(0), np.zeros(0, bool)).to_dict(0.7) for name in ("organ", "grade")}
+    lines = coverage_lines({"captions": reached} | none, 0.7)
+    assert lines[-1].startswith("organ, grade: no threshold, as no answer has a probability") and "too few" not in "".join(lines)
     (*_, said) = coverage_lines({"captions": Selection("captions", np.linspace(0.5, 1, 30), np.ones(30, bool)).to_dict(0.9)}, 0.9)
     assert "90.0% right needs no threshold: 30 of 30 are right" in said
     never = Selection("captions", np.linspace(0, 1, 30), np.arange(30) % 3 > 0)

@@ -100,6 +100,9 @@ def test_prompts_of_another_form_are_refused(tmp_path, text):
     path.write_text(text, encoding="utf-8")
     with refused("prompts.yaml", "holds no prompts"):
         load_prompts(str(path))
+    path.write_text("", encoding="utf-8")
+    with refused("prompts.yaml: empty", "write class: [prompt, ...]"):
+        load_prompts(str(path))
     path.write_text('{"癌": ["胃癌"], "无": ["正常", "no tumor"]}', encoding="utf-8")
     assert load_prompts(str(path)) == {"癌": ["胃癌"], "无": ["正常", "no tumor"]}
 

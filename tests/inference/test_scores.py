@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -49,6 +50,15 @@ def test_coverage_and_threshold_of_captions_and_fields_are_printed_and_in_the_su
     assert summary["fields"]["captions_off_template"] == 1
     assert summary["selective"]["necrosis"]["chosen"]["answered"] == 39, "the caption off the template has no probability"
     assert any("chosen and judged on the same slides" in line and "--split test" in line for line in log_lines)
+
+
+def test_a_slot_that_is_called_captions_does_not_take_the_place_of_the_captions():
+    plain = scored(True)
+    grade, necrosis = plain.fields.fields
+    found = replace(plain, fields=replace(plain.fields, fields=[replace(grade, name="captions"), necrosis]))
+    before, after = plain.to_dict(0.9)["selective"], found.to_dict(0.9)["selective"]
+    assert list(after) == ["captions", "field: captions", "necrosis"]
+    assert (after["captions"], after["field: captions"]) == (before["captions"], before["grade"])
 
 
 def test_the_fields_of_an_unusual_slide_have_no_confidence():

@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,7 +25,7 @@ from finetune.inference.uploads import Uploads
 from prism import GenerationOptions
 from tests.helpers.files import ROOT, refused, write_h5
 
-NO_MODEL = SimpleNamespace(caveats=[], checkpoint=None, config=Config(), temperature=None)
+NO_MODEL = SimpleNamespace(caveats=[], checkpoint=None, config=Config(), temperature=None, form=None, judge=None, judges_captions=False)
 
 
 def post(app, body: bytes, part: int = 1000, gone: bool = False) -> tuple[int, bytes]:
@@ -136,8 +137,24 @@ def test_a_file_of_another_name_is_refused(suffix):
 
 def test_a_page_names_its_model_without_the_folders_of_this_disk(run_with_coords):
     facts = ModelFacts.of(Captioner.load(run_with_coords / "run" / "best_model.pth"))
-    assert (facts.name, facts.epoch, facts.prism, facts.is_calibrated) == ("run/best_model.pth", 25, "random-tiny", True)
+    assert (facts.name, facts.epoch, facts.prism) == ("run/best_model.pth", 25, "random-tiny")
     assert facts.slides == 11 and len(facts.banners) == 2, "random weights, and both texts of the data stand in training"
     captioner = Captioner.load(run_with_coords / "run" / "best_model.pth")
     captioner.checkpoint.prism["source"] = "/home/somebody/models/Prism/"
     assert ModelFacts.of(captioner).prism == "Prism"
+
+
+def test_a_page_says_calibrated_only_where_the_validation_slides_showed_it_and_why_a_confidence_is_0(run_with_coords):
+    options = InferenceOptions(checkpoint=str(run_with_coords / "run" / "best_model.pth"))
+    captioner = Captioner.load(options.checkpoint)
+    said = []
+    for temperature in (None, 1.0, 1.41):
+        captioner.temperature = temperature
+        said.append(ModelFacts.of(captioner).confidence)
+    assert "not calibrated" in said[0][1] and "did not show" in said[1][1] and "calibrated on the validation slides" in said[2][1]
+    assert "calibrated" not in said[1][1] and "已在验证集上校准" not in said[1][0] and not any("unusual" in english for _, english in said)
+    captioner.judge = replace(judge_of(captioner, load_training_slides(options, captioner)), confidence=None)
+    chinese, english = ModelFacts.of(captioner).confidence
+    assert "；异常切片为 0" in chinese and "; 0 for an unusual slide" in english and "share of words" in english
+    captioner.form = SimpleNamespace()  # only its presence counts
+    assert "all fields" in ModelFacts.of(captioner).confidence[1]

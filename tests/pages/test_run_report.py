@@ -172,7 +172,7 @@ def test_the_fields_of_a_template_are_a_table_with_confusions_in_place_of_those_
                                                   for i, (c, r) in enumerate([("高", "高"), ("高", "低"), ("低", "低")])])
     assert "文本各项" in Page(write_report(folder)).text
     grade = {"slides": 4, "accuracy": [0.75, 0.25, 1.0], "macro_f1": [0.7, None, None], "auroc": [None, None, None],
-             "confusion": {"高": {"高": 2, "-": 1}, "低": {"低": 1}}}
+             "confusion": {"高": {"高": 2, "": 1}, "低": {"低": 1}}}
     (folder / "held_out_fields.json").write_text(json.dumps({"slides": 4, "captions_off_template": 1, "references_off_template": 0,
                                                              "fields": {HOSTILE: grade}}), encoding="utf-8")
     fields = view(folder)["fields"]

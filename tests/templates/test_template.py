@@ -134,6 +134,16 @@ def test_a_faulty_file_is_one_line_that_names_file_place_and_fix(tmp_path, yaml,
     assert "\n" not in error.value.line() and len(error.value.fix) > 5
 
 
+@pytest.mark.parametrize(("yaml", "said"), [("", "empty"), ("# nothing yet\n", "empty"), ("text: '{a}'\nslots: {a: [x\n", "not valid YAML"),
+                                            ("x", "holds 'x', not text and slots")])
+def test_a_file_that_is_no_template_shows_what_one_looks_like(tmp_path, yaml, said):
+    path = tmp_path / "t.yaml"
+    path.write_text(yaml, encoding="utf-8")
+    with pytest.raises(UserError, match=said) as error:
+        Template.from_file(path)
+    assert error.value.fix.startswith("write text:") and "slots" in error.value.fix
+
+
 def test_a_template_of_many_texts_is_checked_and_read_at_once():
     slots = {f"s{i}": [f"{value}号" for value in range(20)] for i in range(15)}
     began = time.perf_counter()
