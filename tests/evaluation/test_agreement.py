@@ -105,7 +105,7 @@ def test_a_text_is_malignant_benign_open_or_silent(text, status):
     ("Carcinoma with capsular invasion", "Carcinoma, no capsular invasion", False),
     ("Carcinoma; liver metastasis is present", "Carcinoma; no liver metastasis", False),
     ("被膜受侵", "被膜未受侵", False), ("包膜未见侵犯", "包膜见侵犯", False), ("包膜未受侵", "癌侵及包膜", False),
-    ("腺癌，见结外侵犯", "腺癌，未见结外侵犯", False), ("滤泡癌，见血管侵犯", "滤泡癌，未见血管侵犯", False),
+    ("癌，未见包膜外侵犯", "癌，侵及包膜", True), ("腺癌，见结外侵犯", "腺癌，未见结外侵犯", False), ("滤泡癌，见血管侵犯", "滤泡癌，未见血管侵犯", False),
     ("腺癌，无肝转移", "腺癌，肺转移", True), ("癌，侵及包膜，未突破包膜", "癌，侵及包膜", True), ("腺癌，切缘未见肿瘤", "腺癌", True),
     ("肿瘤大小2cm", "腺癌", True),
 ])
