@@ -1,22 +1,20 @@
 """A cache file of slide headers, so that only changed slides are read again.
 
-Two lines of JSON: what the headers were read for, with a CRC-32 of the second line, and a row for each file: its header
-and the time at which its inode changed, which no program can set back.
+A `summed_json` of what the headers were read for and a row for each file: its header and the time at which its inode
+changed, which no program can set back.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
-import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ..common.files import read_regular, write_atomically
 from ..common.log import logger
 from .slides import Slide, SlideFile
+from .summed_json import read_summed, write_summed
 
 _VERSION = 2
 _FIELDS = [field.name for field in dataclasses.fields(SlideFile)]
@@ -37,17 +35,12 @@ def read_headers(path: Path | None, h5_key: str | None, image_dim: int, encoder:
     if path is None:
         return {}
     try:
-        first, _, rows = read_regular(path).partition(b"\n")
-        about = json.loads(first)
-        if about["made_for"] != [_VERSION, h5_key, image_dim, encoder]:
-            return {}
-        if about["crc32"] != zlib.crc32(rows):
-            raise ValueError
-        return _unchanged(json.loads(rows))
+        rows = read_summed(path, [_VERSION, h5_key, image_dim, encoder])
+        return {} if rows is None else _unchanged(rows)
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        what = "it is damaged" if isinstance(error, ValueError) else type(error).__name__
+    except (OSError, ValueError, TypeError) as error:
+        what = type(error).__name__ if isinstance(error, OSError) else "it is damaged"
         logger.warning("%s cannot be read (%s): all headers are read again", path, what)
         return {}
 
@@ -63,11 +56,9 @@ def write_headers(path: Path, h5_key: str | None, image_dim: int, encoder: str |
     """
     # rows without the names of the fields: there may be 100 000 of them
     files = [file for slide in slides for file in slide.parts]
-    rows = json.dumps([_row(file) for file in files]).encode()
-    about = {"made_for": [_VERSION, h5_key, image_dim, encoder], "crc32": zlib.crc32(rows)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(about).encode() + b"\n" + rows)
+        write_summed(path, [_VERSION, h5_key, image_dim, encoder], [_row(file) for file in files])
     except OSError as error:
         logger.warning("%s cannot be written (%s): the next run reads all headers again", path, error.strerror)
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from ..common.files import read_regular, write_atomically
 from ..common.log import logger
+from .summed_json import read_summed, write_summed
 
+_MADE_FOR = "texts 1"
 _MAX_KEPT = 100  # results in a file: each split and each change of the labels adds one
 
 
 class KeptResults:
-    """A file of results, plain JSON, each under a key that says what it was found from.
+    """A file of results, a `summed_json`, each under a key that says what it was found from.
 
     Nothing in the file is believed unchecked, and one that cannot be read or written only costs time.
 
@@ -47,8 +47,12 @@ class KeptResults:
 
     def _read(self) -> dict[str, Any]:
         try:
-            results = json.loads(read_regular(self._path)) if self._path else {}
-        except (OSError, ValueError, RecursionError):
+            results = read_summed(self._path, _MADE_FOR) if self._path else {}
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            what = error.strerror if isinstance(error, OSError) else "it is damaged, or of an earlier version"
+            logger.warning("%s cannot be read (%s): the texts are compared again", self._path, what)
             return {}
         return results if isinstance(results, dict) else {}
 
@@ -57,7 +61,7 @@ class KeptResults:
         if self._path is None or not self._path.parent.exists():
             return
         try:
-            write_atomically(self._path, json.dumps(results))
+            write_summed(self._path, _MADE_FOR, results)
         except OSError as error:
             logger.warning("%s cannot be written (%s): the next run compares the texts again", self._path,
                            error.strerror)

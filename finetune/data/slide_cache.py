@@ -215,6 +215,8 @@ class SlideCache:
         for entry in entries:
             by_state[self._state(entry)].append(entry)
         damaged, without_sum = by_state[FileState.DAMAGED], by_state[FileState.WITHOUT_SUM]
+        for entry in damaged:
+            self._require_no_folder(self.path(*entry))
         if damaged:
             logger.warning("%s and %d more files of the slide cache have a wrong size: encoded again",
                            self.path(*damaged[0]).name, len(damaged) - 1)
@@ -281,12 +283,22 @@ class SlideCache:
     def write(self, entry: Entry, tokens: np.ndarray) -> None:
         """Put the tokens (n, D) of a slide or view into the cache. Raises UserError."""
         path = self.path(*entry)
+        self._require_no_folder(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, self._format.content(tokens, self._identity(*entry)), durable=True)
         except OSError as error:
             raise UserError(path, f"cannot be written ({error.strerror})",
                             "free some space, or set data.latents_cache to another folder or null") from None
+
+    @staticmethod
+    def _require_no_folder(path: Path) -> None:
+        """What stands where a file or its folder belongs, and cannot be replaced by it, may be of value to someone."""
+        if path.is_dir():
+            raise UserError(path, "is a folder, and the file of a cached slide belongs there", "move or delete it")
+        if path.parent.is_file():
+            raise UserError(path.parent, "is a file, and a folder of the slide cache belongs there",
+                            "move or delete it")
 
     def check_disk(self, missing: int) -> tuple[int, int]:
         """Make the folder. Returns the bytes that so many encodings need, and those that are free.

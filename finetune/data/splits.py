@@ -9,6 +9,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -195,7 +196,7 @@ def _report_overlap(labels: Mapping[str, Label], split: Split, name: str, kept: 
         return 0
     training_texts = [text for i in split.train for text in labels[i].texts]
     num_exact, num_near = kept.get(key_of("overlap 1", texts, training_texts),
-                                   lambda: count_overlap(texts, training_texts), _are_counts)
+                                   lambda: count_overlap(texts, training_texts), partial(_are_counts, of=len(texts)))
     logger.info("%d of %d %s texts also occur in training, word for word", num_exact, len(texts), name)
     if num_near:
         _warn_of_near_duplicates(num_near, len(texts), name)
@@ -207,8 +208,10 @@ def _warn_of_near_duplicates(number: int, num_texts: int, name: str) -> None:
                    "scores on them say little about new cases", number, num_texts, name, 100 * SIMILARITY_THRESHOLD)
 
 
-def _are_counts(value: Any) -> bool:
-    return isinstance(value, list | tuple) and len(value) == 2 and all(type(count) is int for count in value)
+def _are_counts(value: Any, of: int) -> bool:
+    """Whether these can be two counts of so many texts."""
+    return (isinstance(value, list | tuple) and len(value) == 2
+            and all(type(count) is int and count >= 0 for count in value) and sum(value) <= of)
 
 
 def _warn_of_leaking_patients(split: Split) -> None:

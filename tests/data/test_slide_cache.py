@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import threading
+import time
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -152,7 +154,7 @@ def damage(cache: SlideCache, slides: list[SlideFile], how: str) -> None:
     path.write_bytes(raw)
 
 
-DAMAGES = ["other slide", "zeros", "gone", "cut 0", "cut 100", "cut -1", "flip header", "flip numbers", "flip last number",
+DAMAGES = ["other slide", "zeros", "gone", "cut 0", "cut 100", "cut -1", "cut -28", "flip header", "flip numbers", "flip last number",
            "flip 1", "flip 10", "flip 24"]
 
 
@@ -184,6 +186,47 @@ def test_A07_a_file_that_another_process_damages_after_it_was_read_is_noticed(tm
     damage(cache, slides, "flip numbers")
     with refused(cache.path(slides[2]).name, "s2", "wrong checksum", "start again"):
         cache(slides[2])
+
+
+def test_A07_a_bit_that_flips_in_place_under_a_restored_time_is_noticed(tmp_path, filled):
+    slides, whole = filled
+    cache = a_cache(tmp_path)
+    assert np.array_equal(cache(slides[2]), whole[2])
+    before = cache.path(slides[2]).stat()
+    time.sleep(0.02)  # a tick of the file system's clock
+    with open(cache.path(slides[2]), "r+b") as file:
+        file.seek(before.st_size - 29)
+        last = file.read(1)[0]
+        file.seek(before.st_size - 29)
+        file.write(bytes([last ^ 4]))
+    os.utime(cache.path(slides[2]), ns=(before.st_atime_ns, before.st_mtime_ns))
+    with refused(cache.path(slides[2]).name, "s2", "wrong checksum"):
+        cache(slides[2])
+
+
+@pytest.mark.parametrize("content", ["notes of someone", None])
+def test_A07_a_folder_in_the_place_of_a_file_is_named_before_the_work_and_stays(tmp_path, filled, content):
+    slides, _ = filled
+    cache = a_cache(tmp_path)
+    path = cache.path(slides[2])
+    path.unlink()
+    path.mkdir()
+    if content:
+        (path / "notes.txt").write_text(content, encoding="utf-8")
+    with refused(path.name, "is a folder, and the file of a cached slide belongs there", "move or delete it"):
+        cache.fill(slides, lambda *_: pytest.fail("nothing must be encoded"))
+    with refused(path.name, "is a folder", "move or delete it"):
+        cache.write((slides[2], None), np.zeros((TOKENS, WIDTH), "f4"))
+    assert path.is_dir() and (not content or (path / "notes.txt").read_text(encoding="utf-8") == content)
+
+
+def test_A07_a_file_in_the_place_of_a_folder_is_named(tmp_path, filled, encoder):
+    slides, _ = filled
+    cache = a_cache(tmp_path)
+    shutil.rmtree(cache.path(slides[2]).parent)
+    cache.path(slides[2]).parent.touch()
+    with refused(cache.path(slides[2]).parent.name, "is a file, and a folder of the slide cache belongs there", "move or delete it"):
+        cache.fill(slides, encode_with(encoder))
 
 
 def test_A07_damage_that_comes_back_ends_the_run(tmp_path, filled, encoder, monkeypatch):
@@ -220,6 +263,22 @@ def test_A07_files_of_before_there_was_a_checksum_are_used_and_counted(tmp_path,
     assert all(np.array_equal(cache(slide), tokens) for slide, tokens in zip(slides, whole, strict=True))
     np.save(cache.path(slides[0]), np.full_like(whole[0], np.nan))
     assert np.array_equal(cache(slides[0]), whole[0]), "NaN is refused all the same"
+
+
+def test_A07_files_of_the_version_that_wrote_a_sum_after_the_old_header_are_compared_with_it(tmp_path, filled, encoder,
+                                                                                             log_lines):
+    slides, whole = filled
+    cache = a_cache(tmp_path)
+    for slide, tokens in zip(slides[:2], whole, strict=False):
+        np.save(tmp_path / "plain.npy", tokens)  # its header is of version 1.0
+        content = (tmp_path / "plain.npy").read_bytes()
+        identity = cache.path(slide).read_bytes()[-20:-4]
+        assert cache.path(slide).read_bytes()[:8] == b"\x93NUMPY\x02\x00" and content[:8] == b"\x93NUMPY\x01\x00"
+        cache.path(slide).write_bytes(content + b"prismsum" + identity + zlib.crc32(content + identity).to_bytes(4, "little"))
+    assert cache.fill(slides, encode_with(encoder)) == 0 and not any("no checksum" in line for line in log_lines)
+    assert all(np.array_equal(cache(slide), tokens) for slide, tokens in zip(slides, whole, strict=True))
+    damage(cache, slides[1:2] * 3, "flip numbers")
+    assert np.array_equal(cache(slides[1]), whole[1]) and any("wrong checksum" in line for line in log_lines)
 
 
 def test_H09_a_bad_tile_is_named_before_anything_of_its_slide_is_stored(tmp_path, slides, encoder):

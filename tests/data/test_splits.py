@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
 from itertools import pairwise
@@ -9,6 +10,7 @@ from itertools import pairwise
 import pytest
 
 from finetune.config.schema import DataConfig
+from finetune.data import splits
 from finetune.data.columns import ColumnNames
 from finetune.data.kept_results import KeptResults
 from finetune.data.labels import Label, load_labels
@@ -212,6 +214,20 @@ def test_the_log_warns_of_ids_that_may_be_of_one_patient(log_lines):
     config.group_pattern = r"^P\d+"
     report_split(labels, make_split(labels, config, 42), config, KeptResults(None))
     assert not any("may be of one patient" in line for line in log_lines)
+
+
+@pytest.mark.parametrize("counts", [[-7, 3], [3, -1], [999_999_999, 0], [30, 30], [True, 0], [1.0, 0], [1], "11", None])
+def test_A07_counts_that_cannot_be_true_are_counted_again(counts, tmp_path, log_lines, monkeypatch):
+    config, path = DataConfig(val_split=0.3), tmp_path / "kept.json"
+    labels = {i: Label((f"{i} {n} {n * n}",), (i,)) for n, i in enumerate(SLIDES)}
+    split = make_split(labels, config, 42)
+    with monkeypatch.context() as wrong:
+        wrong.setattr(splits, "count_overlap", lambda *_: counts)
+        with contextlib.suppress(TypeError, ValueError):  # what is found is not doubted, but it is written first
+            report_split(labels, split, config, KeptResults(path))
+    log_lines.clear()
+    report_split(labels, split, config, KeptResults(path))
+    assert "0 of 30 validation texts also occur in training, word for word" in log_lines
 
 
 def test_the_log_says_what_is_on_each_side_and_warns_of_leaks(log_lines):
