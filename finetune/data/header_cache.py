@@ -14,7 +14,7 @@ from typing import Any
 
 from ..common.log import logger
 from .slides import Slide, SlideFile
-from .summed_json import read_summed, write_summed
+from .summed_json import read_summed, why_unread, write_summed
 
 _VERSION = 2
 _FIELDS = [field.name for field in dataclasses.fields(SlideFile)]
@@ -36,12 +36,11 @@ def read_headers(path: Path | None, h5_key: str | None, image_dim: int, encoder:
         return {}
     try:
         rows = read_summed(path, [_VERSION, h5_key, image_dim, encoder])
-        return {} if rows is None else _unchanged(rows)
+        return _unchanged(rows or [])
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError) as error:
-        what = type(error).__name__ if isinstance(error, OSError) else "it is damaged"
-        logger.warning("%s cannot be read (%s): all headers are read again", path, what)
+        logger.warning("%s cannot be read (%s): all headers are read again", path, why_unread(error))
         return {}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.log import logger
-from .summed_json import read_summed, write_summed
+from .summed_json import read_summed, why_unread, write_summed
 
 _MADE_FOR = "texts 1"
 _MAX_KEPT = 100  # results in a file: each split and each change of the labels adds one
@@ -51,8 +51,7 @@ class KeptResults:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
-            what = error.strerror if isinstance(error, OSError) else "it is damaged, or of an earlier version"
-            logger.warning("%s cannot be read (%s): the texts are compared again", self._path, what)
+            logger.warning("%s cannot be read (%s): the texts are compared again", self._path, why_unread(error))
             return {}
         return results if isinstance(results, dict) else {}
 

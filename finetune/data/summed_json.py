@@ -18,15 +18,27 @@ def read_summed(path: Path, made_for: Any) -> Any:
         ValueError: It is damaged.
     """
     first, _, content = read_regular(path).partition(b"\n")
+    about = _parsed(first)
+    if not isinstance(about, dict) or "made_for" not in about:
+        raise ValueError
+    if about["made_for"] != made_for:
+        return None
+    if about.get("crc32") != zlib.crc32(content):
+        raise ValueError
+    return _parsed(content)
+
+
+def why_unread(error: Exception) -> str:
+    """What to tell of an error of `read_summed`."""
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    return "it is damaged, or of an earlier version"
+
+
+def _parsed(text: bytes) -> Any:
+    """Raises ValueError."""
     try:
-        about = json.loads(first)
-        if not isinstance(about, dict) or "made_for" not in about:
-            raise ValueError
-        if about["made_for"] != made_for:
-            return None
-        if about.get("crc32") != zlib.crc32(content):
-            raise ValueError
-        return json.loads(content)
+        return json.loads(text)
     except RecursionError:
         raise ValueError from None
 
