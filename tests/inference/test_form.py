@@ -113,10 +113,10 @@ def test_a_field_has_a_threshold_of_its_own_and_is_scored_though_all_captions_ar
 def test_labels_and_a_resumed_run_change_neither_probabilities_nor_calibration(slides, log_lines, monkeypatch):
     labels = {f"s{i}": "breast, in situ." for i in range(3)}
     (slides / "m.json").write_text(json.dumps(labels), encoding="utf-8")
-    values = [f"v{number}{'xyz' * (number % 4)}" for number in range(60)]
+    values = ["a", *(f"bcdefghij{one}qrstuv{two}" for one in "klmnop" for two in "wxyz")]
     form = {"text": "breast, {type}.", "slots": {"type": ["in situ", *values]}}  # some values too improbable to count
     (slides / "m.yaml").write_text(json.dumps(form), encoding="utf-8")
-    options = {"template": str(slides / "m.yaml")}
+    options = {"template": str(slides / "m.yaml"), "field_temperature": 5.0}
     plain = run(slides, "m.jsonl", **options)
     labelled = run(slides, "n.jsonl", labels_file=str(slides / "m.json"), **options)
     assert [r["fields"] for r in labelled] == [r["fields"] for r in plain]
