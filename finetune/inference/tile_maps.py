@@ -16,6 +16,7 @@ from PIL import Image
 
 from ..common.caveats import Text
 from ..common.errors import UserError
+from ..common.files import require_regular
 from ..common.log import logger
 from ..data.tile_coords import Coords
 
@@ -100,6 +101,7 @@ def lay_out(num_tiles: int, coords: Coords | None, thumbnail_size: tuple[int, in
 def open_thumbnail(path: Path) -> Image.Image:
     """A picture of the slide, at most `_LONGEST` pixels long when drawn. Raises UserError if it is not one."""
     try:
+        require_regular(path)
         with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning), \
                 Image.open(path, formats=("PNG", "JPEG")) as image:
             return image.convert("RGB")

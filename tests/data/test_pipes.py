@@ -20,6 +20,7 @@ from finetune.data.kept_results import KeptResults
 from finetune.data.labels import load_labels
 from finetune.data.slides import find_files, index_slides
 from finetune.data.splits import read_split_file
+from finetune.inference.tile_maps import open_thumbnail
 from finetune.pages.field_table import read_fields
 from finetune.pages.held_out import read_held_out
 from tests.helpers.files import ROOT, paths_of, refused, write_json, write_slides
@@ -52,6 +53,11 @@ def put(request, tmp_path):
 def test_an_input_without_an_end_is_refused(put, name, read):
     with refused(name, NOT_REGULAR):
         read(str(put(name)))
+
+
+def test_a_thumbnail_without_an_end_is_refused(put):
+    with refused("t.png", "not a usable PNG"):
+        open_thumbnail(put("t.png"))
 
 
 @pytest.mark.parametrize("suffix", [".h5", ".pt", ".npy", ".npz"])
