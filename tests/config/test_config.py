@@ -275,7 +275,11 @@ def test_a_windows_path_in_double_quotes_is_explained(load, path):
 
 @pytest.mark.parametrize(("pairs", "words"), [
     (["data.embeddings_dir="], ["--set", "data.embeddings_dir is empty"]),
-    (["training.epochs"], ["--set", "'training.epochs' has no '='"]), (["=5"], ["--set", "unknown section"]),
+    (["training.epochs"], ["--set", "'training.epochs' has no '='"]),
+    (["training.learning_rate＝1e-3"], ["--set", "full-width equals sign (＝)", "write --set training.learning_rate=1e-3"]),
+    (["training.epochs：5"], ["--set", "full-width colon (：)", "write --set training.epochs=5"]),
+    (["training.epochs: 5"], ["--set", "has a colon in place of '='", "write --set training.epochs=5"]),
+    (["=5"], ["--set", "unknown section"]),
     (["training=5"], ["training is a section", "training.KEY=VALUE", "epochs"]),
     (["training.epochs.x=5"], ["unknown key", "epochs.x"]), (["__class__.x=1"], ["unknown section: __class__"]),
     (["training.__class__=1"], ["unknown key", "__class__"]), (["to_dict.x=1"], ["unknown section: to_dict"]),

@@ -168,6 +168,8 @@ def make_setup(tmp_path: Path, needs: str = "jinja2", missing: int = 1, download
     env = {"PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}", "CALLS": str(tmp_path / "calls"), "TORCH_NEEDS": needs,
            "TORCH_IS_MISSING": str(missing), "DOWNLOADED": downloaded or known[1]}
     done = subprocess.run(["make", "setup", "VENV=venv", *args], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode or "error" not in done.stdout + done.stderr, "a good installation shows no error, nor its recipe"
+    assert "installing into venv (about 200 MB" in done.stdout
     return done.returncode, (tmp_path / "calls").read_text().splitlines()
 
 
