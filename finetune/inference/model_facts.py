@@ -43,9 +43,7 @@ class ModelFacts:
 
 def _confidence(captioner: Captioner) -> Text:
     """What the confidence means."""
-    judge, (chinese, english) = captioner.judge, _of_usual_slides(captioner)
-    if judge is None:
-        return chinese, english
+    chinese, english = _of_usual_slides(captioner)
     return f"{chinese}；异常切片为 0", f"{english}; 0 for an unusual slide, whatever its caption"
 
 
