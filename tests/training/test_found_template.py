@@ -14,6 +14,7 @@ from finetune.checkpoints.format import BEST, LAST, Checkpoint, write_pth
 from finetune.checkpoints.hf_folder import read_folder, write_folder
 from finetune.common.distributed import ALONE
 from finetune.config.schema import Config, apply_overrides
+from finetune.data.summed_json import read_summed, write_summed
 from finetune.models import build
 from finetune.templates.search import find_template
 from finetune.templates.template import Template
@@ -87,10 +88,13 @@ def test_equal_texts_are_searched_once_and_a_damaged_result_is_not_believed(tmp_
     monkeypatch.undo()
     kept, = tmp_path.glob("*_texts.json")
     for damage in ({"text": "{a}"}, {"text": "a", "slots": {1: 2}}, "x", 7):
-        content = json.loads(kept.read_text(encoding="utf-8"))
-        content = {key: {**value, "template": damage} for key, value in content.items()}
-        kept.write_text(json.dumps(content), encoding="utf-8")
+        content = read_summed(kept, "texts 1")
+        write_summed(kept, "texts 1", {key: {**value, "template": damage} for key, value in content.items()})
         assert template_of(config, Slides(TEXTS * 5), None, ALONE) == first
+    about, rows = kept.read_bytes().split(b"\n")
+    nothing = {key: {**value, "template": None} for key, value in json.loads(rows).items()}
+    kept.write_bytes(about + b"\n" + json.dumps(nothing).encode())
+    assert template_of(config, Slides(TEXTS * 5), None, ALONE) == first, "its checksum is not that of the file"
 
 
 @pytest.mark.parametrize("template", [
