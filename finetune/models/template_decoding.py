@@ -1,10 +1,11 @@
 """Captions that follow a template: for each slot, the value that the decoder finds most probable of all allowed ones.
 
-The values of a slot are scored by the tokens of value and following text up to the next decision, all of a batch in one
-pass behind a shared cache; forced text costs no pass of its own. A value is left out where an upper bound, the
-probability of its first tokens, shows that all that are left out cannot change the result: the choice is exact, and
-the probabilities are up to `EXACT`. Chained they are the decoder's probability of the whole text among all
-texts of the template that have the same beginning.
+Where the texts of the template branch, the decoder's probabilities of the tokens that can follow are divided by their
+sum; tokens that have to follow count nothing, so that long values are not at a disadvantage. The probability of a value
+is the product of these shares: with `temperature` 1, what decoding that may only follow the template would sample it
+with, given the values before it. Every branching is scored once, all of a batch in one pass behind a shared cache. One
+is left out where an upper bound, the share that leads to it, shows that all that are left out cannot change the result:
+the choice is exact, and the probabilities are up to `EXACT`.
 
 Shapes: B slides, n image tokens of a slide, R rows decoded together, T tokens, V size of the vocabulary.
 """
@@ -35,8 +36,7 @@ class _Hypothesis:
     Attributes:
         slide: Number of its slide.
         ids: Without begin token.
-        total: Log probability of the ids.
-        front: {token: its log probability as the next one}, of those that can be next; empty if that is not known.
+        total: Log probability of what is decided.
     """
 
     slide: int
@@ -44,7 +44,6 @@ class _Hypothesis:
     fields: dict[str, Field]
     ids: tuple[int, ...]
     total: float
-    front: dict[int, float]
     is_end: bool = False
 
 
@@ -53,16 +52,23 @@ class _Stage:
     """The decision of one hypothesis.
 
     Attributes:
+        nodes: Of several ways each, not yet looked at.
         scores: {number of a way: its log probability behind the hypothesis}.
-        fronts: {number of a way: `front` of the hypothesis that it makes}.
     """
 
     hypothesis: _Hypothesis
     ways: list[Way]
     trie: TokenTrie
-    nodes: list[OpenNode]
+    nodes: list[OpenNode] = field(default_factory=list)
     scores: dict[int, float] = field(default_factory=dict)
-    fronts: dict[int, dict[int, float]] = field(default_factory=dict)
+
+    def add(self, nodes: Sequence[OpenNode]) -> None:
+        """Those of one way are scored."""
+        for node in nodes:
+            if node.high - node.low == 1:
+                self.scores[self.trie.way(node)] = node.log_probability
+            else:
+                self.nodes.append(node)
 
 
 @dataclass(frozen=True)
@@ -77,21 +83,17 @@ class _Child:
 
 @dataclass(frozen=True)
 class _Row:
-    """Tokens to be scored: those of a node of the trie down to the next branching or to a leaf.
+    """A branching to be scored.
 
     Attributes:
-        ids: Of the text so far, without begin token.
-        start: The first of them whose log probability is wanted.
-        next_ids: Wanted as next tokens.
-        leaf: Number of the way, None for a branching.
+        ids: Of the text down to it, without begin token.
+        next_ids: What can follow.
     """
 
     stage: int
     node: OpenNode
     ids: tuple[int, ...]
-    start: int
     next_ids: tuple[int, ...]
-    leaf: int | None
 
 
 @torch.no_grad()
@@ -179,21 +181,15 @@ class _Search:
     def _begin(self, num_slides: int) -> list[_Hypothesis]:
         """The text before the first decision, read in one pass."""
         decided, place = self._tokens.start()
-        fields = certain_fields(decided)
-        ways = self._tokens.ways(place)
-        ids = common_prefix([way.ids for way in ways])
-        totals, log_probabilities, last = self._scored(self._cache, [(self._bos, *ids)] * num_slides, [1] * num_slides)
-        self._length, self._cached = 1 + len(ids), num_slides
-        fronts = self._fronts([_next_ids(ways, ids)] * num_slides, log_probabilities, last)
-        return [_Hypothesis(slide, place, fields, ids, total, front)
-                for slide, (total, front) in enumerate(zip(totals, fronts, strict=True))]
+        ids = common_prefix([way.ids for way in self._tokens.ways(place)])
+        self._length, self._cached = 0, num_slides
+        running = [_Hypothesis(slide, place, certain_fields(decided), ids, 0.0) for slide in range(num_slides)]
+        self._advance(list(enumerate(running)))
+        return running
 
     def _stages(self, running: Sequence[_Hypothesis]) -> list[_Stage]:
         stages = [self._stage(hypothesis) for hypothesis in running]
-        if changed := [hypothesis for hypothesis in running if not hypothesis.front]:
-            self._count_again(changed)
-        # the log probability of a token comes from the token before it, or is in `front`
-        needed = min(len(hypothesis.ids) + bool(hypothesis.front) for hypothesis in running)
+        needed = min(len(hypothesis.ids) for hypothesis in running)  # the last id is read where the next one is scored
         if self._length > needed:
             self._cache = self._decoder.start_decoding(self._context)
             self._length, self._cached = 0, -1
@@ -202,26 +198,17 @@ class _Search:
 
     def _stage(self, hypothesis: _Hypothesis) -> _Stage:
         ways = self._tokens.ways(hypothesis.place)
-        shared = common_prefix([hypothesis.ids, *(way.ids for way in ways)])
-        if len(shared) < len(hypothesis.ids):  # further text has changed earlier tokens
-            hypothesis.ids, hypothesis.front = shared, {}
-        trie = TokenTrie([way.ids for way in ways], len(shared))
-        return _Stage(hypothesis, ways, trie, trie.first(hypothesis.front))
-
-    def _count_again(self, hypotheses: Sequence[_Hypothesis]) -> None:
-        """Set `total` of hypotheses that have lost ids."""
-        slides = torch.tensor([hypothesis.slide for hypothesis in hypotheses], device=self._device)
-        cache = self._decoder.start_decoding(self._context).select(slides)
-        texts = [(self._bos, *hypothesis.ids) for hypothesis in hypotheses]
-        for hypothesis, total in zip(hypotheses, self._scored(cache, texts, [1] * len(texts))[0], strict=True):
-            hypothesis.total = total
+        hypothesis.ids = common_prefix([hypothesis.ids, *(way.ids for way in ways)])  # further text may change some
+        stage = _Stage(hypothesis, ways, TokenTrie([way.ids for way in ways], len(hypothesis.ids)))
+        stage.add([stage.trie.root])
+        return stage
 
     # --- scoring
 
     def _rows(self, stages: Sequence[_Stage]) -> list[_Row]:
         """What has to be scored next; none if every stage is decided."""
-        return [row for number, stage in enumerate(stages) for node in self._to_expand(stage)
-                for row in self._rows_of(number, stage, node)]
+        return [_Row(number, node, *stage.trie.branching(node))
+                for number, stage in enumerate(stages) for node in self._to_expand(stage)]
 
     def _to_expand(self, stage: _Stage) -> list[OpenNode]:
         """The most probable open nodes, all but those that together cannot matter; they leave `stage.nodes`."""
@@ -255,72 +242,31 @@ class _Search:
         """Whether no way of a node can be among the beams. Before anything is scored, left open."""
         return not best or (len(best) == self._beams and node.log_probability <= best[-1])
 
-    def _rows_of(self, number: int, stage: _Stage, node: OpenNode) -> list[_Row]:
-        found = stage.trie.expand(node)
-        start = len(stage.hypothesis.ids) + node.depth
-        if found.branching is not None:
-            return [_Row(number, node, found.branching, start, found.next_ids, None)]
-        rows = []
-        for leaf in found.leaves:
-            way = stage.ways[leaf]
-            next_ids = () if way.is_end else _next_ids(self._tokens.ways(way.place), way.ids)
-            rows.append(_Row(number, node, way.ids, start, next_ids, leaf))
-        return rows
-
     def _score(self, rows: Sequence[_Row], stages: Sequence[_Stage]) -> None:
         """Score rows in as many passes as memory needs."""
         longest = max(len(row.ids) for row in rows) + 1 - self._length
         most = max(1, _MOST_LOGITS // (longest * max(1, len(self._tokens.tokenizer))))
         for begin in range(0, len(rows), most):
             part = rows[begin:begin + most]
-            for row, (total, front) in zip(part, self._pass(part), strict=True):
-                self._add(row, stages[row.stage], total, front)
+            for row, shares in zip(part, self._shares(part), strict=True):
+                stages[row.stage].add(stages[row.stage].trie.children(row.node, shares))
 
-    def _add(self, row: _Row, stage: _Stage, total: float, front: dict[int, float]) -> None:
-        score = row.node.log_probability + total
-        if row.leaf is None:
-            stage.nodes += stage.trie.children(row.node, score, front)
-        else:
-            stage.scores[row.leaf], stage.fronts[row.leaf] = score, front
-
-    def _pass(self, rows: Sequence[_Row]) -> list[tuple[float, dict[int, float]]]:
-        """One pass: for each row the log probability of its ids from `start` on, and of its next tokens."""
+    def _shares(self, rows: Sequence[_Row]) -> list[dict[int, float]]:
+        """One pass: for each of R rows {token that can follow: log of its share of all that can}."""
         texts = [(self._bos, *row.ids)[self._length:] for row in rows]
-        cache = self._cache.select(torch.tensor([row.stage for row in rows], device=self._device))
-        first = [row.start + 1 - self._length for row in rows]
-        totals, log_probabilities, last = self._scored(cache, texts, first)
-        fronts = self._fronts([row.next_ids for row in rows], log_probabilities, last)
-        return list(zip(totals, fronts, strict=True))
-
-    def _scored(self, cache: Any, texts: Sequence[tuple[int, ...]],
-                first: Sequence[int]) -> tuple[list[float], torch.Tensor, torch.Tensor]:
-        """Read R texts into a cache, padded.
-
-        Args:
-            first: For each the number of its first token that counts.
-
-        Returns:
-            Log probability of each text from there on, those of the next token everywhere (R, T, V), and the numbers
-            of the last tokens (R,).
-        """
-        longest = max(map(len, texts))
+        longest, most = max(map(len, texts)), max(len(row.next_ids) for row in rows)
         pad = self._tokens.tokenizer.pad_id
-        ids = torch.tensor([[*text, *[pad] * (longest - len(text))] for text in texts], device=self._device)
-        log_probabilities = self._decoder.decode_text(ids, cache).float().log_softmax(-1)
-        of_ids = log_probabilities[:, :-1].gather(2, ids[:, 1:].unsqueeze(2)).squeeze(2)  # (R, T - 1)
-        lengths = torch.tensor([len(text) for text in texts], device=self._device)
-        place = torch.arange(1, longest, device=self._device)
-        wanted = (place >= torch.tensor(first, device=self._device).unsqueeze(1)) & (place < lengths.unsqueeze(1))
-        return of_ids.where(wanted, 0).sum(1).tolist(), log_probabilities, lengths - 1
+        cache = self._cache.select(self._tensor([row.stage for row in rows]))
+        ids = self._tensor([[*text, *[pad] * (longest - len(text))] for text in texts])
+        logits = self._decoder.decode_text(ids, cache)
+        last = logits[torch.arange(len(rows), device=self._device), self._tensor([len(text) - 1 for text in texts])]
+        wanted = self._tensor([[*row.next_ids, *[0] * (most - len(row.next_ids))] for row in rows])
+        absent = self._tensor([len(row.next_ids) for row in rows])[:, None] <= torch.arange(most, device=self._device)
+        found = last.float().gather(1, wanted).masked_fill(absent, -math.inf).log_softmax(-1).tolist()  # (R, most)
+        return [dict(zip(row.next_ids, shares, strict=False)) for row, shares in zip(rows, found, strict=True)]
 
-    def _fronts(self, wanted: Sequence[tuple[int, ...]], log_probabilities: torch.Tensor,
-                last: torch.Tensor) -> list[dict[int, float]]:
-        """{token: log probability} of the wanted next tokens of R rows, from (R, T, V) at `last` (R,)."""
-        most = max(map(len, wanted))
-        padded = [[*ids, *[0] * (most - len(ids))] for ids in wanted]
-        of_last = log_probabilities[torch.arange(len(last), device=self._device), last]  # (R, V)
-        found = of_last.gather(1, torch.tensor(padded, device=self._device, dtype=torch.long)).tolist()
-        return [dict(zip(ids, values, strict=False)) for ids, values in zip(wanted, found, strict=True)]
+    def _tensor(self, numbers: Sequence[Any]) -> torch.Tensor:
+        return torch.tensor(numbers, device=self._device)
 
     # --- decisions
 
@@ -336,10 +282,10 @@ class _Search:
         scored = [(stage.ways[other].decided, score) for other, score in stage.scores.items()]
         fields = parent.fields | chosen_fields(way.decided, scored, self._temperature)
         return _Hypothesis(parent.slide, way.place, fields, way.ids, parent.total + stage.scores[leaf],
-                           stage.fronts[leaf], way.is_end)
+                           way.is_end)
 
     def _advance(self, kept: Sequence[tuple[int, _Hypothesis]]) -> None:
-        """Give the cache the rows of the kept hypotheses and the tokens that all of these have in common length.
+        """Give the cache the rows of the kept hypotheses and of each as many tokens as the shortest has, but its last.
 
         Args:
             kept: Each with the number of the row it continues.
@@ -347,7 +293,7 @@ class _Search:
         if not kept:
             return
         hypotheses = [hypothesis for _, hypothesis in kept]
-        self._read([row for row, _ in kept], hypotheses, 1 + min(len(hypothesis.ids) for hypothesis in hypotheses))
+        self._read([row for row, _ in kept], hypotheses, min(len(hypothesis.ids) for hypothesis in hypotheses))
 
     def _read(self, rows: list[int], hypotheses: Sequence[_Hypothesis], length: int) -> None:
         """Give the cache a row for each hypothesis, which continues the row of this number, and `length` tokens."""
@@ -358,10 +304,3 @@ class _Search:
         if ids[0]:
             self._decoder.decode_step(torch.tensor(ids, device=self._device), self._cache)
             self._length = length
-
-
-def _next_ids(ways: Sequence[Way], ids: tuple[int, ...]) -> tuple[int, ...]:
-    """The different ids that ways have behind these; none if further text changes some of these."""
-    if any(len(way.ids) <= len(ids) or way.ids[:len(ids)] != ids for way in ways):
-        return ()
-    return tuple(dict.fromkeys(way.ids[len(ids)] for way in ways))

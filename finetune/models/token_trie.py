@@ -6,8 +6,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-_TOGETHER = 8  # leaves below a node that are scored in one pass, without passes for the branchings between
-
 
 @dataclass(frozen=True)
 class OpenNode:
@@ -16,7 +14,7 @@ class OpenNode:
     Attributes:
         low, high: Of the ways in sorted order.
         depth: Number of shared tokens behind the place.
-        log_probability: Of the shared tokens: none of the ways has more.
+        log_probability: Of coming to the shared tokens: that of all its ways together.
     """
 
     low: int
@@ -33,21 +31,6 @@ class OpenNode:
         return ways ** max(0.0, 1 - 1 / temperature) * math.exp((self.log_probability - highest) / temperature)
 
 
-@dataclass(frozen=True)
-class Expansion:
-    """What to score of a node: the tokens down to its next branching, or all its ways.
-
-    Attributes:
-        branching: Ids down to the branching, those before the place included; None for ways.
-        next_ids: The tokens that follow there.
-        leaves: Numbers of the ways.
-    """
-
-    branching: tuple[int, ...] | None
-    next_ids: tuple[int, ...]
-    leaves: tuple[int, ...]
-
-
 class TokenTrie:
     """Sequences of ids in sorted order; a node is a range of them."""
 
@@ -61,47 +44,39 @@ class TokenTrie:
         self._ids = [sequences[number] for number in self._order]
         self._place = place
 
-    def first(self, front: Mapping[int, float]) -> list[OpenNode]:
-        """The nodes of the first tokens, or one of all ways where these are not known.
+    @property
+    def root(self) -> OpenNode:
+        """The node of all ways."""
+        return OpenNode(0, len(self._ids), 0, 0.0)
 
-        Args:
-            front: {token: log probability}.
-        """
-        if not front:
-            return [OpenNode(0, len(self._ids), 0, 0.0)]
-        return self._split(0, len(self._ids), 0, 0.0, front)
+    def way(self, node: OpenNode) -> int:
+        """The number of the first way of a node."""
+        return self._order[node.low]
 
-    def children(self, node: OpenNode, log_probability: float, front: Mapping[int, float]) -> list[OpenNode]:
-        """The nodes behind the branching below a node.
-
-        Args:
-            log_probability: Of the tokens down to the branching.
-            front: {token: log probability} there.
-        """
-        depth = self._shared(node) - self._place
-        return self._split(node.low, node.high, depth, log_probability, front)
-
-    def expand(self, node: OpenNode) -> Expansion:
-        """What to score of a node."""
-        if node.high - node.low <= _TOGETHER:
-            return Expansion(None, (), tuple(self._order[node.low:node.high]))
+    def branching(self, node: OpenNode) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The ids down to the branching of a node, those before the place included, and the tokens that can follow."""
         shared = self._shared(node)
         next_ids = tuple(dict.fromkeys(ids[shared] for ids in self._ids[node.low:node.high]))
-        return Expansion(self._ids[node.low][:shared], next_ids, ())
+        return self._ids[node.low][:shared], next_ids
+
+    def children(self, node: OpenNode, shares: Mapping[int, float]) -> list[OpenNode]:
+        """The nodes behind the branching of a node.
+
+        Args:
+            shares: {token: log probability} there.
+        """
+        shared = self._shared(node)
+        nodes = []
+        for begin, end in _runs([ids[shared] for ids in self._ids[node.low:node.high]]):
+            token = self._ids[node.low + begin][shared]
+            nodes.append(OpenNode(node.low + begin, node.low + end, shared + 1 - self._place,
+                                  node.log_probability + shares[token]))
+        return nodes
 
     def _shared(self, node: OpenNode) -> int:
         """Length of what the ways of a node share: in sorted order the first and the last one differ first."""
         first, last = self._ids[node.low], self._ids[node.high - 1]
         return next(i for i in range(self._place + node.depth, len(first)) if first[i] != last[i])
-
-    def _split(self, low: int, high: int, depth: int, log_probability: float,
-               front: Mapping[int, float]) -> list[OpenNode]:
-        """Nodes of a range by their next token."""
-        nodes, column = [], self._place + depth
-        for begin, end in _runs([ids[column] for ids in self._ids[low:high]]):
-            token = self._ids[low + begin][column]
-            nodes.append(OpenNode(low + begin, low + end, depth + 1, log_probability + front[token]))
-        return nodes
 
 
 def _runs(values: Sequence[int]) -> Iterable[tuple[int, int]]:
