@@ -34,7 +34,7 @@ def test_a_run_folder_holds_what_the_guide_promises(trained):
     names = {p.name for p in (trained / "run").iterdir()}
     assert names == {"best_model.pth", "last_model.pth", "checkpoint_epoch_10.pth", "checkpoint_epoch_20.pth",
                      "checkpoint_epoch_30.pth", "config.yaml", "metrics.jsonl", "tokenizer.json", "nearest.pt", "report.html",
-                     "events.jsonl", "held_out.json", "held_out_captions.jsonl"}
+                     "events.jsonl", "held_out.json", "held_out_captions.jsonl", "held_out_fields.json"}
     rows = [json.loads(line) for line in (trained / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [r["epoch"] for r in rows] == list(range(1, 31))
     assert rows[-1]["loss"] < 0.3 * rows[0]["loss"]
@@ -57,7 +57,7 @@ def test_inference_captions_and_scores_a_slide_from_the_checkpoint_alone(data, t
     assert result.returncode == 0, result.stderr
     record = json.loads(output.read_text(encoding="utf-8"))
     assert set(record) == {"id", "caption", "similarity", "probability", "confidence", "finished",
-                           "error", "made_from"} and record["error"] is None
+                           "error", "made_from", "unusual"} and record["error"] is None and record["unusual"] is False
     assert record["caption"] == TEXTS[0] and record["caption"] in result.stdout
     assert max(record["similarity"], key=record["similarity"].get) == TEXTS[0]
     assert sum(record["probability"].values()) == pytest.approx(1, abs=1e-5)
