@@ -19,16 +19,21 @@ _SCRIPTS = {"train": "train_finetune", "train-config": "train_with_config", "cap
 
 def modules() -> dict[str, str]:
     """{command: the module whose `main` it runs}: the three scripts, and what `python -m finetune.NAME` runs."""
-    tools = [m.name for m in pkgutil.iter_modules(finetune.__path__) if not m.ispkg and not m.name.startswith("_")]
-    return _SCRIPTS | {name.replace("_", "-"): f"finetune.{name}" for name in tools}
+    tools: dict[str, str] = {}
+    for module in pkgutil.iter_modules(finetune.__path__):
+        name = f"finetune.{module.name}"
+        if module.ispkg:  # a room that can be run, such as templates
+            name += ".__main__"
+        if not module.name.startswith("_") and importlib.util.find_spec(name):
+            tools[module.name.replace("_", "-")] = name
+    return _SCRIPTS | tools
 
 
 def main() -> int:
     """The command line of `prism-coca`; what follows the command is that of the script."""
     known = modules()
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
-        say("usage: prism-coca COMMAND ...   (prism-coca COMMAND --help: its options)", "",
-            *(f"  {command:14}{_summary(module)}" for command, module in known.items()))
+        _list(known)
         return 0
     command = sys.argv[1]
     if command not in known:
@@ -36,6 +41,12 @@ def main() -> int:
     sys.argv = [f"prism-coca {command}", *sys.argv[2:]]
     sys.path.append(os.getcwd())  # for training.loss=my_losses:focal, as beside the scripts; last: it hides no library
     return importlib.import_module(known[command]).main()
+
+
+def _list(known: dict[str, str]) -> None:
+    say("usage: prism-coca COMMAND ...   (prism-coca COMMAND --help: its options)", "")
+    for command, module in known.items():
+        say(f"  {command:14}{_summary(module)}")
 
 
 def _summary(module: str) -> str:

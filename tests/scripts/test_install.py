@@ -79,6 +79,8 @@ def test_the_installed_command_trains_and_captions_far_from_the_clone(installed,
 
 def test_every_script_and_tool_is_a_command_that_can_be_run():
     tools = {p.stem for p in (ROOT / "finetune").glob("*.py")} - {"__init__"}
+    tools |= {f"{p.parent.name}.__main__" for p in (ROOT / "finetune").glob("*/__main__.py")}
+    assert prism_coca.modules()["templates"] == "finetune.templates.__main__"
     assert set(prism_coca.modules().values()) == {"train_finetune", "train_with_config", "inference"} | {f"finetune.{t}" for t in tools}
     for module in prism_coca.modules().values():
         assert callable(importlib.import_module(module).main), module
